@@ -1,0 +1,96 @@
+"""Proximal policy optimisation (Schulman et al. 2017): several epochs on one rollout, held near the old policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pg_lightning.algorithms.base import PolicyGradientModule, Schedule
+from pg_lightning.errors import UserError
+from pg_lightning.losses import approximate_kl, clipped_surrogate_loss, clipped_value_loss, value_loss
+from pg_lightning.metrics import explained_variance
+from pg_lightning.rollout import Rollout
+
+
+class PPO(PolicyGradientModule):
+    """PPO with the clipped surrogate objective.
+
+    Args:
+        gae_lambda: λ of the advantage estimates; 0 is the TD error, 1 the Monte-Carlo return.
+        num_epochs: passes over a rollout.
+        num_minibatches: gradient steps per pass; must divide `data.num_steps * data.num_envs`.
+        clip_range: ε, how far π/π_old may move from 1 before its gradient stops.
+        clip_schedule: `linear` shrinks ε to 0 over the budget.
+        clip_range_vf: clips the change of the value function likewise, in units of the (scaled) return; off if null.
+        normalize_advantage: shift and scale the advantages of a rollout to mean 0 and standard deviation 1.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        target_kl: ends an update when the estimated KL(π_old ‖ π) passes 1.5 times this; off if null.
+        **kwargs: see `PolicyGradientModule`.
+    """
+
+    def __init__(
+        self,
+        gae_lambda: float = 0.95,
+        num_epochs: int = 4,
+        num_minibatches: int = 4,
+        clip_range: float = 0.2,
+        clip_schedule: Schedule = "constant",
+        clip_range_vf: float | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        target_kl: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.gae_lambda = gae_lambda
+        self.num_epochs = num_epochs
+        self.num_minibatches = num_minibatches
+        self.clip_range = clip_range
+        self.clip_schedule = clip_schedule
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.ent_coef = ent_coef
+        self.vf_coef = vf_coef
+        self.target_kl = target_kl
+
+    def setup(self, stage: str) -> None:
+        """Checks, before any environment starts, that the minibatches come out even."""
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and data is not None and (data.num_steps * data.num_envs) % self.num_minibatches:
+            raise UserError(
+                f"model.num_minibatches: {self.num_minibatches} does not divide a rollout of data.num_steps "
+                f"{data.num_steps} x data.num_envs {data.num_envs} = {data.num_steps * data.num_envs} rows"
+            )
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
+        """`num_epochs` x `num_minibatches` gradient steps on the clipped surrogate, eq. 9 of the paper."""
+        samples = self.samples(rollout, self.gae_lambda, self.normalize_advantage)
+        clip_range = self.clip_range * (self.remaining if self.clip_schedule == "linear" else 1.0)
+        steps = []
+        for batch in samples.epochs(self.num_epochs, self.num_minibatches):
+            pi, values = self.network(batch.obs)
+            log_ratio = pi.log_prob(batch.actions) - batch.old_log_probs
+            policy_loss = clipped_surrogate_loss(log_ratio, batch.advantages, clip_range)
+            if self.clip_range_vf is None:
+                critic_loss = value_loss(values, batch.returns)
+            else:
+                critic_loss = clipped_value_loss(values, batch.old_values, batch.returns, self.clip_range_vf)
+            entropy = pi.entropy().mean()
+            with torch.no_grad():
+                kl = approximate_kl(log_ratio)
+                clipped = (log_ratio.expm1().abs() > clip_range).float().mean()
+            if self.target_kl is not None and self.mean_over_ranks(kl) > 1.5 * self.target_kl:
+                break
+            norm = self.gradient_step(policy_loss + self.vf_coef * critic_loss - self.ent_coef * entropy)
+            steps.append(torch.stack([policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, clipped, norm]))
+        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
+        means = torch.stack(steps).mean(0)
+        return {
+            **{f"train/{name}": mean for name, mean in zip(names, means, strict=True)},
+            "train/explained_variance": explained_variance(samples.old_values, samples.returns),
+            "train/clip_range": torch.tensor(clip_range),
+        }

@@ -1,0 +1,14 @@
+"""Callbacks: evaluation by env steps, progress, reports and pictures."""
+
+from pg_lightning.callbacks.evaluation import EvaluateEverySteps, EvaluationReport, TrajectoryWriter
+from pg_lightning.callbacks.progress import EnvStepProgress
+from pg_lightning.callbacks.tracking import EnvStepAxis, LearningCurve
+
+__all__ = [
+    "EnvStepAxis",
+    "EnvStepProgress",
+    "EvaluateEverySteps",
+    "EvaluationReport",
+    "LearningCurve",
+    "TrajectoryWriter",
+]

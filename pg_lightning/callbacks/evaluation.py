@@ -1,0 +1,139 @@
+"""Evaluation by env steps: when Lightning's validation loop runs, and what is written down of its result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from pg_lightning.rollout import Episode
+
+
+class EvaluateEverySteps(Callback):
+    """Runs the validation loop at the first rollout boundary at or past every multiple of `data.eval_every_steps`.
+
+    Lightning counts batches, and a batch may hold fewer env steps than rows. Put this before callbacks that monitor
+    validation metrics: it tells them that validation is not tied to epochs.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Unties validation from epochs: all of a training is one."""
+        if stage == "fit":
+            trainer.check_val_every_n_epoch = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Aims at the first multiple to come."""
+        trainer.val_check_batch = float("inf")
+        self._aim(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        """Asks for validation after this rollout, or not."""
+        due = pl_module.env_steps >= self._next
+        trainer.val_check_batch = 1 if due else float("inf")
+        if due:
+            self._aim(trainer, pl_module)
+
+    def _aim(self, trainer: Any, pl_module: Any) -> None:
+        every = trainer.datamodule.eval_every_steps
+        self._next = (pl_module.env_steps // every + 1) * every
+
+
+class EvaluationReport(Callback):
+    """Writes `validate.json` or `test.json` into a run's folder.
+
+    Keys: `env_id, episodes, deterministic, seed, env_steps` (of training), `return_mean, return_std, return_ci95`
+    (Student's t, as [low, high]), `length_mean, returns, lengths`.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self.run_folder = run_folder
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After `validate`."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "validate")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After `test`."""
+        self._write(trainer, pl_module, "test")
+
+    @rank_zero_only
+    def _write(self, trainer: Any, pl_module: Any, name: str) -> None:
+        returns, lengths = (x.double().cpu().numpy() for x in pl_module.evaluation)
+        report = {
+            "env_id": trainer.datamodule.env_id,
+            "episodes": len(returns),
+            "deterministic": trainer.datamodule.eval_deterministic,
+            "seed": trainer.datamodule.seed,
+            "env_steps": pl_module.env_steps,
+            "return_mean": returns.mean(),
+            "return_std": returns.std(),
+            "return_ci95": confidence_interval(returns),
+            "length_mean": lengths.mean(),
+            "returns": returns.tolist(),
+            "lengths": lengths.astype(int).tolist(),
+        }
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        path = self.run_folder / f"{name}.json"
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        low, high = report["return_ci95"]
+        print(
+            f"{name}: return {report['return_mean']:.1f} (95% interval {low:.1f} to {high:.1f}) over "
+            f"{len(returns)} episodes of {report['env_id']}\nwritten to {path}"
+        )
+
+
+def confidence_interval(returns: np.ndarray, level: float = 0.95) -> list[float]:
+    """Student's t interval of the mean of independent episodes; the point itself where they are all equal or one."""
+    from scipy import stats
+
+    mean = float(returns.mean())
+    if len(returns) < 2 or np.ptp(returns) == 0:
+        return [mean, mean]
+    low, high = stats.t.interval(level, len(returns) - 1, loc=mean, scale=stats.sem(returns))
+    return [float(low), float(high)]
+
+
+class TrajectoryWriter(BasePredictionWriter):
+    """Writes every episode of `predict` as `predict/episode_0000.npz` in the run's folder.
+
+    Arrays: `obs [L + 1, *obs]`, `actions [L, *action]`, `rewards`, `terminated`, `truncated` `[L]`.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        super().__init__("batch")
+        self.folder = run_folder / "predict"
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Episode,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """One file an episode, in the order in which they ended; ranks interleave."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        index = batch_idx * trainer.world_size + trainer.global_rank
+        arrays = {name: _array(values) for name, values in prediction.trajectory.items()}
+        np.savez_compressed(self.folder / f"episode_{index:04d}.npz", allow_pickle=False, **arrays)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says where they are."""
+        if trainer.is_global_zero:
+            print(f"predict: {len(list(self.folder.glob('episode_*.npz')))} episodes written to {self.folder}")
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.cpu().numpy()

@@ -1,0 +1,61 @@
+"""What a run leaves behind for the eye: env steps as the x-axis of trackers, and a learning-curve picture."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class EnvStepAxis(Callback):
+    """Makes `time/env_steps` the x-axis of every metric in Weights & Biases (other loggers get it as their step)."""
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Declares the axis once the run exists."""
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.define_metric("time/env_steps")
+                logger.experiment.define_metric("*", step_metric="time/env_steps", step_sync=True)
+
+
+class LearningCurve(Callback):
+    """Draws `learning_curve.png` from `metrics.csv` in the run's folder when training ends."""
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Return against env steps: of the training episodes, and of the evaluations."""
+        folder = Path(trainer.log_dir or ".")
+        if (folder / "metrics.csv").is_file():
+            env_id = trainer.datamodule.env_id  # type: ignore[attr-defined]
+            draw_learning_curve(folder / "metrics.csv", folder / "learning_curve.png", env_id)
+
+
+def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
+    """Plots `rollout/return_mean` and `val/return_mean` of a `metrics.csv` against env steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with metrics_csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    curves = {
+        "rollout/return_mean": ("training episodes", dict(color="#9db4d3", linewidth=1.5)),
+        "val/return_mean": ("evaluation", dict(color="#1f4e9c", linewidth=2, marker="o", markersize=4)),
+    }
+    for key, (label, style) in curves.items():
+        points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)  # type: ignore[arg-type]
+    axes.set(xlabel="env steps", ylabel="return", title=title)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(png, dpi=150)

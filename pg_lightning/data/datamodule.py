@@ -1,0 +1,211 @@
+"""The data side: an `IterableDataset` of rollouts for training, one of whole episodes for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, IterableDataset
+
+from pg_lightning.data.collector import RolloutCollector
+from pg_lightning.data.evaluation import EvaluationDataset
+from pg_lightning.envs import AutoresetName, Backend, Wrapper, choose_backend, env_seed, make_env, make_vector_env
+from pg_lightning.errors import UserError
+from pg_lightning.rollout import Actor, Rollout
+
+# Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
+TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT = range(5)
+
+
+class RolloutDataset(IterableDataset[Rollout]):
+    """Rollouts without end, each collected when it is asked for, under the policy of that moment.
+
+    It has a length only because Lightning fetches one batch ahead from a dataset that has none, which would collect
+    every rollout one update too early.
+    """
+
+    def __init__(self, collector: RolloutCollector, actor: Actor, length: int) -> None:
+        self.collector = collector
+        self.actor = actor
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Rollout]:
+        """Goes on where the environments stand: a new epoch does not reset them."""
+        while True:
+            yield self.collector.collect(self.actor)
+
+
+class RolloutDataModule(LightningDataModule):
+    """Rollouts of a Gymnasium environment.
+
+    Args:
+        env_id: a Gymnasium id; `module:EnvId` imports the module that registers it first.
+        env_kwargs: arguments of the environment.
+        wrappers: class paths of wrappers, or `{class_path, init_args}`, applied in this order.
+        num_envs: parallel environments N per process.
+        num_steps: env steps T per environment and rollout.
+        total_steps: the budget, in env steps over all processes; training stops at the first rollout boundary at or
+            past it.
+        backend: `sync` steps the environments in this process, `async` in one process each, `vector` uses the
+            environment's own vectorised code, `auto` measures and says why.
+        autoreset_mode: when an ended episode restarts: `same_step`, `next_step` or `disabled` (the collector resets);
+            by default `same_step`, or what the vectorised code does.
+        eval_every_steps: env steps between evaluations during training; one is made at the end in any case.
+        eval_episodes: episodes of an evaluation.
+        eval_deterministic: evaluate the mode of the policy instead of samples.
+        eval_max_episode_steps: where an evaluation stops an episode that the environment does not end.
+
+    Raises:
+        UserError: if an argument is out of range or the environment cannot be made.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        env_kwargs: dict[str, Any] | None = None,
+        wrappers: list[Wrapper] | None = None,
+        num_envs: int = 8,
+        num_steps: int = 128,
+        total_steps: int = 100_000,
+        backend: Backend = "sync",
+        autoreset_mode: AutoresetName | None = None,
+        eval_every_steps: int = 10_000,
+        eval_episodes: int = 10,
+        eval_deterministic: bool = True,
+        eval_max_episode_steps: int = 50_000,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "num_envs": num_envs,
+            "num_steps": num_steps,
+            "total_steps": total_steps,
+            "eval_every_steps": eval_every_steps,
+            "eval_episodes": eval_episodes,
+            "eval_max_episode_steps": eval_max_episode_steps,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise UserError(f"data.{name}: must be at least 1, got {count}")
+        self.env_id = env_id
+        self.env_kwargs = env_kwargs
+        self.wrappers = wrappers or []
+        self.num_envs = num_envs
+        self.num_steps = num_steps
+        self.total_steps = total_steps
+        self.backend = backend
+        self.autoreset_mode = autoreset_mode
+        self.eval_every_steps = eval_every_steps
+        self.eval_episodes = eval_episodes
+        self.eval_deterministic = eval_deterministic
+        self.eval_max_episode_steps = eval_max_episode_steps
+        self.collector: RolloutCollector | None = None
+        self._eval_env: Any = None
+        env = make_env(env_id, env_kwargs, self.wrappers)
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        env.close()
+
+    @property
+    def seed(self) -> int:
+        """The run's seed: the one given to `seed_everything`, else the one that torch chose."""
+        return torch.initial_seed()
+
+    def setup(self, stage: str) -> None:
+        """Settles the back-end if that was left to measurement."""
+        if stage == "fit" and self.backend == "auto":
+            self.backend, reason = choose_backend(
+                self.env_id, self.num_envs, self.env_kwargs, self.wrappers, self.autoreset_mode
+            )
+            rank_zero_info(f"data.backend auto: {reason}")
+
+    def train_dataloader(self) -> DataLoader[Rollout]:
+        """Rollouts; the environments start here."""
+        assert self.trainer is not None
+        actor = cast(Any, self.trainer.lightning_module)
+        rank = self.trainer.global_rank
+        # A resumed run has its own seeds: it must not live through the episodes of its first part again.
+        key = (rank, actor.env_steps)
+        env = make_vector_env(
+            self.env_id,
+            self.num_envs,
+            self.env_kwargs,
+            self.wrappers,
+            cast(Any, self.backend),
+            self.autoreset_mode,
+        )
+        seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
+        self.collector = RolloutCollector(
+            env,
+            self.num_steps,
+            seeds[0] if self.backend == "vector" else seeds,
+            env_seed(self.seed, TRAIN_ACTIONS, *key),
+        )
+        # At least every other row is an env step, so this many rollouts are more than the budget can take.
+        return _loader(RolloutDataset(self.collector, actor, length=2 * self.total_steps))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Episodes from the same seeds at every call, so that evaluations of one run compare policies, not luck."""
+        return self._evaluation_loader(VALIDATE)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Episodes that no validation has seen: the best checkpoint was chosen by those."""
+        return self._evaluation_loader(TEST)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Episodes with their trajectories."""
+        return self._evaluation_loader(PREDICT)
+
+    def _evaluation_loader(self, stream: int) -> DataLoader[Any]:
+        assert self.trainer is not None
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        seeds = [env_seed(self.seed, stream, i) for i in range(rank, self.eval_episodes, world_size)]
+        num_envs = max(1, min(self.num_envs, len(seeds)))
+        if self._eval_env is None or self._eval_env.num_envs != num_envs:
+            backend = "async" if self.backend == "async" else "sync"
+            self._eval_env = make_vector_env(
+                self.env_id, num_envs, self.env_kwargs, self.wrappers, cast(Any, backend), "disabled"
+            )
+        return _loader(
+            EvaluationDataset(
+                self._eval_env,
+                cast(Any, self.trainer.lightning_module),
+                seeds,
+                env_seed(self.seed, stream, rank, 0),
+                self.eval_deterministic,
+                self.eval_max_episode_steps,
+                record=stream == PREDICT,
+            )
+        )
+
+    def teardown(self, stage: str) -> None:
+        """Closes the environments."""
+        if self.collector is not None:
+            self.collector.close()
+            self.collector = None
+        if self._eval_env is not None:
+            self._eval_env.close()
+            self._eval_env = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the checkpoint was trained on."""
+        return {"env_id": self.env_id}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses the checkpoint of another environment.
+
+        Raises:
+            UserError: naming both.
+        """
+        if state_dict["env_id"] != self.env_id:
+            raise UserError(
+                f"data.env_id: the checkpoint was trained on {state_dict['env_id']!r}, not on {self.env_id!r}"
+            )
+
+
+def _loader(dataset: IterableDataset[Any]) -> DataLoader[Any]:
+    return DataLoader(dataset, batch_size=None)

@@ -1,0 +1,222 @@
+"""Vector environments from an id: construction, wrappers, seeds, and the choice of back-end."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import Space, spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from pg_lightning.errors import UserError
+
+Backend = Literal["sync", "async", "vector", "auto"]
+AutoresetName = Literal["next_step", "same_step", "disabled"]
+Wrapper = str | dict[str, Any]
+
+_MODES: dict[AutoresetName, AutoresetMode] = {
+    "next_step": AutoresetMode.NEXT_STEP,
+    "same_step": AutoresetMode.SAME_STEP,
+    "disabled": AutoresetMode.DISABLED,
+}
+_FLATTENED = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Tuple or Dict of these"
+
+
+class OwnFinalObservation(gym.Wrapper[Any, Any, Any, Any]):
+    """Copies the observation that ends an episode.
+
+    A vector environment that resets within the step hands out the final observation by reference; from an environment
+    that reuses its array it would arrive holding the first observation of the next episode.
+    """
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the environment's, with a final observation that later steps cannot change."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:
+            obs = np.copy(obs)
+        return obs, reward, terminated, truncated, info
+
+
+def make_env(env_id: str, env_kwargs: dict[str, Any] | None = None, wrappers: Sequence[Wrapper] = ()) -> gym.Env:
+    """One environment whose observations are arrays.
+
+    Args:
+        env_id: a Gymnasium id; `module:EnvId` imports the module that registers it first.
+        env_kwargs: arguments of the environment.
+        wrappers: class paths, or `{class_path, init_args}`, applied in this order.
+
+    Returns:
+        The environment, with `Discrete`, `MultiDiscrete`, `MultiBinary`, `Tuple` and `Dict` observations flattened
+        (one-hot where they are categories).
+
+    Raises:
+        UserError: if the id, a wrapper, an argument or the observation space is of no use, naming which.
+    """
+    try:
+        env: gym.Env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
+    except (gym.error.Error, ImportError, TypeError) as error:
+        field = "data.env_kwargs" if isinstance(error, TypeError) else "data.env_id"
+        raise UserError(f"{field}: cannot make {env_id!r}: {_one_line(error)}") from error
+    for wrapper in wrappers:
+        env = _wrap(env, wrapper)
+    if not _has_vector_form(env.observation_space):
+        raise UserError(
+            f"data.env_id: observation space {env.observation_space} of {env_id!r} is not supported; "
+            f"supported are {SUPPORTED_OBSERVATIONS}"
+        )
+    if not isinstance(env.observation_space, spaces.Box):
+        env = gym.wrappers.FlattenObservation(env)
+    return env
+
+
+def make_vector_env(
+    env_id: str,
+    num_envs: int,
+    env_kwargs: dict[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
+    backend: Literal["sync", "async", "vector"] = "sync",
+    autoreset_mode: AutoresetName | None = None,
+) -> VectorEnv:
+    """`num_envs` environments that step together.
+
+    Args:
+        env_id: see `make_env`, as `env_kwargs` and `wrappers`.
+        num_envs: how many.
+        backend: `sync` steps them in this process, one after the other; `async` in one process each, through shared
+            memory; `vector` uses the environment's own vectorised implementation.
+        autoreset_mode: when an ended episode restarts; by default within the step, or as the vectorised
+            implementation does it.
+
+    Raises:
+        UserError: if they cannot be made so, naming the field.
+    """
+    if backend == "vector":
+        return _make_vectorised(env_id, num_envs, env_kwargs, wrappers, autoreset_mode)
+    mode = _MODES[autoreset_mode or "same_step"]
+    make = partial(_make_for_mode, env_id, env_kwargs, wrappers, mode)
+    if backend == "async":
+        return AsyncVectorEnv([make] * num_envs, shared_memory=True, autoreset_mode=mode)
+    return SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=mode)
+
+
+def choose_backend(
+    env_id: str,
+    num_envs: int,
+    env_kwargs: dict[str, Any] | None = None,
+    wrappers: Sequence[Wrapper] = (),
+    autoreset_mode: AutoresetName | None = None,
+    seconds: float = 0.25,
+) -> tuple[Literal["sync", "async", "vector"], str]:
+    """Measures each back-end that can run the environment with random actions.
+
+    Returns:
+        The fastest, and the reason in words.
+    """
+    speeds: dict[Literal["sync", "async", "vector"], float] = {}
+    for backend in ("sync", "async", "vector"):
+        try:
+            env = make_vector_env(env_id, num_envs, env_kwargs, wrappers, backend, autoreset_mode)
+        except UserError:
+            if backend == "vector":
+                continue
+            raise
+        try:
+            speeds[backend] = _steps_per_second(env, seconds)
+        finally:
+            env.close()
+    best = max(speeds, key=lambda backend: speeds[backend])
+    measured = ", ".join(f"{backend} {speed:,.0f}" for backend, speed in speeds.items())
+    return best, f"{best}, the fastest with random actions in {num_envs} envs ({measured} env steps/s)"
+
+
+def env_seed(seed: int, *key: int) -> int:
+    """A 31-bit seed that no other key of this run, and no key of another run, shares but by chance.
+
+    Args:
+        seed: of the run.
+        key: what the seed is for, for example (stream, rank, env index).
+    """
+    return int(np.random.SeedSequence(entropy=seed, spawn_key=key).generate_state(1)[0] >> 1)
+
+
+def _make_for_mode(
+    env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[Wrapper], mode: AutoresetMode
+) -> gym.Env:
+    env = make_env(env_id, env_kwargs, wrappers)
+    return OwnFinalObservation(env) if mode == AutoresetMode.SAME_STEP else env
+
+
+def _make_vectorised(
+    env_id: str,
+    num_envs: int,
+    env_kwargs: dict[str, Any] | None,
+    wrappers: Sequence[Wrapper],
+    autoreset_mode: AutoresetName | None,
+) -> VectorEnv:
+    if wrappers:
+        raise UserError("data.wrappers: backend 'vector' runs the environment's own vectorised code, without wrappers")
+    try:
+        env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **(env_kwargs or {}))
+    except (gym.error.Error, ImportError, TypeError) as error:
+        raise UserError(f"data.backend: no vectorised {env_id!r}: {_one_line(error)}") from error
+    mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+    if autoreset_mode is not None and mode != _MODES[autoreset_mode]:
+        env.close()
+        raise UserError(
+            f"data.autoreset_mode: the vectorised {env_id!r} resets as {AutoresetMode(mode).name.lower()}, "
+            f"not {autoreset_mode}"
+        )
+    if not isinstance(env.single_observation_space, spaces.Box):
+        env = gym.wrappers.vector.FlattenObservation(env)
+    return env
+
+
+def _steps_per_second(env: VectorEnv, seconds: float) -> float:
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    actions = env.action_space.sample()
+    disabled = env.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
+    for _ in range(3):
+        env.reset()
+        env.step(actions)
+    env.reset()
+    rounds, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        _, _, terminated, truncated, _ = env.step(actions)
+        ended = np.logical_or(terminated, truncated)
+        if disabled and ended.any():
+            env.reset(options={"reset_mask": ended})
+        rounds += 1
+    return rounds * env.num_envs / elapsed
+
+
+def _has_vector_form(space: Space) -> bool:
+    if isinstance(space, spaces.Tuple):
+        return all(map(_has_vector_form, space.spaces))
+    if isinstance(space, spaces.Dict):
+        return all(map(_has_vector_form, space.spaces.values()))
+    return isinstance(space, (spaces.Box, *_FLATTENED))
+
+
+def _wrap(env: gym.Env, wrapper: Wrapper) -> gym.Env:
+    spec = {"class_path": wrapper} if isinstance(wrapper, str) else wrapper
+    path = spec.get("class_path", "")
+    module, _, name = str(path).rpartition(".")
+    try:
+        wrap: Callable[..., gym.Env] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"data.wrappers: cannot import {path!r}: {_one_line(error)}") from error
+    try:
+        return wrap(env, **spec.get("init_args", {}))
+    except (TypeError, ValueError, AssertionError, gym.error.Error) as error:
+        raise UserError(f"data.wrappers: {path} refuses the environment: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,68 @@
+"""Losses: pure functions from `[B]` tensors to a scalar that is to be minimised. The sign is flipped in here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _same_shape(**tensors: Tensor) -> None:
+    """Refuses `[B]` against `[B, 1]`, which would broadcast to `[B, B]` without a word."""
+    if len({tuple(t.shape) for t in tensors.values()}) != 1:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise ValueError(f"expected one shape [B], got {shapes}")
+
+
+def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """PPO's pessimistic surrogate (Schulman et al. 2017, eq. 7).
+
+        L = −mean( min( r A, clip(r, 1 − ε, 1 + ε) A ) ),   r = π(a|s) / π_old(a|s) = exp(log_ratio)
+
+    Args:
+        log_ratio: `[B]` log π(a|s) − log π_old(a|s); the gradient flows through the first term.
+        advantages: `[B]`.
+        clip_range: ε.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _same_shape(log_ratio=log_ratio, advantages=advantages)
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean()
+
+
+def value_loss(values: Tensor, returns: Tensor) -> Tensor:
+    """Mean squared error of the critic, mean( (V(s) − G)² ).
+
+    Raises:
+        ValueError: if the shapes of `values` and `returns`, both `[B]`, differ.
+    """
+    _same_shape(values=values, returns=returns)
+    return (values - returns).square().mean()
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
+    """The critic's loss with its change clipped, as in the code behind the PPO paper.
+
+        V_clip = V_old + clip(V − V_old, −ε, ε);   L = mean( max( (V − G)², (V_clip − G)² ) )
+
+    Args:
+        values: `[B]` V(s).
+        old_values: `[B]` V(s) before the update.
+        returns: `[B]` targets G.
+        clip_range: ε, in units of the return.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _same_shape(values=values, old_values=old_values, returns=returns)
+    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    return torch.maximum((values - returns).square(), (clipped - returns).square()).mean()
+
+
+def approximate_kl(log_ratio: Tensor) -> Tensor:
+    """Estimate of KL(π_old ‖ π) from samples of π_old: mean( (r − 1) − log r ), unbiased and never negative.
+
+    The estimator k3 of Schulman, "Approximating KL Divergence" (2020).
+    """
+    return (log_ratio.expm1() - log_ratio).mean()

@@ -1,0 +1,84 @@
+"""Running statistics, kept as buffers of the module so that they are part of its checkpoint.
+
+They move once per rollout, never inside one: the policy that acted and the policy that learns see the same numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningMeanVar(nn.Module):
+    """Mean and variance per dimension over all data seen, by Chan's parallel update, in float64."""
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, batch: Tensor) -> None:
+        """Takes in a batch `[B, *shape]`; an empty one changes nothing."""
+        n = len(batch)
+        if n == 0:
+            return
+        batch = batch.double()
+        total = self.count + n
+        delta = batch.mean(0) - self.mean
+        m2 = self.var * self.count + batch.var(0, correction=0) * n + delta.square() * self.count * n / total
+        self.mean += delta * n / total
+        self.var.copy_(m2 / total)
+        self.count.copy_(total)
+
+
+class ObservationNormalizer(nn.Module):
+    """(s − μ) / σ per dimension, clipped to ±`clip`."""
+
+    def __init__(self, shape: tuple[int, ...], clip: float = 10.0) -> None:
+        super().__init__()
+        self.statistics = RunningMeanVar(shape)
+        self.clip = clip
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Observations `[B, *obs]` of any dtype, to floating point."""
+        std = (self.statistics.var + 1e-8).sqrt()
+        scaled = (obs - self.statistics.mean.to(obs.dtype)) / std.to(obs.dtype)
+        return scaled.clamp(-self.clip, self.clip)
+
+
+class RewardScaler(nn.Module):
+    """Divides rewards by the running standard deviation of the discounted return, clipped to ±`clip`.
+
+    The mean is not subtracted: that would change which policy is best. The scale of a rollout is fixed before its
+    values are bootstrapped, so rewards and values are in the same unit.
+    """
+
+    def __init__(self, gamma: float, clip: float = 10.0) -> None:
+        super().__init__()
+        self.statistics = RunningMeanVar(())
+        self.gamma = gamma
+        self.clip = clip
+        self._returns: Tensor | None = None
+
+    @torch.no_grad()
+    def update(self, rewards: Tensor, done: Tensor, valid: Tensor) -> None:
+        """Follows R ← γ R + r through `[T, N]` rows, restarting at the end of each episode."""
+        running = self._returns if self._returns is not None else torch.zeros_like(rewards[0])
+        seen = []
+        for reward, end, ok in zip(rewards, done, valid, strict=True):
+            running = torch.where(ok, self.gamma * running + reward, running)
+            seen.append(running)
+            running = running * ~end
+        self._returns = running
+        self.statistics.update(torch.stack(seen)[valid])
+
+    def forward(self, rewards: Tensor) -> Tensor:
+        """Scaled rewards, in the shape given."""
+        scale = (self.statistics.var + 1e-8).sqrt().to(rewards.dtype)
+        return (rewards / scale).clamp(-self.clip, self.clip)
