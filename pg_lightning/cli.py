@@ -77,8 +77,12 @@ class CLI(LightningCLI):
         else:
             checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
             if checkpoint is None:
-                raise UserError(f"ckpt_path: {self.subcommand} needs a checkpoint, --ckpt_path RUN/checkpoints/best.ckpt")
-            self._run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+                raise UserError(
+                    f"ckpt_path: {self.subcommand} needs a checkpoint, --ckpt_path RUN/checkpoints/best.ckpt"
+                )
+            self._run_folder = (
+                checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the run's loggers and callbacks to those of the config."""
@@ -104,15 +108,10 @@ class CLI(LightningCLI):
             return callbacks
         callbacks += [SaveConfig(self._parser("fit"), self._config_to_save), EnvStepAxis(), LearningCurve()]
         if config.enable_checkpointing is not False:
-            callbacks.append(
-                ModelCheckpoint(
-                    filename="best",
-                    monitor="val/return_mean",
-                    mode="max",
-                    save_last=True,
-                    enable_version_counter=False,
-                )
-            )
+            callbacks += [
+                ModelCheckpoint(filename="best", monitor="val/return_mean", mode="max", enable_version_counter=False),
+                ModelCheckpoint(filename="last", enable_version_counter=False),
+            ]
         if config.enable_progress_bar is not False:
             callbacks.append(EnvStepProgress())
         return callbacks
@@ -192,7 +191,11 @@ def expand_arguments(arguments: list[str]) -> list[str]:
     expanded: list[str] = []
     for argument in arguments:
         option, equals, value = argument.partition("=")
-        expanded += [option, value] if equals and option in ("--config", "-c", "--trainer.logger", "--ckpt_path") else [argument]
+        expanded += (
+            [option, value]
+            if equals and option in ("--config", "-c", "--trainer.logger", "--ckpt_path")
+            else [argument]
+        )
     for i, (option, value) in enumerate(zip(expanded, expanded[1:], strict=False)):
         if option in ("--config", "-c"):
             expanded[i + 1] = str(find_config(value))
@@ -252,6 +255,10 @@ def _quiet() -> None:
         r".*have no logger configured",
         r".*callbacks used to create the checkpoint need to be provided",
         r".*Couldn't infer the batch indices",
+        r".*ended before the epoch ended and your dataloader is not resumable",
+        r".*dirpath has changed from",
     ):
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )

@@ -80,7 +80,8 @@ class PolicyGradientModule(LightningModule):
         self.shared_torso = shared_torso
         self.env_steps = 0
         self._policy_version = 0
-        self._spaces = {"observation_space": str(observation_space), "action_space": str(action_space)}
+        spaces = {"observation_space": observation_space, "action_space": action_space}
+        self._spaces = {name: " ".join(str(space).split()) for name, space in spaces.items()}
         self._episodes = EpisodeStatistics()
         self._evaluation = EpisodeStatistics()
         self._clock = (0.0, 0)
@@ -237,7 +238,6 @@ class PolicyGradientModule(LightningModule):
         if self.trainer.world_size == 1:
             return count
         return int(self.all_gather(torch.tensor(count, device=self.device)).sum())
-
 
     # Evaluation: one batch is one whole episode.
 
