@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,8 +54,12 @@ class Rollout:
         """The same rollout with every tensor on `device`."""
         if self.obs.device == torch.device(device):
             return self
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if isinstance(v, Tensor)})
+        moved: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                moved[f.name] = value.to(device, non_blocking=True)
+        return replace(self, **moved)
 
 
 @dataclass
@@ -91,7 +96,7 @@ class Samples:
         order = torch.randperm(len(self)).to(self.advantages.device)
         shuffled = self[order]
         bounds = [len(self) * i // num_minibatches for i in range(num_minibatches + 1)]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             if stop > start:
                 yield shuffled[start:stop]
 

@@ -6,12 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from gymnasium import Space
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from pg_lightning.errors import UserError
@@ -143,7 +142,7 @@ class PolicyGradientModule(LightningModule):
         self._episodes.update(rollout.episode_returns, rollout.episode_lengths)
         if self.env_steps >= self.total_steps:
             self.trainer.should_stop = True
-        if self._policy_version % self.trainer.log_every_n_steps == 0 or self.trainer.should_stop:
+        if self._policy_version % cast(Any, self.trainer).log_every_n_steps == 0 or self.trainer.should_stop:
             self._log_training(metrics)
 
     @property
@@ -207,9 +206,9 @@ class PolicyGradientModule(LightningModule):
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """The mean of a scalar over all processes: every rank must decide alike, or the others wait for ever."""
-        return self.all_gather(value).mean() if self.trainer.world_size > 1 else value
+        return self._gather(value).mean() if self.trainer.world_size > 1 else value
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> Any:
         """Adam for the actor and Adam for the critic, or one Adam with a group each over a shared torso."""
         actor, critic = self.network.parameter_groups()
         groups = [{"params": actor, "lr": self.lr}, {"params": critic, "lr": self.critic_lr}]
@@ -237,7 +236,10 @@ class PolicyGradientModule(LightningModule):
     def _sum_over_ranks(self, count: int) -> int:
         if self.trainer.world_size == 1:
             return count
-        return int(self.all_gather(torch.tensor(count, device=self.device)).sum())
+        return int(self._gather(torch.tensor(count, device=self.device)).sum())
+
+    def _gather(self, value: Tensor) -> Tensor:
+        return cast(Tensor, self.all_gather(value))
 
     # Evaluation: one batch is one whole episode.
 
@@ -258,7 +260,7 @@ class PolicyGradientModule(LightningModule):
         self._log_evaluation("val")
         for config in self.trainer.lr_scheduler_configs:
             if config.reduce_on_plateau and config.monitor in self.trainer.callback_metrics:
-                config.scheduler.step(self.trainer.callback_metrics[config.monitor])
+                config.scheduler.step(self.trainer.callback_metrics[config.monitor].item())  # type: ignore[arg-type]
 
     def on_test_epoch_end(self) -> None:
         """Logs `test/…`."""
@@ -291,7 +293,7 @@ class PolicyGradientModule(LightningModule):
         names = list(metrics)
         stacked = torch.stack([metrics[name].detach().double() for name in names])
         if self.trainer.world_size > 1:
-            stacked = self.all_gather(stacked).mean(0)
+            stacked = self._gather(stacked).mean(0)
         then, steps = self._clock
         self._clock = (time.perf_counter(), self.env_steps)
         self._log(

@@ -46,8 +46,8 @@ def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     curves = {
-        "rollout/return_mean": ("training episodes", dict(color="#9db4d3", linewidth=1.5)),
-        "val/return_mean": ("evaluation", dict(color="#1f4e9c", linewidth=2, marker="o", markersize=4)),
+        "rollout/return_mean": ("training episodes", {"color": "#9db4d3", "linewidth": 1.5}),
+        "val/return_mean": ("evaluation", {"color": "#1f4e9c", "linewidth": 2, "marker": "o", "markersize": 4}),
     }
     for key, (label, style) in curves.items():
         points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]

@@ -32,7 +32,7 @@ class RolloutCollector:
         space = env.single_observation_space
         self._obs_dtype = np.uint8 if space.dtype == np.uint8 else np.float32
         self._obs_shape = space.shape or ()
-        self._obs = np.array(env.reset(seed=seeds)[0], dtype=self._obs_dtype)
+        self._obs = np.array(env.reset(seed=seeds)[0], dtype=self._obs_dtype)  # type: ignore[arg-type]
         self._in_reset_row = np.zeros(env.num_envs, dtype=bool)
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, dtype=np.int64)
@@ -78,7 +78,7 @@ class RolloutCollector:
                         if truncated[t, n] and not terminated[t, n] and self.mode != AutoresetMode.NEXT_STEP:
                             final = infos["final_obs"][n] if self.mode == AutoresetMode.SAME_STEP else obs[t + 1, n]
                             final_obs.append(np.array(final, dtype=self._obs_dtype))
-                            final_rows.append(t * N + n)
+                            final_rows.append(t * N + int(n))
                     self._returns[ended] = 0.0
                     self._lengths[ended] = 0
                     if self.mode == AutoresetMode.DISABLED:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         pending = iter(self.seeds[N:])
         counted = np.arange(N) < len(self.seeds)
         first = [self.seeds[n % len(self.seeds)] for n in range(N)]
-        obs = np.array(self.env.reset(seed=first)[0])
+        obs = self._reset(first)
         returns, lengths = np.zeros(N), np.zeros(N, dtype=np.int64)
         tracks: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(N)]
         while counted.any():
@@ -94,8 +95,12 @@ class EvaluationDataset(IterableDataset[Episode]):
                     tracks[n] = []
                 returns[ended], lengths[ended] = 0.0, 0
                 # An environment whose share is done plays on uncounted, so that the batch keeps its shape.
-                next_obs = np.array(self.env.reset(seed=next_seeds, options={"reset_mask": ended})[0])
+                next_obs = self._reset(next_seeds, {"reset_mask": ended})
             obs = next_obs
+
+    def _reset(self, seeds: Sequence[int | None], options: dict[str, Any] | None = None) -> np.ndarray:
+        obs, _ = self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]
+        return np.array(obs)
 
     def _tensor(self, obs: np.ndarray) -> Tensor:
         return torch.from_numpy(obs if obs.dtype == np.uint8 else obs.astype(np.float32))

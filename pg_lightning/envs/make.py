@@ -205,7 +205,7 @@ def _has_vector_form(space: Space) -> bool:
 
 
 def _wrap(env: gym.Env, wrapper: Wrapper) -> gym.Env:
-    spec = {"class_path": wrapper} if isinstance(wrapper, str) else wrapper
+    spec: dict[str, Any] = {"class_path": wrapper} if isinstance(wrapper, str) else wrapper
     path = spec.get("class_path", "")
     module, _, name = str(path).rpartition(".")
     try:

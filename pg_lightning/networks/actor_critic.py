@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -29,7 +30,7 @@ class MLP(nn.Module):
         super().__init__()
         sizes = [in_features, *hidden_sizes]
         self.out_features = sizes[-1]
-        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
         self.activation = ACTIVATIONS[activation]
         for layer in self.linears:
             orthogonal_(layer, math.sqrt(2))
@@ -39,7 +40,7 @@ class MLP(nn.Module):
         # Acting calls this once per environment step with a handful of rows: calling each layer as a module would
         # double its cost.
         for layer in self.linears:
-            x = self.activation(linear(x, layer.weight, layer.bias))
+            x = self.activation(linear(x, layer.weight, layer.bias))  # type: ignore[arg-type]
         return x
 
 

@@ -1,0 +1,49 @@
+# `make train` and `make test` need nothing but Python 3.10+: they create .venv and install into it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Also for the build environments that pip creates, so that nothing pulls another torch.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: train test lint learn bench clean
+
+train: $(VENV)/installed
+	$(BIN)/python -m pg_lightning fit --config configs/ppo_cartpole.yaml
+	$(BIN)/python -m pg_lightning test --data.eval_episodes 100 \
+	  --ckpt_path $$(ls -td runs/ppo_cartpole/version_*/ | head -n 1)checkpoints/best.ckpt
+	@echo
+	@echo "Next, in the environment just made (. $(BIN)/activate):"
+	@echo "  python -m pg_lightning fit --config configs/ppo_acrobot.yaml"
+	@echo "  python -m pg_lightning fit --config configs/ppo_pendulum.yaml --model.lr 3e-4 --seed_everything 2"
+	@echo "  python -m pg_lightning fit --help"
+
+test: $(VENV)/installed-dev lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+learn: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m learning -x tests/learning
+
+bench: $(VENV)/installed-dev
+	$(BIN)/pip install -q -e ".[bench]"
+	$(BIN)/python benchmarks/throughput.py
+
+# torch comes first and alone: asked for by another package's range, pip would look at its newest build.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q torch
+	$(BIN)/pip install -q -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install -q -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
