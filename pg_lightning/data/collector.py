@@ -65,7 +65,9 @@ class RolloutCollector:
                     obs[t + 1], rewards[t], terminated[t], truncated[t], infos = self.env.step(
                         actor.env_actions(actions[-1]).cpu().numpy()
                     )
-                    valid[t] = ~self._in_reset_row
+                    if self.mode == AutoresetMode.NEXT_STEP:
+                        valid[t] = ~self._in_reset_row
+                        rewards[t] *= valid[t]
                     self._returns += rewards[t]
                     self._lengths += valid[t]
                     ended = terminated[t] | truncated[t]

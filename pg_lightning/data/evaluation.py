@@ -54,6 +54,8 @@ class EvaluationDataset(IterableDataset[Episode]):
 
     def __iter__(self) -> Iterator[Episode]:
         """The episodes, in the order in which they end."""
+        if not self.seeds:
+            return
         N = self.env.num_envs
         generator = torch.Generator(self.actor.device).manual_seed(self.action_seed)
         pending = iter(self.seeds[N:])

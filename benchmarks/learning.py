@@ -1,0 +1,128 @@
+"""Trains configs over seeds, tests each best checkpoint on fresh episodes, and prints the table of results.
+
+    python benchmarks/learning.py ppo_cartpole --seeds 1 2 3 4 5
+
+Every run goes through the command line, as a user's would: `fit --config configs/NAME.yaml --seed_everything S`, then
+`test` on `checkpoints/best.ckpt` with 100 episodes, the policy deterministic. A config is held against its target: the
+exit status is 1 if any of its seeds falls short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+ROOT = Path(__file__).parents[1]
+TARGETS = {"ppo_cartpole": 475.0, "ppo_acrobot": -90.0, "ppo_pendulum": -200.0}
+
+
+@dataclass
+class Result:
+    config: str
+    seed: int
+    env_id: str
+    env_steps: int
+    best_at: int
+    seconds: float
+    return_mean: float
+    return_ci95: list[float]
+
+
+def run(config: str, seed: int, runs: Path, episodes: int) -> Result:
+    """One training and its test; wall seconds are those of the whole `fit` process."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "pg_lightning"]
+    fit = ["fit", "--config", str(ROOT / "configs" / f"{config}.yaml"), "--seed_everything", str(seed)]
+    folder = runs / f"seed_{seed}"
+    start = time.perf_counter()
+    _call([*program, *fit, "--trainer.default_root_dir", str(folder)], environment)
+    seconds = time.perf_counter() - start
+    run_folder = next((folder / config).glob("version_*"))
+    test = ["test", "--ckpt_path", str(run_folder / "checkpoints/best.ckpt"), "--data.eval_episodes", str(episodes)]
+    _call([*program, *test], environment)
+    report = json.loads((run_folder / "test.json").read_text())
+    last_row = (run_folder / "metrics.csv").read_text().splitlines()
+    steps = int(last_row[-1].split(",")[last_row[0].split(",").index("step")])
+    return Result(
+        config=config,
+        seed=seed,
+        env_id=report["env_id"],
+        env_steps=steps,
+        best_at=report["env_steps"],
+        seconds=seconds,
+        return_mean=report["return_mean"],
+        return_ci95=report["return_ci95"],
+    )
+
+
+def table(results: list[Result]) -> str:
+    """Markdown, one row a config: the interquartile mean over seeds with a bootstrap interval, and every seed."""
+    lines = [
+        "| config | env steps | return, IQM over seeds [95 %] | each seed | target | wall seconds a run |",
+        "|---|---|---|---|---|---|",
+    ]
+    for config in dict.fromkeys(result.config for result in results):
+        rows = [result for result in results if result.config == config]
+        returns = np.array([row.return_mean for row in rows])
+        iqm = stats.trim_mean(returns, 0.25)
+        interval = ""
+        if len(rows) > 1 and np.ptp(returns) > 0:
+            drawn = stats.bootstrap(
+                (returns,), lambda x, axis: stats.trim_mean(x, 0.25, axis=axis), method="percentile", rng=0
+            ).confidence_interval
+            interval = f" [{drawn.low:.1f}, {drawn.high:.1f}]"
+        seeds = ", ".join(f"{row.return_mean:.1f}" for row in rows)
+        seconds = np.median([row.seconds for row in rows])
+        lines.append(
+            f"| `{config}` ({rows[0].env_id}) | {max(row.env_steps for row in rows):,} | {iqm:.1f}{interval} | {seeds} "
+            f"| ≥ {TARGETS[config]:g} | {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _call(command: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", default=list(TARGETS), metavar="CONFIG", help=", ".join(TARGETS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--runs", type=Path, help="keep the run folders here")
+    parser.add_argument("--json", type=Path, help="also write every result here")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(arguments.workers) as pool:
+        runs = arguments.runs or Path(scratch)
+        jobs = [(config, seed, runs, arguments.episodes) for config in arguments.configs for seed in arguments.seeds]
+        results = list(pool.map(lambda job: run(*job), jobs))
+    packages = ("torch", "lightning", "gymnasium", "numpy")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    print(table(results))
+    print(
+        f"\nSeeds {' '.join(map(str, arguments.seeds))}; {arguments.episodes} deterministic episodes each on the best "
+        f"checkpoint; {arguments.workers} runs at a time, one thread each; {versions}."
+    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    if any(result.return_mean < TARGETS[result.config] for result in results):
+        raise SystemExit("a seed falls short of its target")
+
+
+if __name__ == "__main__":
+    main()
