@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
+import re
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pg_lightning.algorithms import PolicyGradientModule
 from pg_lightning.callbacks import (
@@ -34,10 +39,34 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
-LOGGER_PRESETS = {
+LOGGER_PRESETS: dict[str, Any] = {
     "tensorboard": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "."}},
     "wandb": {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "pg_lightning"}},
 }
+MISTAKES = (UserError, MisconfigurationException)
+
+# What jsonargparse says of bad input.
+UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Option ')([^\s'=]+)(?!.*before)")
+SUGGESTION = "; did you mean "
+KEY = re.compile(r'^Parser key "(.+?)":? ?')
+EXPECTED_TYPE = re.compile(r"Expected an? (?:<class '(.+?)'>|typing\.Literal\[(.+)\])(?:\. Got value: .*)?$")
+
+
+class Parser(LightningArgumentParser):
+    """Complains in one line: the key at fault, what is wrong with it, and the nearest key that there is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends the program with status 2, or hands the complaint to the parser that this one works for."""
+        if unknown := UNKNOWN_KEY.search(message):
+            keys = getattr(ex, "subcommand_parser", self).get_defaults().keys()
+            nearest = difflib.get_close_matches(unknown[1], keys, n=1, cutoff=0.8)
+            message = f'Parser key "{unknown[1]}":\n  unknown key' + "".join(f"{SUGGESTION}{key}?" for key in nearest)
+        if not self.exit_on_error:
+            super().error(message, ex)
+        self.exit(2, f"error: {one_line(message)}\n")
 
 
 class CLI(LightningCLI):
@@ -48,10 +77,11 @@ class CLI(LightningCLI):
 
     def __init__(self, config_name: str) -> None:
         self._config_name = config_name
-        self._csv: CSVLogger | None = None
         super().__init__(
             PolicyGradientModule,
             RolloutDataModule,
+            parser_class=Parser,
+            parser_kwargs={"prog": "pg-lightning", "description": "Policy gradients on Lightning."},
             subclass_mode_model=True,
             trainer_defaults=TRAINER_DEFAULTS,
             save_config_callback=None,
@@ -70,80 +100,85 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         self._config_to_save = config.clone()
         if self.subcommand == "fit":
-            self._csv = CSVLogger(config.trainer.default_root_dir, name=self._config_name)
-            loggers = config.trainer.logger
-            for logger in loggers if isinstance(loggers, list) else [loggers]:
+            self._csv = CSVLogger(config.trainer.default_root_dir, self._config_name, flush_logs_every_n_steps=1)
+            for logger in _listed(config.trainer.logger):
                 _write_into(Path(self._csv.log_dir), logger)
         else:
-            checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
-            if checkpoint is None:
-                raise UserError(
-                    f"ckpt_path: {self.subcommand} needs a checkpoint, --ckpt_path RUN/checkpoints/best.ckpt"
-                )
-            self._run_folder = (
-                checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-            )
+            self._run_folder = run_folder(Path(config.ckpt_path))
+        if self.subcommand == "predict":
+            config.return_predictions = False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the run's loggers and callbacks to those of the config."""
         config = self._get(self.config_init, "trainer")
-        callbacks = config.callbacks if isinstance(config.callbacks, list) else [config.callbacks]
-        config.callbacks = [*self._callbacks(config), *(c for c in callbacks if c is not None)]
-        if self.subcommand != "fit":
+        given = _listed(config.callbacks)
+        if self.subcommand == "fit":
+            config.callbacks = [*self._fit_callbacks(config, given), *given]
+            if config.barebones:
+                config.log_every_n_steps = None
+            else:
+                config.logger = [self._csv, *(x for x in _listed(config.logger) if isinstance(x, Logger))]
+        else:
+            report = TrajectoryWriter if self.subcommand == "predict" else EvaluationReport
+            config.callbacks = [report(self._run_folder), *given]
             config.logger = False
             if not sys.stdout.isatty():
                 config.enable_progress_bar = False
-        elif not config.barebones:
-            given = config.logger if isinstance(config.logger, list) else [config.logger]
-            config.logger = [self._csv, *(logger for logger in given if isinstance(logger, Logger))]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"trainer: {error}") from error
 
-    def _callbacks(self, config: Any) -> list[Callback]:
-        if self.subcommand == "predict":
-            return [TrajectoryWriter(self._run_folder)]
-        if self.subcommand != "fit":
-            return [EvaluationReport(self._run_folder)]
+    def _fit_callbacks(self, config: Any, given: list[Callback]) -> list[Callback]:
         callbacks: list[Callback] = [EvaluateEverySteps()]
         if config.barebones:
             return callbacks
-        callbacks += [SaveConfig(self._parser("fit"), self._config_to_save), EnvStepAxis(), LearningCurve()]
+        if not config.fast_dev_run:
+            callbacks += [SaveConfig(self._parser("fit"), self._config_to_save), EnvStepAxis(), LearningCurve()]
         if config.enable_checkpointing is not False:
             callbacks += [
-                ModelCheckpoint(filename="best", monitor="val/return_mean", mode="max", enable_version_counter=False),
-                ModelCheckpoint(filename="last", enable_version_counter=False),
+                RunCheckpoint(filename="best", monitor="val/return_mean", mode="max", enable_version_counter=False),
+                RunCheckpoint(filename="last", enable_version_counter=False),
             ]
-        if config.enable_progress_bar is not False:
+        if config.enable_progress_bar is not False and not any(isinstance(x, ProgressBar) for x in given):
             callbacks.append(EnvStepProgress())
         return callbacks
 
     def _parse_ckpt_path(self) -> None:
-        """A missing or torn checkpoint is found out before anything starts."""
-        path = self.config[self.config.subcommand].ckpt_path
+        """A missing, torn or foreign checkpoint is found out before anything starts."""
+        subcommand = self.config.subcommand
+        path = self.config[subcommand].ckpt_path
         if path is None:
+            if subcommand != "fit":
+                raise _no_checkpoint(subcommand)
             return
         if not Path(path).is_file():
             raise UserError(f"ckpt_path: no file {str(path)!r}")
         try:
-            torch.load(path, map_location="meta", weights_only=True)
+            ours = "pg_lightning" in torch.load(path, map_location="meta", weights_only=True)
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).split(". ")[0] or type(error).__name__
             raise UserError(f"ckpt_path: cannot read {str(path)!r}: {reason}") from error
+        if not ours:
+            raise UserError(f"ckpt_path: {str(path)!r} is not a checkpoint of pg_lightning")
 
     def after_fit(self) -> None:
         """Says what was reached, where it lies and what to do next."""
-        checkpoint = self.trainer.checkpoint_callback
-        if not self.trainer.is_global_zero or not isinstance(checkpoint, ModelCheckpoint) or self.trainer.fast_dev_run:
+        if self._csv not in self.trainer.loggers or not self.trainer.is_global_zero:
             return
-        best = checkpoint.best_model_path
-        score = checkpoint.best_model_score
-        print(f"\nrun:   {self.trainer.log_dir}")
-        if best and score is not None:
-            best = str(Path(best).relative_to(Path.cwd())) if Path(best).is_relative_to(Path.cwd()) else best
+        print(f"\nrun:   {self._csv.log_dir}")
+        checkpoint = self.trainer.checkpoint_callback
+        if isinstance(checkpoint, RunCheckpoint) and checkpoint.best_model_score is not None:
+            best = _relative(Path(checkpoint.best_model_path))
             print(
-                f"best:  evaluation return {float(score):.1f} ({checkpoint.monitor}), in {best}\n"
+                f"best:  evaluation return {float(checkpoint.best_model_score):.1f} ({checkpoint.monitor}), in {best}\n"
                 f"next:  python -m pg_lightning test --ckpt_path {best} --data.eval_episodes 100\n"
                 f"       python -m pg_lightning predict --ckpt_path {best}"
             )
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """`best.ckpt` and `last.ckpt`: of a class of their own, so that a `ModelCheckpoint` of the user's is told apart."""
 
 
 class SaveConfig(Callback):
@@ -155,8 +190,8 @@ class SaveConfig(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before the environments start; with the back-end that `auto` chose, so that the run can be repeated."""
-        folder = trainer.log_dir
-        if stage != "fit" or trainer.fast_dev_run or not trainer.is_global_zero or folder is None:
+        folder = trainer.log_dir  # asks rank 0, so every rank must
+        if stage != "fit" or not trainer.is_global_zero or folder is None:
             return
         self.config.data.backend = trainer.datamodule.backend  # type: ignore[attr-defined]
         for key in set(vars(self.config)) - {"seed_everything", "trainer", "model", "data"}:
@@ -171,19 +206,23 @@ def main() -> None:
     """Entry point. A user's mistake ends in one line on stderr and exit status 2."""
     _quiet()
     try:
-        arguments = expand_arguments(sys.argv[1:])
+        arguments = expand_arguments(sys.argv[1:] or ["--help"])
         sys.argv[1:] = arguments
         CLI(config_name=_config_name(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        # What a model's constructor raises comes wrapped.
+        mistake = error if isinstance(error, MISTAKES) else error.__cause__
+        if not isinstance(mistake, MISTAKES):
+            raise
+        print("error:", " ".join(str(mistake).split()), file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def expand_arguments(arguments: list[str]) -> list[str]:
     """The short forms written out.
 
-    A config given by name is looked for among those shipped, an evaluation without one takes the run's own, and
-    `--trainer.logger wandb` or `tensorboard` becomes the logger's class.
+    A config given by name is looked for among those shipped, a checkpoint without a config takes that of its own run,
+    and `--trainer.logger wandb` or `tensorboard` becomes the logger's class.
 
     Raises:
         UserError: if a config or a checkpoint does not exist.
@@ -191,25 +230,20 @@ def expand_arguments(arguments: list[str]) -> list[str]:
     expanded: list[str] = []
     for argument in arguments:
         option, equals, value = argument.partition("=")
-        expanded += (
-            [option, value]
-            if equals and option in ("--config", "-c", "--trainer.logger", "--ckpt_path")
-            else [argument]
-        )
-    for i, (option, value) in enumerate(zip(expanded, expanded[1:], strict=False)):
+        split = equals and option in ("--config", "--trainer.logger", "--ckpt_path")
+        expanded += [option, value] if split else [argument]
+    for i, (option, value) in enumerate(pairwise(expanded)):
         if option in ("--config", "-c"):
             expanded[i + 1] = str(find_config(value))
         elif option == "--trainer.logger" and value in LOGGER_PRESETS:
             expanded[i + 1] = json.dumps(LOGGER_PRESETS[value])
-    is_evaluation = bool(expanded) and expanded[0] in ("validate", "test", "predict")
-    if is_evaluation and "--ckpt_path" in expanded[:-1] and not {"--config", "-c"} & set(expanded):
-        checkpoint = Path(expanded[expanded.index("--ckpt_path") + 1])
-        if not checkpoint.is_file():
-            raise UserError(f"ckpt_path: no file {str(checkpoint)!r}")
-        config = checkpoint.parent.parent / "config.yaml"
-        if not config.is_file():
-            raise UserError(f"ckpt_path: no config.yaml beside {str(checkpoint)!r}; give --config")
-        expanded[1:1] = ["--config", str(config)]
+    subcommand = expanded[0]
+    if subcommand in CLI.subcommands() and not {"--config", "-c", "--help", "-h"} & set(expanded):
+        checkpoint = dict(pairwise(expanded)).get("--ckpt_path")
+        if checkpoint is not None:
+            expanded[1:1] = ["--config", str(_config_beside(Path(checkpoint)))]
+        elif subcommand != "fit":
+            raise _no_checkpoint(subcommand)
     return expanded
 
 
@@ -217,25 +251,87 @@ def find_config(name: str) -> Path:
     """A config by path, or by name among those shipped.
 
     Raises:
-        UserError: if there is none, naming those that there are.
+        UserError: if there is none, naming those that there are, or if it is not YAML, naming the line.
     """
-    if Path(name).is_file():
-        return Path(name)
     package = Path(__file__).parent
-    for folder in (package / "configs", package.parent / "configs"):
-        shipped = folder / Path(name).with_suffix(".yaml").name
-        if shipped.is_file():
-            return shipped
-    names = sorted({path.stem for folder in (package, package.parent) for path in folder.glob("configs/*.yaml")})
-    raise UserError(f"config: no file {name!r}; shipped: {', '.join(names)}")
+    shipped = [folder / "configs" for folder in (package, package.parent)]
+    paths = [Path(name), *(folder / f"{Path(name).stem}.yaml" for folder in shipped)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        names = sorted({path.stem for folder in shipped for path in folder.glob("*.yaml")})
+        raise UserError(f"config: no file {name!r}; shipped: {', '.join(names)}")
+    try:
+        with path.open() as file:
+            content = yaml.safe_load(file)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {name!r} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"config: {name!r} holds no keys")
+    return path
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint was written by."""
+    folder = checkpoint.absolute().parent
+    return _relative(folder.parent if folder.name == "checkpoints" else folder)
+
+
+def _config_beside(checkpoint: Path) -> Path:
+    if not checkpoint.is_file():
+        raise UserError(f"ckpt_path: no file {str(checkpoint)!r}")
+    config = run_folder(checkpoint) / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"ckpt_path: no config.yaml beside {str(checkpoint)!r}; give --config")
+    return config
 
 
 def _config_name(arguments: list[str]) -> str:
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in pairwise(arguments):
         if option in ("--config", "-c"):
-            path = Path(value)
-            return path.parent.parent.name if path.name == "config.yaml" else path.stem
+            path = Path(value).absolute()
+            return path.parents[1].name if path.parent.name.startswith("version_") else path.stem
     return "unnamed"
+
+
+def _no_checkpoint(subcommand: str) -> UserError:
+    return UserError(f"ckpt_path: {subcommand} needs a checkpoint, --ckpt_path RUN/checkpoints/best.ckpt")
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _listed(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [] if values is None else [values]
+
+
+def one_line(message: str) -> str:
+    """The cause in an error of jsonargparse, behind the key that it lies in.
+
+    The error is a tree, one line a node, deeper by indentation: keys, class paths, and the types that were tried. The
+    cause is the deepest line, and the key is spread over the lines above it.
+    """
+    if "Parser key" not in message:
+        return " ".join(message.split())
+    tree = [(len(line) - len(line.lstrip(" -")), line.lstrip(" -")) for line in message.splitlines() if line.strip()]
+    deepest = max(depth for depth, _ in tree)
+    first = next(i for i, (depth, _) in enumerate(tree) if depth == deepest)
+    keys: list[str] = []
+    level = deepest + 1
+    for depth, text in reversed(tree[: first + 1]):
+        if depth < level:
+            level = depth
+            keys += KEY.findall(text)
+    keys = list(dict.fromkeys(reversed(keys)))
+    causes = [KEY.sub("", text) for depth, text in tree if depth == deepest]
+    types = [EXPECTED_TYPE.match(cause) for cause in causes]
+    if all(types):
+        names = dict.fromkeys(match[1] or f"one of {match[2]}" for match in types if match and match[1] != "NoneType")
+        got = re.search(r"(?:Got|Given) value: (.*)", "\n".join(text for _, text in tree[first:]))
+        cause = f"expected {' or '.join(names)}" + (f", got {got[1]!r}" if got else "")
+    else:
+        cause = next(cause for cause, match in zip(causes, types, strict=True) if not match)
+    return f"{'.'.join(keys)}: {cause.replace(SUGGESTION, SUGGESTION + '.'.join([*keys[:-1], '']))}"
 
 
 def _write_into(folder: Path, logger: Any) -> None:
@@ -257,6 +353,9 @@ def _quiet() -> None:
         r".*Couldn't infer the batch indices",
         r".*ended before the epoch ended and your dataloader is not resumable",
         r".*dirpath has changed from",
+        r".*smaller than the logging interval",
+        r".*Trainer\(barebones=True\)` is configured",
+        r"Experiment logs directory .* exists and is not empty",
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

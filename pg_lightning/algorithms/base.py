@@ -12,8 +12,9 @@ import torch
 from gymnasium import Space
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, require
 from pg_lightning.metrics import EpisodeStatistics
 from pg_lightning.networks import Activation, ActorCritic, RewardScaler
 from pg_lightning.returns import gae
@@ -44,7 +45,7 @@ class PolicyGradientModule(LightningModule):
         scale_rewards: divide rewards by the running standard deviation of the discounted return.
 
     Raises:
-        UserError: if a space is not supported.
+        UserError: if a space is not supported or a number out of range.
     """
 
     def __init__(
@@ -65,6 +66,10 @@ class PolicyGradientModule(LightningModule):
         scale_rewards: bool = False,
     ) -> None:
         super().__init__()
+        require("model.gamma", gamma, 0, 1)
+        require("model.lr", lr, 0)
+        require("model.critic_lr", lr if critic_lr is None else critic_lr, 0)
+        require("model.max_grad_norm", max_grad_norm, 0)
         self.automatic_optimization = False
         self.network = ActorCritic(
             observation_space, action_space, hidden_sizes, activation, shared_torso, log_std_init, normalize_obs
@@ -218,11 +223,9 @@ class PolicyGradientModule(LightningModule):
             optimizers = [torch.optim.Adam([group], eps=1e-5, fused=True) for group in groups]
         if self.lr_schedule != "plateau":
             return optimizers
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-        return optimizers, [
-            {"scheduler": plateau(o, mode="max", factor=0.5, patience=5), "monitor": "val/return_mean"}
-            for o in optimizers
-        ]
+        # The default threshold, relative to the best, would call any return near a negative best an improvement.
+        plateau: dict[str, Any] = {"mode": "max", "factor": 0.5, "patience": 4, "threshold_mode": "abs"}
+        return optimizers, [ReduceLROnPlateau(optimizer, **plateau) for optimizer in optimizers]
 
     def _optimizers(self) -> list[Any]:
         optimizers = self.optimizers()
@@ -257,23 +260,24 @@ class PolicyGradientModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/…` and shows it to the schedulers that wait for a plateau."""
-        self._log_evaluation("val")
+        metrics = self._log_evaluation("val")
         for config in self.trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau and config.monitor in self.trainer.callback_metrics:
-                config.scheduler.step(self.trainer.callback_metrics[config.monitor].item())  # type: ignore[arg-type]
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step(metrics["val/return_mean"])
 
     def on_test_epoch_end(self) -> None:
         """Logs `test/…`."""
         self._log_evaluation("test")
 
-    def _log_evaluation(self, prefix: str) -> None:
+    def _log_evaluation(self, prefix: str) -> dict[str, float]:
         returns, lengths = self.evaluation = self._evaluation.collect()
         metrics = {
-            f"{prefix}/return_mean": returns.mean(),
-            f"{prefix}/return_std": returns.std(correction=0),
-            f"{prefix}/length_mean": lengths.mean(),
+            f"{prefix}/return_mean": returns.mean().item(),
+            f"{prefix}/return_std": returns.std(correction=0).item(),
+            f"{prefix}/length_mean": lengths.mean().item(),
         }
         self._log(metrics, trainer_result=self.trainer.state.fn != "fit")
+        return metrics
 
     # Logging: reduced tensors, at the trainer's interval, against env steps.
 
@@ -300,17 +304,17 @@ class PolicyGradientModule(LightningModule):
             dict(zip(names, stacked.tolist(), strict=True))
             | {
                 "train/learning_rate": self._optimizers()[0].param_groups[0]["lr"],
-                "time/env_steps": float(self.env_steps),
                 "time/steps_per_second": (self.env_steps - steps) / (self._clock[0] - then),
             }
         )
 
-    def _log(self, metrics: dict[str, Any], trainer_result: bool = False) -> None:
+    def _log(self, metrics: dict[str, float], trainer_result: bool = False) -> None:
         """To callbacks through `self.log`, to loggers directly: their x-axis is env steps, exact beyond 2²⁴."""
+        metrics["time/env_steps"] = float(self.env_steps)
         self.log_dict(metrics, logger=trainer_result)
         if not trainer_result:
             for logger in self.loggers:
-                logger.log_metrics({k: float(v) for k, v in metrics.items()}, step=self.env_steps)
+                logger.log_metrics(metrics, step=self.env_steps)
 
     # The checkpoint: counters beside the weights, and what the policy was trained for, in plain types.
 

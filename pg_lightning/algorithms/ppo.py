@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pg_lightning.algorithms.base import PolicyGradientModule, Schedule
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, require
 from pg_lightning.losses import approximate_kl, clipped_surrogate_loss, clipped_value_loss, value_loss
 from pg_lightning.metrics import explained_variance
 from pg_lightning.rollout import Rollout
@@ -46,6 +46,12 @@ class PPO(PolicyGradientModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        require("model.gae_lambda", gae_lambda, 0, 1)
+        require("model.num_epochs", num_epochs, 1)
+        require("model.num_minibatches", num_minibatches, 1)
+        require("model.clip_range", clip_range, 0)
+        require("model.ent_coef", ent_coef, 0)
+        require("model.vf_coef", vf_coef, 0)
         self.gae_lambda = gae_lambda
         self.num_epochs = num_epochs
         self.num_minibatches = num_minibatches

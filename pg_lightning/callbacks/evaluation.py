@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,13 @@ class EvaluateEverySteps(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Aims at the first multiple to come."""
-        trainer.val_check_batch = float("inf")
+        trainer.val_check_batch = sys.maxsize
         self._aim(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Asks for validation after this rollout, or not."""
         due = pl_module.env_steps >= self._next
-        trainer.val_check_batch = 1 if due else float("inf")
+        trainer.val_check_batch = 1 if due else sys.maxsize
         if due:
             self._aim(trainer, pl_module)
 

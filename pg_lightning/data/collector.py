@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -86,9 +84,9 @@ class RolloutCollector:
                     if self.mode == AutoresetMode.DISABLED:
                         obs[t + 1] = self.env.reset(options={"reset_mask": ended})[0]
         except Exception:
-            self._check_finite(obs[: t + 1], rewards[:t], final_obs)
+            self._check_finite(obs[: t + 1], rewards[:t], final_obs, final_rows)
             raise
-        self._check_finite(obs, rewards, final_obs)
+        self._check_finite(obs, rewards, final_obs, final_rows)
         self._obs = obs[T]
 
         returns, lengths = zip(*episodes, strict=True) if episodes else ((), ())
@@ -111,16 +109,22 @@ class RolloutCollector:
         """Closes the environments."""
         self.env.close()
 
-    def _check_finite(self, obs: np.ndarray, rewards: np.ndarray, final_obs: list[np.ndarray]) -> None:
+    def _check_finite(
+        self, obs: np.ndarray, rewards: np.ndarray, final_obs: list[np.ndarray], final_rows: list[int]
+    ) -> None:
         """Once per rollout: a policy fed with NaN learns nothing but NaN."""
-        named: list[tuple[str, Any]] = [("observation", obs), ("reward", rewards)]
-        for what, array in named:
+        for what, array in (("observation", obs), ("reward", rewards)):
             finite = np.isfinite(array)
             if not finite.all():
                 t, n = np.argwhere(~finite.reshape(*array.shape[:2], -1).all(-1))[0]
-                raise UserError(
-                    f"data.env_id: the environment gave a non-finite {what} in env {n} at step {t} of a rollout of "
-                    f"{self.num_steps}; nothing was learned from it"
-                )
-        if not all(np.isfinite(final).all() for final in final_obs):
-            raise UserError("data.env_id: the environment gave a non-finite final observation of a truncated episode")
+                # The observation in row t + 1 is what step t gave.
+                self._refuse(what, max(0, int(t) - 1) if array is obs else int(t), int(n))
+        for final, row in zip(final_obs, final_rows, strict=True):
+            if not np.isfinite(final).all():
+                self._refuse("final observation", *divmod(row, self.env.num_envs))
+
+    def _refuse(self, what: str, t: int, n: int) -> None:
+        raise UserError(
+            f"data.env_id: the environment gave a non-finite {what} in env {n} at step {t} of a rollout of "
+            f"{self.num_steps}; nothing was learned from it"
+        )

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.envs import AutoresetName, Backend, Wrapper, choose_backend, env_seed, make_env, make_vector_env
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, require
 from pg_lightning.rollout import Actor, Rollout
 
 # Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
@@ -90,8 +90,7 @@ class RolloutDataModule(LightningDataModule):
             "eval_max_episode_steps": eval_max_episode_steps,
         }
         for name, count in counts.items():
-            if count < 1:
-                raise UserError(f"data.{name}: must be at least 1, got {count}")
+            require(f"data.{name}", count, 1)
         self.env_id = env_id
         self.env_kwargs = env_kwargs
         self.wrappers = wrappers or []
@@ -208,4 +207,5 @@ class RolloutDataModule(LightningDataModule):
 
 
 def _loader(dataset: IterableDataset[Any]) -> DataLoader[Any]:
-    return DataLoader(dataset, batch_size=None)
+    # A generator of its own: each pass draws a number, and how often one evaluates must not move training.
+    return DataLoader(dataset, batch_size=None, generator=torch.Generator())

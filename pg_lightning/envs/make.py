@@ -25,6 +25,7 @@ _MODES: dict[AutoresetName, AutoresetMode] = {
     "disabled": AutoresetMode.DISABLED,
 }
 _FLATTENED = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+REFUSALS = (gym.error.Error, ImportError, TypeError, ValueError, AssertionError)
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Tuple or Dict of these"
 
 
@@ -60,8 +61,8 @@ def make_env(env_id: str, env_kwargs: dict[str, Any] | None = None, wrappers: Se
     """
     try:
         env: gym.Env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
-    except (gym.error.Error, ImportError, TypeError) as error:
-        field = "data.env_kwargs" if isinstance(error, TypeError) else "data.env_id"
+    except REFUSALS as error:
+        field = "data.env_id" if isinstance(error, (gym.error.Error, ImportError)) else "data.env_kwargs"
         raise UserError(f"{field}: cannot make {env_id!r}: {_one_line(error)}") from error
     for wrapper in wrappers:
         env = _wrap(env, wrapper)
@@ -70,7 +71,7 @@ def make_env(env_id: str, env_kwargs: dict[str, Any] | None = None, wrappers: Se
             f"data.env_id: observation space {env.observation_space} of {env_id!r} is not supported; "
             f"supported are {SUPPORTED_OBSERVATIONS}"
         )
-    if not isinstance(env.observation_space, spaces.Box):
+    if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:
         env = gym.wrappers.FlattenObservation(env)
     return env
 
@@ -163,7 +164,9 @@ def _make_vectorised(
         raise UserError("data.wrappers: backend 'vector' runs the environment's own vectorised code, without wrappers")
     try:
         env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **(env_kwargs or {}))
-    except (gym.error.Error, ImportError, TypeError) as error:
+        if not isinstance(env.single_observation_space, spaces.Box) or not env.single_observation_space.shape:
+            env = gym.wrappers.vector.FlattenObservation(env)
+    except REFUSALS as error:
         raise UserError(f"data.backend: no vectorised {env_id!r}: {_one_line(error)}") from error
     mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     if autoreset_mode is not None and mode != _MODES[autoreset_mode]:
@@ -172,8 +175,6 @@ def _make_vectorised(
             f"data.autoreset_mode: the vectorised {env_id!r} resets as {AutoresetMode(mode).name.lower()}, "
             f"not {autoreset_mode}"
         )
-    if not isinstance(env.single_observation_space, spaces.Box):
-        env = gym.wrappers.vector.FlattenObservation(env)
     return env
 
 
@@ -214,7 +215,7 @@ def _wrap(env: gym.Env, wrapper: Wrapper) -> gym.Env:
         raise UserError(f"data.wrappers: cannot import {path!r}: {_one_line(error)}") from error
     try:
         return wrap(env, **spec.get("init_args", {}))
-    except (TypeError, ValueError, AssertionError, gym.error.Error) as error:
+    except REFUSALS as error:
         raise UserError(f"data.wrappers: {path} refuses the environment: {_one_line(error)}") from error
 
 

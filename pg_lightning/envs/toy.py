@@ -1,0 +1,213 @@
+"""Environments so small that the right answer is known exactly: each asks one question of an algorithm.
+
+Importing this module registers them, so `pg_lightning.envs.toy:pg_lightning/ConstantReward-v0` is an id that works
+anywhere. V* is the value of the best policy, γ the discount factor.
+
+| id, each `pg_lightning/…-v0` | question                                          | answer                          |
+|------------------------------|---------------------------------------------------|---------------------------------|
+| `ConstantReward`             | does the critic learn a constant?                 | V = 1                           |
+| `ObservedReward`             | does the critic see the observation?              | V(o) = o                        |
+| `DelayedReward`              | does value flow back in time, discounted?         | V(s0) = γ, V(s1) = 1            |
+| `ActionReward`               | does the actor prefer the better action?          | a = 1, V* = 1                   |
+| `ContextualReward`           | does the actor see the observation, context c?    | a = c, V* = 1                   |
+| `ContinuousReward`           | the first of these two, of a `Box` action         | a = (½, −½), V* = 0             |
+| `ContinuousContextualReward` | the second, of a `Box` action                     | a = (2c − 1) (½, −½), V* = 0    |
+| `MultiDiscreteReward`        | are the parts of an action told apart?            | a = (c, 2c), V* = 1             |
+| `MultiBinaryReward`          | the same of bits                                  | a = (c, 1 − c), V* = 1          |
+| `HiddenCoin`                 | control: is nothing learned where nothing can be? | V = ½ under every policy        |
+| `Endless`                    | is a time limit told from an end?                 | V = 1 / (1 − γ)                 |
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import Space, spaces
+
+ActionKind = Literal["discrete", "box", "multi_discrete", "multi_binary"]
+ObservationKind = Literal["hidden", "box", "image", "discrete", "multi_discrete", "multi_binary", "tuple", "dict"]
+Step = tuple[Any, float, bool, bool, dict[str, Any]]
+
+_COIN = spaces.Discrete(2)
+_SIGN = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+
+class DelayedReward(gym.Env[Any, Any]):
+    """`length` steps with nothing to decide and reward 1 at the end: V(s_t) = γ^(length − 1 − t)."""
+
+    def __init__(self, length: int = 2) -> None:
+        self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = spaces.Discrete(1)
+        self.length = length
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts at 0; the observation is the share of the steps that is done."""
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Step:
+        """Moves on by one."""
+        self.steps += 1
+        ended = self.steps == self.length
+        return self._observation(), float(ended), ended, False, {}
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.steps / self.length], dtype=np.float32)
+
+
+class ObservedReward(gym.Env[Any, Any]):
+    """One step whose reward is the observation, −1 or +1: V(o) = o."""
+
+    def __init__(self) -> None:
+        self.observation_space = _SIGN
+        self.action_space = spaces.Discrete(1)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draws the observation, with equal chances."""
+        super().reset(seed=seed)
+        self.sign = 2.0 * self.np_random.integers(2) - 1.0
+        return np.array([self.sign], dtype=np.float32), {}
+
+    def step(self, action: Any) -> Step:
+        """Pays the observation."""
+        return np.array([self.sign], dtype=np.float32), self.sign, True, False, {}
+
+
+class Target(gym.Env[Any, Any]):
+    """One step, rewarded for hitting a target: V* = 1 where the reward is the share of it that is hit, 0 in a `Box`.
+
+    The context c is 0 or 1 with equal chances. The target is c of `Discrete(2)`, (c, 2c) of `MultiDiscrete([2, 3])`,
+    (c, 1 − c) of `MultiBinary(2)`, and (2c − 1) (½, −½) of a `Box`, whose reward is minus the squared distance.
+
+    Args:
+        action: kind of the action space.
+        observation: how the context is shown; `hidden` shows nothing.
+        contextual: whether the context is drawn; otherwise it is always 1.
+    """
+
+    def __init__(
+        self, action: ActionKind = "discrete", observation: ObservationKind = "box", contextual: bool = True
+    ) -> None:
+        self.action_space = _action_space(action)
+        self.observation_space = _observation_space(observation)
+        self.action = action
+        self.observation = observation
+        self.contextual = contextual
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draws the context."""
+        super().reset(seed=seed)
+        self.context = int(self.np_random.integers(2)) if self.contextual else 1
+        return _show(self.observation, self.context), {}
+
+    def step(self, action: Any) -> Step:
+        """Compares the action with the target."""
+        target = _target(self.action, self.context)
+        if self.action == "box":
+            reward = -float(np.square(np.asarray(action) - target).sum())
+        else:
+            reward = float(np.mean(np.asarray(action) == target))
+        return _show(self.observation, self.context), reward, True, False, {}
+
+
+class Endless(gym.Env[Any, Any]):
+    """+1 a step for ever: V = 1 / (1 − γ) under any time limit; V(s_t) = (1 − γ^(n − t)) / (1 − γ) if it ends after n.
+
+    Registered with a time limit of 8, which `max_episode_steps` changes. A time limit cuts the episode, and an agent
+    must not care. `terminate_after` ends it: then the observation counts the steps, since they matter, and V falls
+    to 1 at the last. With both at one step the last step is terminated *and* truncated: it is an end.
+
+    Args:
+        terminate_after: number of steps n after which the task itself ends; never if null.
+        first_reward: of the first step of an episode, instead of 1. It sets V of a first observation apart, by
+            `first_reward` − 1, from V of all that follow.
+    """
+
+    def __init__(self, terminate_after: int | None = None, first_reward: float = 1.0) -> None:
+        self.counted = terminate_after or 1
+        self.observation_space = spaces.Discrete(self.counted + 1)
+        self.action_space = spaces.Discrete(2)
+        self.terminate_after = terminate_after
+        self.first_reward = first_reward
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts counting at 0."""
+        super().reset(seed=seed)
+        self.steps = 0
+        return 0, {}
+
+    def step(self, action: Any) -> Step:
+        """Pays; the observation is the number of steps, as far as it is counted."""
+        self.steps += 1
+        reward = self.first_reward if self.steps == 1 else 1.0
+        return min(self.steps, self.counted), reward, self.steps == self.terminate_after, False, {}
+
+
+def _action_space(kind: ActionKind) -> Space[Any]:
+    if kind == "discrete":
+        return spaces.Discrete(2)
+    if kind == "multi_discrete":
+        return spaces.MultiDiscrete([2, 3])
+    if kind == "multi_binary":
+        return spaces.MultiBinary(2)
+    return spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+def _target(kind: ActionKind, c: int) -> Any:
+    targets = {"discrete": c, "multi_discrete": [c, 2 * c], "multi_binary": [c, 1 - c], "box": [c - 0.5, 0.5 - c]}
+    return np.asarray(targets[kind])
+
+
+def _observation_space(kind: ObservationKind) -> Space[Any]:
+    kinds: dict[ObservationKind, Space[Any]] = {
+        "hidden": spaces.Box(0.0, 1.0, (1,), np.float32),
+        "box": _SIGN,
+        "image": spaces.Box(0, 255, (2, 3, 1), np.uint8),
+        "discrete": _COIN,
+        "multi_discrete": spaces.MultiDiscrete([3, 2]),
+        "multi_binary": spaces.MultiBinary(2),
+        "tuple": spaces.Tuple((_SIGN, spaces.Tuple((_COIN,)))),
+        "dict": spaces.Dict({"constant": _SIGN, "inner": spaces.Dict({"context": _COIN})}),
+    }
+    return kinds[kind]
+
+
+def _show(kind: ObservationKind, c: int) -> Any:
+    """The context in one part of the observation; the other parts never change."""
+    nothing = np.zeros(1, dtype=np.float32)
+    shown = {
+        "hidden": nothing,
+        "box": np.array([2 * c - 1], dtype=np.float32),
+        "image": np.array([0, 0, 0, 0, 0, 255 * c], dtype=np.uint8).reshape(2, 3, 1),
+        "discrete": c,
+        "multi_discrete": np.array([2, c]),
+        "multi_binary": np.array([1, c], dtype=np.int8),
+        "tuple": (nothing, (c,)),
+        "dict": {"constant": nothing, "inner": {"context": c}},
+    }
+    return shown[kind]
+
+
+_REGISTERED: dict[str, tuple[type[gym.Env[Any, Any]], dict[str, Any]]] = {
+    "ConstantReward": (DelayedReward, {"length": 1}),
+    "ObservedReward": (ObservedReward, {}),
+    "DelayedReward": (DelayedReward, {"length": 2}),
+    "ActionReward": (Target, {"contextual": False}),
+    "ContextualReward": (Target, {}),
+    "ContinuousReward": (Target, {"action": "box", "contextual": False}),
+    "ContinuousContextualReward": (Target, {"action": "box"}),
+    "MultiDiscreteReward": (Target, {"action": "multi_discrete"}),
+    "MultiBinaryReward": (Target, {"action": "multi_binary"}),
+    "HiddenCoin": (Target, {"observation": "hidden"}),
+    "Endless": (Endless, {}),
+}
+for _name, (_class, _kwargs) in _REGISTERED.items():
+    gym.register(
+        f"pg_lightning/{_name}-v0",
+        entry_point=f"{__name__}:{_class.__name__}",
+        max_episode_steps=8 if _class is Endless else None,
+        kwargs=_kwargs,
+    )

@@ -1,0 +1,100 @@
+"""The policy that acted is the policy that learns: no rollout is older than the weights, no ratio starts off 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from pg_lightning.algorithms import PPO
+from pg_lightning.data import RolloutDataModule
+from pg_lightning.rollout import Rollout, Samples
+
+CONTINUOUS = "pg_lightning.envs.toy:pg_lightning/ContinuousContextualReward-v0"
+MULTI_BINARY = "pg_lightning.envs.toy:pg_lightning/MultiBinaryReward-v0"
+
+
+class Recorder(PPO):
+    """Notes, at every rollout, whose it is; and how far π at acting time is from π_old of the update."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.versions: list[tuple[int, int]] = []
+        self.ratio_errors: list[float] = []
+        self._acted: list[Tensor] = []
+        with torch.no_grad():
+            self.network.actor_head.linear.weight *= 100  # far from uniform: errors of the features show
+
+    def act(self, obs: Tensor, generator: torch.Generator, deterministic: bool = False) -> Tensor:
+        actions = super().act(obs, generator, deterministic)
+        if not deterministic:
+            self._acted.append(self.network.pi(obs).log_prob(actions))
+        return actions
+
+    def training_step(self, rollout: Rollout, batch_idx: int) -> None:
+        self.versions.append((rollout.policy_version, self.policy_version))
+        super().training_step(rollout, batch_idx)
+
+    def samples(self, rollout: Rollout, *args: Any) -> Samples:
+        samples = super().samples(rollout, *args)
+        log_ratio = samples.old_log_probs - torch.cat(self._acted)[rollout.valid.flatten()]
+        self.ratio_errors.append(log_ratio.expm1().abs().max().item())
+        self._acted.clear()
+        return samples
+
+
+class UnsizedDataModule(RolloutDataModule):
+    """Rollouts as a dataset without a length."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        class Unsized(IterableDataset[Rollout]):
+            def __init__(self, rollouts: Any) -> None:
+                self.rollouts = rollouts
+
+            def __iter__(self) -> Iterator[Rollout]:
+                return iter(self.rollouts)
+
+        return DataLoader(Unsized(super().train_dataloader().dataset), batch_size=None)
+
+
+@pytest.mark.parametrize("trainer", [{}, {"max_epochs": 3, "limit_train_batches": 2}, {"limit_train_batches": 3}])
+def test_every_rollout_was_collected_by_the_policy_that_it_updates(fit: Any, trainer: dict[str, int]) -> None:
+    module = fit("CartPole-v1", {"total_steps": 640, "eval_every_steps": 128}, algorithm=Recorder, trainer=trainer)
+    expected = 6 if "max_epochs" in trainer else 10
+    assert module.versions == [(k, k) for k in range(expected)]
+    assert module.policy_version == expected
+
+
+def test_a_dataset_without_a_length_is_refused_because_lightning_would_prefetch_it(fit: Any) -> None:
+    with pytest.raises(RuntimeError, match="off-policy"):
+        fit("CartPole-v1", datamodule=UnsizedDataModule)
+
+
+CASES = [
+    ("CartPole-v1", {}),
+    ("CartPole-v1", {"normalize_obs": True}),
+    ("CartPole-v1", {"normalize_obs": True, "shared_torso": True, "scale_rewards": True}),
+    ("Pendulum-v1", {"normalize_obs": True}),
+    (CONTINUOUS, {}),
+    (MULTI_BINARY, {}),
+]
+
+
+@pytest.mark.parametrize("autoreset_mode", ["same_step", "next_step"])
+@pytest.mark.parametrize(("env_id", "model"), CASES)
+def test_old_log_probs_are_those_at_acting_time(fit: Any, env_id: str, model: Any, autoreset_mode: str) -> None:
+    data = {"eval_every_steps": 128, "autoreset_mode": autoreset_mode}
+    module = fit(env_id, data, algorithm=Recorder, lr=1e-2, **model)
+    assert len(module.ratio_errors) >= 4
+    assert max(module.ratio_errors) < 1e-5
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_old_log_probs_are_those_at_acting_time_in_mixed_precision(fit: Any, env_id: str) -> None:
+    module = fit(env_id, algorithm=Recorder, trainer={"precision": "bf16-mixed"}, normalize_obs=True, lr=1e-2)
+    assert len(module.ratio_errors) == 4
+    assert max(module.ratio_errors) < 1e-5

@@ -1,0 +1,79 @@
+"""Environments that are hard on a trainer. Importing this module registers them."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class Bandit(gym.Env[Any, Any]):
+    """Episodes of two steps; subclasses say what goes wrong."""
+
+    observation_space: Any = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space: Any = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return self.observation(), self.reward(), self.steps == 2, False, {}
+
+    def observation(self) -> Any:
+        return np.zeros(1, dtype=np.float32)
+
+    def reward(self) -> float:
+        return 0.0
+
+
+class Flat(Bandit):
+    """Every episode returns −2, whatever is learned."""
+
+    def reward(self) -> float:
+        return -1.0
+
+
+class Fading(Bandit):
+    """Every episode pays less than the one before, whatever is learned."""
+
+    episodes = 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        Fading.episodes += 1
+        return super().reset(**kwargs)
+
+    def reward(self) -> float:
+        return -float(Fading.episodes)
+
+
+class BreaksDown(Bandit):
+    """Gives NaN from its 200th step on, over all episodes, as `what` says: reward or observation."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.total = 0
+
+    def step(self, action: Any) -> Any:
+        self.total += 1
+        return super().step(action)
+
+    def observation(self) -> Any:
+        return np.full(1, np.nan if self.what == "observation" and self.total >= 200 else 0.0, dtype=np.float32)
+
+    def reward(self) -> float:
+        return float("nan") if self.what == "reward" and self.total >= 200 else 0.0
+
+
+class TextObservation(Bandit):
+    observation_space = spaces.Text(3)
+
+
+class IntegerBoxAction(Bandit):
+    action_space = spaces.Box(0, 3, (1,), np.int64)
+
+
+for _class in (Flat, Fading, BreaksDown, TextObservation, IntegerBoxAction):
+    gym.register(f"{_class.__name__}-v0", entry_point=_class)

@@ -1,0 +1,73 @@
+"""The command line as the shell sees it: exit status, stderr, signals, more than one process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import entry_points
+
+from run_files import load, read_metrics
+
+from pg_lightning.cli import main
+
+COMMAND = [sys.executable, "-m", "pg_lightning"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_the_console_script_is_the_same_program():
+    (script,) = entry_points(group="console_scripts", name="pg-lightning")
+    assert script.load() is main
+
+
+def test_a_mistake_is_one_line_on_stderr_and_status_2(tiny, tmp_path):
+    arguments = ["fit", "--config", str(tiny), "--model.gama", "0.9"]
+    finished = subprocess.run(COMMAND + arguments, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert finished.stderr == "error: model.gama: unknown key; did you mean model.gamma?\n"
+    assert finished.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_keeps_its_metrics_and_checkpoints(tiny, tmp_path):
+    arguments = ["fit", "--config", str(tiny), "--data.total_steps", "100_000_000"]
+    run = tmp_path / "runs/tiny/version_0"
+    log = tmp_path / "log.txt"
+    with log.open("w") as out:
+        process = subprocess.Popen(COMMAND + arguments, cwd=tmp_path, env=ENVIRONMENT, stdout=out, stderr=out)
+    try:
+        while process.poll() is None and not (run / "checkpoints/last.ckpt").is_file():
+            time.sleep(0.1)
+        time.sleep(0.5)  # into the middle of something
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 1, log.read_text()
+    finally:
+        process.kill()
+    assert "Traceback" not in log.read_text()
+    rows = read_metrics(run)
+    evaluated = [row["step"] for row in rows if "val/return_mean" in row]
+    assert evaluated[:2] == [256, 448]
+    assert load(run / "checkpoints/last.ckpt")["pg_lightning"]["env_steps"] in evaluated[-2:]
+    assert load(run / "checkpoints/best.ckpt")["pg_lightning"]["env_steps"] in evaluated
+
+
+def test_two_processes_share_the_budget_and_one_run_folder(tiny, tmp_path):
+    """128 env steps a rollout: 64 each."""
+    arguments = ["fit", "--config", str(tiny), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    finished = subprocess.run(
+        COMMAND + arguments, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr
+    run = tmp_path / "runs/tiny/version_0"
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and run not in path.parents] == []
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "learning_curve.png",
+        "metrics.csv",
+    ]
+    assert load(run / "checkpoints/last.ckpt")["pg_lightning"]["env_steps"] == 768
+    rows = read_metrics(run)
+    assert [row["step"] for row in rows if "train/policy_loss" in row] == [256, 512, 768]
+    assert [row["step"] for row in rows if "val/return_mean" in row] == [256, 512, 640, 768]
+    assert finished.stdout.count("run:   ") == 1

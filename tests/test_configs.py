@@ -1,0 +1,38 @@
+"""Every shipped config can be read and trains."""
+
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import yaml
+from run_files import load, read_metrics
+
+from pg_lightning.envs import make_env
+from pg_lightning.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def test_there_are_configs():
+    assert {"ppo_cartpole", "ppo_acrobot", "ppo_pendulum"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_config_fixes_its_seed_and_trains_for_a_rollout(cli, tmp_path, path):
+    config = yaml.safe_load(path.read_text())
+    assert isinstance(config["seed_everything"], int)
+    data = config["data"]
+    try:
+        make_env(data["env_id"], data.get("env_kwargs"), data.get("wrappers", ())).close()
+    except UserError as error:
+        if isinstance(error.__cause__, (ImportError, gym.error.DependencyNotInstalled)):
+            pytest.skip(f"an optional dependency is missing: {error}")
+        raise
+    finished = cli(tmp_path, "fit", "--config", path, "--data.total_steps", 1, "--data.eval_episodes", 1)
+    assert finished.returncode == 0, finished.stderr
+    run = tmp_path / "runs" / path.stem / "version_0"
+    assert load(run / "checkpoints/last.ckpt")["pg_lightning"]["policy_version"] == 1
+    assert "val/return_mean" in read_metrics(run)[-1]
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    for key, value in config["model"]["init_args"].items():
+        assert saved["model"]["init_args"][key] == value
