@@ -135,8 +135,19 @@ def expected_rows(env: int, mode: str) -> Iterator[Row]:
             yield Row((env, episode, length), valid=False)
 
 
-def collect(mode: str, backend: str = "sync", reuse: bool = False) -> list[Rollout]:
-    env = make_vector_env("tests/Script-v0", N, {"reuse": reuse}, (), backend, mode)
+class PaysForResets(gym.vector.VectorWrapper):
+    """Vectorised code that pays in the row of a reset, too."""
+
+    ended = np.zeros(N, dtype=bool)
+
+    def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict]:
+        obs, rewards, terminated, truncated, infos = self.env.step(actions)
+        paid, self.ended = rewards + 99.0 * self.ended, terminated | truncated
+        return obs, paid, terminated, truncated, infos
+
+
+def collect(mode: str, backend: str = "sync", reuse: bool = False, wrap: Any = lambda env: env) -> list[Rollout]:
+    env = wrap(make_vector_env("tests/Script-v0", N, {"reuse": reuse}, (), backend, mode))
     collector = RolloutCollector(env, T, list(range(N)), action_seed=0)
     rollouts = [collector.collect(ScriptedActor()) for _ in range(ROLLOUTS)]
     collector.close()
@@ -203,6 +214,13 @@ def test_a_reset_row_at_the_start_of_a_rollout_is_not_valid_and_other_first_rows
     assert firsts.any()
     assert not firsts[1:].all()
     assert torch.equal(firsts, expected("next_step", "valid")[::T])
+
+
+def test_what_is_paid_in_a_reset_row_counts_for_no_episode() -> None:
+    plain, paying = collect("next_step"), collect("next_step", wrap=PaysForResets)
+    assert torch.equal(joined(paying, "rewards"), joined(plain, "rewards"))
+    for one, other in zip(plain, paying, strict=True):
+        assert torch.equal(one.episode_returns, other.episode_returns)
 
 
 def test_env_steps_are_the_rows_in_which_the_environment_moved(collected: Any) -> None:
@@ -308,23 +326,18 @@ class Choking(ScriptedActor):
         return super().act(obs, generator)
 
 
-# The third step fills in row 2 of the rewards and row 3 of the observations; the fourth ends the episode in row 3.
-@pytest.mark.parametrize(("what", "row"), [("observation", 3), ("reward", 2)])
+@pytest.mark.parametrize(("what", "step"), [("observation", 2), ("reward", 2), ("final observation", 3)])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("actor", [ScriptedActor(), Choking()])
-def test_what_is_not_finite_is_refused_naming_env_and_step(what: str, row: int, value: float, actor: Any) -> None:
-    env = make_vector_env("tests/Broken-v0", 3, {"what": what, "value": value})
-    with pytest.raises(UserError, match=rf"non-finite {what} in env 1 at step {row}\b"):
-        RolloutCollector(env, 8, [0, 1, 2], 0).collect(actor)
-
-
 @pytest.mark.parametrize("mode", MODES)
-def test_a_final_observation_that_is_not_finite_is_refused_naming_env_and_step(mode: str) -> None:
-    env = make_vector_env("tests/Broken-v0", 3, {"what": "final observation", "value": np.nan}, (), "sync", mode)
-    # Under next-step autoreset the final observation is an observation like any other, in the row of the reset.
-    named = "observation in env 1 at step 4" if mode == "next_step" else "final observation in env 1 at step 3"
-    with pytest.raises(UserError, match=rf"non-finite {named}\b"):
-        RolloutCollector(env, 8, [0, 1, 2], 0).collect(ScriptedActor())
+def test_what_is_not_finite_is_refused_naming_env_and_step(
+    what: str, step: int, value: float, actor: Any, mode: str
+) -> None:
+    env = make_vector_env("tests/Broken-v0", 3, {"what": what, "value": value}, (), "sync", mode)
+    # Under next-step autoreset the final observation is an observation like any other.
+    what = "observation" if mode == "next_step" and what == "final observation" else what
+    with pytest.raises(UserError, match=rf"non-finite {what} in env 1 at step {step}\b"):
+        RolloutCollector(env, 8, [0, 1, 2], 0).collect(actor)
 
 
 def test_an_error_of_the_environment_itself_is_not_hidden() -> None:
