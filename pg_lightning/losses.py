@@ -27,7 +27,8 @@ def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_range: fl
         ValueError: if the shapes differ.
     """
     _same_shape(log_ratio=log_ratio, advantages=advantages)
-    ratio = log_ratio.exp()
+    # Beyond e^20 the ratio times the zero gradient of the clip could overflow to NaN.
+    ratio = log_ratio.clamp(max=20.0).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean()
 
 

@@ -51,5 +51,5 @@ def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
     """
     if len(returns) < 2:
         return torch.full((), torch.nan, device=returns.device)
-    variance = returns.var()
-    return torch.where(variance > 0, 1 - (returns - values).var() / variance, torch.nan)
+    explained = 1 - (returns - values).var() / returns.var()
+    return torch.where(returns.max() > returns.min(), explained, torch.nan)

@@ -8,8 +8,9 @@ from gymnasium import spaces
 
 
 class Bandit(gym.Env[Any, Any]):
-    """Episodes of two steps; subclasses say what goes wrong."""
+    """Episodes of two steps; subclasses say what is odd."""
 
+    length = 2
     observation_space: Any = spaces.Box(-1.0, 1.0, (1,), np.float32)
     action_space: Any = spaces.Discrete(2)
 
@@ -20,7 +21,7 @@ class Bandit(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         self.steps += 1
-        return self.observation(), self.reward(), self.steps == 2, False, {}
+        return self.observation(), self.reward(), self.steps == self.length, False, {}
 
     def observation(self) -> Any:
         return np.zeros(1, dtype=np.float32)
@@ -49,6 +50,15 @@ class Fading(Bandit):
         return -float(Fading.episodes)
 
 
+class Lottery(Bandit):
+    """The seed says how long an episode is: 1 step or 40."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = super().reset(**kwargs)
+        self.length = 1 if self.np_random.random() < 0.5 else 40
+        return obs, info
+
+
 class BreaksDown(Bandit):
     """Gives NaN from its 200th step on, over all episodes, as `what` says: reward or observation."""
 
@@ -75,5 +85,5 @@ class IntegerBoxAction(Bandit):
     action_space = spaces.Box(0, 3, (1,), np.int64)
 
 
-for _class in (Flat, Fading, BreaksDown, TextObservation, IntegerBoxAction):
+for _class in (Flat, Fading, Lottery, BreaksDown, TextObservation, IntegerBoxAction):
     gym.register(f"{_class.__name__}-v0", entry_point=_class)

@@ -70,10 +70,15 @@ def test_sampled_actions_give_other_returns_than_the_mode(evaluate):
     assert sorted(sampled["returns"]) != sorted(evaluate("test", "--data.eval_episodes", 5)["returns"])
 
 
-def test_the_number_of_environments_does_not_change_the_episodes(evaluate):
-    """Short episodes end first, but none is favoured."""
-    reports = [evaluate("test", "--data.eval_episodes", 6, "--data.num_envs", n) for n in (1, 4, 16)]
-    assert len({tuple(sorted(report["returns"])) for report in reports}) == 1
+def test_the_number_of_environments_does_not_favour_short_episodes(train, cli, tmp_path):
+    run = train(tmp_path, "--data.env_id", "odd_envs:Lottery-v0", "--data.total_steps", 64)
+    reports = []
+    for num_envs in (1, 5, 32):
+        arguments = ("--data.eval_episodes", 16, "--data.num_envs", num_envs)
+        assert cli(tmp_path, "test", "--ckpt_path", run / "checkpoints/last.ckpt", *arguments).returncode == 0
+        reports.append(sorted(json.loads((run / "test.json").read_text())["lengths"]))
+    assert set(reports[0]) == {1, 40}
+    assert reports[0] == reports[1] == reports[2]
 
 
 def test_a_single_episode_has_an_interval_of_one_point(evaluate):

@@ -29,23 +29,25 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_run_keeps_its_metrics_and_checkpoints(tiny, tmp_path):
+def test_metrics_can_be_followed_and_an_interrupted_run_keeps_them_and_its_checkpoints(tiny, tmp_path):
     arguments = ["fit", "--config", str(tiny), "--data.total_steps", "100_000_000"]
     run = tmp_path / "runs/tiny/version_0"
+    metrics = run / "metrics.csv"
     log = tmp_path / "log.txt"
     with log.open("w") as out:
         process = subprocess.Popen(COMMAND + arguments, cwd=tmp_path, env=ENVIRONMENT, stdout=out, stderr=out)
     try:
-        while process.poll() is None and not (run / "checkpoints/last.ckpt").is_file():
+        for _ in range(1000):
+            if process.poll() is not None or (metrics.is_file() and metrics.read_text().count("\n") > 6):
+                break
             time.sleep(0.1)
-        time.sleep(0.5)  # into the middle of something
+        assert metrics.is_file(), log.read_text()
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 1, log.read_text()
     finally:
         process.kill()
     assert "Traceback" not in log.read_text()
-    rows = read_metrics(run)
-    evaluated = [row["step"] for row in rows if "val/return_mean" in row]
+    evaluated = [row["step"] for row in read_metrics(run) if "val/return_mean" in row]
     assert evaluated[:2] == [256, 448]
     assert load(run / "checkpoints/last.ckpt")["pg_lightning"]["env_steps"] in evaluated[-2:]
     assert load(run / "checkpoints/best.ckpt")["pg_lightning"]["env_steps"] in evaluated

@@ -59,6 +59,5 @@ def test_explained_variance_is_nan_where_the_returns_do_not_vary(returns):
     assert math.isnan(explained_variance(torch.arange(len(returns)).float(), returns).item())
 
 
-@pytest.mark.xfail(strict=True, reason="the variance of equal floats is rounding noise, not 0")
 def test_explained_variance_is_nan_for_equal_returns_that_have_no_exact_mean():
     assert math.isnan(explained_variance(torch.arange(777).float(), torch.full((777,), 0.1)).item())

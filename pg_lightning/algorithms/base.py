@@ -147,7 +147,8 @@ class PolicyGradientModule(LightningModule):
         self._episodes.update(rollout.episode_returns, rollout.episode_lengths)
         if self.env_steps >= self.total_steps:
             self.trainer.should_stop = True
-        if self._policy_version % cast(Any, self.trainer).log_every_n_steps == 0 or self.trainer.should_stop:
+        every = cast(Any, self.trainer).log_every_n_steps
+        if (every and self._policy_version % every == 0) or self.trainer.should_stop:
             self._log_training(metrics)
 
     @property
@@ -205,8 +206,11 @@ class PolicyGradientModule(LightningModule):
             for optimizer in optimizers:
                 scaler.unscale_(optimizer.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
-        for optimizer in optimizers:
-            optimizer.step()
+        *others, last = optimizers
+        for optimizer in others:
+            # Lightning ends every step with scaler.update(), after which the next would unscale once more.
+            scaler.step(optimizer.optimizer) if scaler is not None else optimizer.step()
+        last.step()
         return norm
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
@@ -260,6 +264,9 @@ class PolicyGradientModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/…` and shows it to the schedulers that wait for a plateau."""
+        if self.trainer.sanity_checking:
+            self._evaluation.reset()
+            return
         metrics = self._log_evaluation("val")
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ReduceLROnPlateau):
@@ -288,6 +295,8 @@ class PolicyGradientModule(LightningModule):
                 f"data.total_steps: the checkpoint has trained for {self.env_steps} env steps already; "
                 f"set --data.total_steps above that (it is {self.total_steps})"
             )
+        if self.reward_scaler is not None:
+            self.reward_scaler.restart()
         self._clock = (time.perf_counter(), self.env_steps)
 
     def _log_training(self, metrics: dict[str, Tensor]) -> None:

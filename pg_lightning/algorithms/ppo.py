@@ -52,6 +52,8 @@ class PPO(PolicyGradientModule):
         require("model.clip_range", clip_range, 0)
         require("model.ent_coef", ent_coef, 0)
         require("model.vf_coef", vf_coef, 0)
+        require("model.clip_range_vf", clip_range_vf or 0, 0)
+        require("model.target_kl", target_kl or 0, 0)
         self.gae_lambda = gae_lambda
         self.num_epochs = num_epochs
         self.num_minibatches = num_minibatches
@@ -76,7 +78,7 @@ class PPO(PolicyGradientModule):
         """`num_epochs` x `num_minibatches` gradient steps on the clipped surrogate, eq. 9 of the paper."""
         samples = self.samples(rollout, self.gae_lambda, self.normalize_advantage)
         clip_range = self.clip_range * (self.remaining if self.clip_schedule == "linear" else 1.0)
-        steps = []
+        steps: list[Tensor] = []
         for batch in samples.epochs(self.num_epochs, self.num_minibatches):
             pi, values = self.network(batch.obs)
             log_ratio = pi.log_prob(batch.actions) - batch.old_log_probs
@@ -89,7 +91,7 @@ class PPO(PolicyGradientModule):
             with torch.no_grad():
                 kl = approximate_kl(log_ratio)
                 clipped = (log_ratio.expm1().abs() > clip_range).float().mean()
-            if self.target_kl is not None and self.mean_over_ranks(kl) > 1.5 * self.target_kl:
+            if self.target_kl is not None and steps and self.mean_over_ranks(kl) > 1.5 * self.target_kl:
                 break
             norm = self.gradient_step(policy_loss + self.vf_coef * critic_loss - self.ent_coef * entropy)
             steps.append(torch.stack([policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, clipped, norm]))
@@ -98,5 +100,5 @@ class PPO(PolicyGradientModule):
         return {
             **{f"train/{name}": mean for name, mean in zip(names, means, strict=True)},
             "train/explained_variance": explained_variance(samples.old_values, samples.returns),
-            "train/clip_range": torch.tensor(clip_range),
+            "train/clip_range": torch.tensor(clip_range, device=self.device),
         }

@@ -17,7 +17,8 @@ from pg_lightning.rollout import Episode
 
 
 class EvaluateEverySteps(Callback):
-    """Runs the validation loop at the first rollout boundary at or past every multiple of `data.eval_every_steps`.
+    """Runs the validation loop at the first rollout boundary at or past every multiple of `data.eval_every_steps`,
+    and when training ends.
 
     Lightning counts batches, and a batch may hold fewer env steps than rows. Put this before callbacks that monitor
     validation metrics: it tells them that validation is not tied to epochs.
@@ -38,7 +39,7 @@ class EvaluateEverySteps(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Asks for validation after this rollout, or not."""
-        due = pl_module.env_steps >= self._next
+        due = pl_module.env_steps >= self._next or _ends_here(trainer)
         trainer.val_check_batch = 1 if due else sys.maxsize
         if due:
             self._aim(trainer, pl_module)
@@ -46,6 +47,12 @@ class EvaluateEverySteps(Callback):
     def _aim(self, trainer: Any, pl_module: Any) -> None:
         every = trainer.datamodule.eval_every_steps
         self._next = (pl_module.env_steps // every + 1) * every
+
+
+def _ends_here(trainer: Trainer) -> bool:
+    """Whether one of the Trainer's own limits, `max_steps` or `max_epochs`, is reached with this batch."""
+    last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+    return (trainer.is_last_batch and last_epoch) or 0 <= trainer.max_steps <= trainer.global_step
 
 
 class EvaluationReport(Callback):

@@ -26,11 +26,10 @@ class EnvStepAxis(Callback):
 class LearningCurve(Callback):
     """Draws `learning_curve.png` from `metrics.csv` in the run's folder when training ends."""
 
-    @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Return against env steps: of the training episodes, and of the evaluations."""
-        folder = Path(trainer.log_dir or ".")
-        if (folder / "metrics.csv").is_file():
+        folder = Path(trainer.log_dir or ".")  # asks rank 0, so every rank must
+        if trainer.is_global_zero and (folder / "metrics.csv").is_file():
             env_id = trainer.datamodule.env_id  # type: ignore[attr-defined]
             draw_learning_curve(folder / "metrics.csv", folder / "learning_curve.png", env_id)
 

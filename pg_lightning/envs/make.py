@@ -68,7 +68,7 @@ def make_env(env_id: str, env_kwargs: dict[str, Any] | None = None, wrappers: Se
         env = _wrap(env, wrapper)
     if not _has_vector_form(env.observation_space):
         raise UserError(
-            f"data.env_id: observation space {env.observation_space} of {env_id!r} is not supported; "
+            f"data.env_id: observation space {' '.join(str(env.observation_space).split())} is not supported; "
             f"supported are {SUPPORTED_OBSERVATIONS}"
         )
     if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:

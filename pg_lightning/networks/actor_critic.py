@@ -116,7 +116,7 @@ class ActorCritic(nn.Module):
         obs = obs.to(self.critic_head.weight.dtype)
         if self.normalizer is not None:
             obs = self.normalizer(obs)
-        return obs.flatten(1)
+        return obs.reshape(len(obs), -1)
 
     def _values(self, features: Tensor) -> Tensor:
         values = self.critic_head(features).squeeze(-1)

@@ -106,7 +106,7 @@ class Bernoulli:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """D bits `[B, D]`."""
-        return torch.bernoulli(self.logits.sigmoid(), generator=generator)
+        return torch.bernoulli(self.logits.detach().sigmoid(), generator=generator)
 
     @property
     def mode(self) -> Tensor:
@@ -198,7 +198,7 @@ class MultiCategoricalHead(Head):
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Restores the shape of the space and adds its `start`."""
-        return actions.reshape(-1, *self.shape) + self.start
+        return actions.reshape(-1, *self.shape).to(self.start.dtype) + self.start
 
 
 class BernoulliHead(Head):
@@ -233,8 +233,8 @@ class DiagonalGaussianHead(Head):
         self.shape = space.shape
         self.linear = nn.Linear(num_features, math.prod(space.shape))
         self.log_std = nn.Parameter(torch.full((math.prod(space.shape),), log_std_init))
-        self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32), persistent=False)
-        self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32), persistent=False)
+        self.register_buffer("low", torch.as_tensor(space.low), persistent=False)
+        self.register_buffer("high", torch.as_tensor(space.high), persistent=False)
 
     def forward(self, features: Tensor) -> DiagonalGaussian:
         """Features `[B, F]` to π."""
@@ -242,7 +242,7 @@ class DiagonalGaussianHead(Head):
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """The actions in the shape of the space, clipped to its bounds."""
-        return actions.reshape(-1, *self.shape).clamp(self.low, self.high)
+        return actions.reshape(-1, *self.shape).to(self.low.dtype).clamp(self.low, self.high)
 
 
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary and floating-point Box"
@@ -267,4 +267,5 @@ def make_head(num_features: int, space: Space, log_std_init: float = 0.0) -> Hea
         return BernoulliHead(num_features, space)
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return DiagonalGaussianHead(num_features, space, log_std_init)
-    raise UserError(f"data.env_id: action space {space} is not supported; supported are {SUPPORTED_ACTIONS} spaces")
+    name = " ".join(str(space).split())
+    raise UserError(f"data.env_id: action space {name} is not supported; supported are {SUPPORTED_ACTIONS} spaces")

@@ -5,6 +5,8 @@ They move once per rollout, never inside one: the policy that acted and the poli
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,14 @@ class RunningMeanVar(nn.Module):
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningMeanVar:
+        """Moves the statistics to another device, but never to another dtype: bfloat16 cannot count beyond 256."""
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            self._buffers[name] = buffer.to(self.get_buffer(name).device)
+        return self
 
     @torch.no_grad()
     def update(self, batch: Tensor) -> None:
@@ -65,6 +75,10 @@ class RewardScaler(nn.Module):
         self.gamma = gamma
         self.clip = clip
         self._returns: Tensor | None = None
+
+    def restart(self) -> None:
+        """Forgets the running returns of episodes that will not go on; the statistics stay."""
+        self._returns = None
 
     @torch.no_grad()
     def update(self, rewards: Tensor, done: Tensor, valid: Tensor) -> None:

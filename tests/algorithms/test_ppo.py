@@ -391,16 +391,7 @@ def test_the_gradient_of_actor_and_critic_is_clipped_as_one_vector(shared_torso)
     np.testing.assert_array_equal(gradient(2 * norm)[0], free)
 
 
-@pytest.mark.parametrize(
-    "shared_torso",
-    [
-        pytest.param(
-            False, marks=pytest.mark.xfail(strict=True, reason="the second optimizer's gradient is unscaled twice")
-        ),
-        True,
-    ],
-    ids=["separate", "shared"],
-)
+@pytest.mark.parametrize("shared_torso", [False, True], ids=["separate", "shared"])
 def test_a_scaled_loss_moves_actor_and_critic_as_far_as_a_plain_one(shared_torso):
     def changes(**trainer):
         module = make_ppo(shared_torso=shared_torso, lr=0.001, num_minibatches=1)
