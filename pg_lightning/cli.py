@@ -100,7 +100,7 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         self._config_to_save = config.clone()
         if self.subcommand == "fit":
-            self._csv = CSVLogger(config.trainer.default_root_dir, self._config_name, flush_logs_every_n_steps=1)
+            self._csv = CSVLogger(config.trainer.default_root_dir or ".", self._config_name, flush_logs_every_n_steps=1)
             for logger in _listed(config.trainer.logger):
                 _write_into(Path(self._csv.log_dir), logger)
         else:

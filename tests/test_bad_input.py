@@ -11,7 +11,7 @@ from test_cli_errors import complaint
     [
         ("--data.env_id CartPol-v1", "data.env_id: cannot make 'CartPol-v1'"),
         ("--data.env_id nope:Nope-v0", "data.env_id: cannot make 'nope:Nope-v0': No module named 'nope'"),
-        ("--data.env_kwargs {size:5}", "data.env_kwargs: "),
+        ('--data.env_kwargs {"size":5}', "data.env_kwargs: cannot make 'CartPole-v1'"),
         ("--data.wrappers [nope.Nope]", "data.wrappers: cannot import 'nope.Nope'"),
         ("--data.env_id odd_envs:TextObservation-v0", "data.env_id: observation space Text("),
         ("--data.env_id odd_envs:IntegerBoxAction-v0", "data.env_id: action space Box("),
@@ -95,3 +95,9 @@ def test_an_environment_that_breaks_down_leaves_what_was_learned_before(cli, tin
     checkpoint = load(run / "checkpoints/last.ckpt")
     assert checkpoint["pg_lightning"]["env_steps"] == 640
     assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
+
+
+@pytest.mark.parametrize("other", [("--model.hidden_sizes", "[8]"), ("--model.normalize_obs", "false")])
+def test_the_checkpoint_of_another_network_is_refused(cli, run, tmp_path, other):
+    said = complaint(cli(tmp_path, "test", "--ckpt_path", run / "checkpoints/last.ckpt", *other))
+    assert said.startswith("ckpt_path: the checkpoint holds another network: network.")

@@ -118,3 +118,15 @@ def test_a_spent_budget_is_one_clear_line(run, cli, tmp_path, budget):
         f"error: data.total_steps: the checkpoint has trained for {FIRST} env steps already; "
         f"set --data.total_steps above that (it is {budget})\n"
     )
+
+
+def test_a_resumed_run_may_ask_for_another_learning_rate(train, tmp_path):
+    constant = ("--model.lr_schedule", "constant", "--data.eval_episodes", 1)
+    first = train(tmp_path, *constant, "--data.total_steps", ROLLOUT)
+    more = ("--ckpt_path", first / "checkpoints/last.ckpt", "--model.lr", 5e-5, "--data.total_steps", 2 * ROLLOUT)
+    rates = {
+        row["train/learning_rate"]
+        for row in read_metrics(train(tmp_path, *constant, *more))
+        if "train/learning_rate" in row
+    }
+    assert rates == {5e-5}

@@ -133,8 +133,8 @@ class PolicyGradientModule(LightningModule):
             )
         if rollout.env_steps == 0:
             return
-        if self.lr_schedule == "linear":
-            self._set_learning_rates(self.remaining)
+        if self.lr_schedule != "plateau":  # also where it is constant: a resumed run may ask for another rate
+            self._set_learning_rates(self.remaining if self.lr_schedule == "linear" else 1.0)
         done = rollout.terminated | rollout.truncated
         if self.reward_scaler is not None:
             self.reward_scaler.update(rollout.rewards, done, rollout.valid)
@@ -350,5 +350,15 @@ class PolicyGradientModule(LightningModule):
                     f"ckpt_path: the checkpoint was trained on {name} {state[name]}, data.env_id has {space}; "
                     "give the environment that it was trained on"
                 )
+        theirs, ours = (
+            {name: tuple(tensor.shape) for name, tensor in weights.items()}
+            for weights in (checkpoint["state_dict"], self.state_dict())
+        )
+        if differing := sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name)):
+            name = differing[0]
+            raise UserError(
+                f"ckpt_path: the checkpoint holds another network: {name} is {theirs.get(name, 'missing')} there and "
+                f"{ours.get(name, 'missing')} here; give the model.* that it was trained with"
+            )
         self.env_steps = state["env_steps"]
         self._policy_version = state["policy_version"]

@@ -284,7 +284,7 @@ class Recorder(PPO):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_environments_run_on_over_the_epochs_and_evaluations_of_a_training(fit: Any, mode: str) -> None:
-    data = {"num_envs": N, "num_steps": T, "total_steps": 10_000, "eval_episodes": 2, "autoreset_mode": mode}
+    data = {"num_envs": N, "num_steps": T, "total_steps": 10_000, "eval_every_steps": 20, "autoreset_mode": mode}
     epochs = {"max_epochs": 3, "limit_train_batches": 2}
     rollouts = fit("tests/Script-v0", data, algorithm=Recorder, trainer=epochs, num_minibatches=1).rollouts
     assert len(rollouts) == 6
