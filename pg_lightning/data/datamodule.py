@@ -126,6 +126,10 @@ class RolloutDataModule(LightningDataModule):
         """Rollouts; the environments start here."""
         assert self.trainer is not None
         actor = cast(Any, self.trainer.lightning_module)
+        # At least every other row is an env step, so this many rollouts are more than the budget can take.
+        length = 2 * self.total_steps
+        if self.collector is not None:  # asked again: the environments go on where they stand
+            return _loader(RolloutDataset(self.collector, actor, length))
         rank = self.trainer.global_rank
         # A resumed run has its own seeds: it must not live through the episodes of its first part again.
         key = (rank, actor.env_steps)
@@ -144,8 +148,7 @@ class RolloutDataModule(LightningDataModule):
             seeds[0] if self.backend == "vector" else seeds,
             env_seed(self.seed, TRAIN_ACTIONS, *key),
         )
-        # At least every other row is an env step, so this many rollouts are more than the budget can take.
-        return _loader(RolloutDataset(self.collector, actor, length=2 * self.total_steps))
+        return _loader(RolloutDataset(self.collector, actor, length))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Episodes from the same seeds at every call, so that evaluations of one run compare policies, not luck."""
@@ -162,6 +165,7 @@ class RolloutDataModule(LightningDataModule):
     def _evaluation_loader(self, stream: int) -> DataLoader[Any]:
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        require("data.eval_episodes", self.eval_episodes, world_size)
         seeds = [env_seed(self.seed, stream, i) for i in range(rank, self.eval_episodes, world_size)]
         num_envs = max(1, min(self.num_envs, len(seeds)))
         if self._eval_env is None or self._eval_env.num_envs != num_envs:

@@ -282,10 +282,11 @@ class Recorder(PPO):
         super().training_step(rollout, batch_idx)
 
 
+@pytest.mark.parametrize("reload", [0, 1])
 @pytest.mark.parametrize("mode", MODES)
-def test_environments_run_on_over_the_epochs_and_evaluations_of_a_training(fit: Any, mode: str) -> None:
+def test_environments_run_on_over_the_epochs_and_evaluations_of_a_training(fit: Any, mode: str, reload: int) -> None:
     data = {"num_envs": N, "num_steps": T, "total_steps": 10_000, "eval_every_steps": 20, "autoreset_mode": mode}
-    epochs = {"max_epochs": 3, "limit_train_batches": 2}
+    epochs = {"max_epochs": 3, "limit_train_batches": 2, "reload_dataloaders_every_n_epochs": reload}
     rollouts = fit("tests/Script-v0", data, algorithm=Recorder, trainer=epochs, num_minibatches=1).rollouts
     assert len(rollouts) == 6
     rows = torch.cat([rollout.obs[:T] for rollout in rollouts] + [rollouts[-1].obs[T:]])
