@@ -5,8 +5,11 @@
 Every system trains PPO with one set of hyperparameters on one amount of work, and its clock starts after a few warm-up
 rollouts and stops after the update with the last. All run in this one process, one after the other and again, so
 that the repeats of different systems lie seconds apart and share whatever else the machine is doing: ratios are taken
-within a repeat. The four share no state but the imported libraries. The mean return of the last 100 training episodes
-stands beside each speed, to show that none is fast by learning less.
+within a repeat. They share nothing but the imported libraries and torch's random stream, which each seeds for itself.
+The mean return of the last 100 training episodes stands beside each speed, to show that none is fast by learning less.
+
+One thread is the default because these tensors are small: a second gains little where a core is free for it, and where
+none is, the threads wait for each other at every operation.
 """
 
 from __future__ import annotations
@@ -250,7 +253,7 @@ def main() -> None:
             f"{name:24}{row['steps_per_second']:>12,.0f}{row['ratio']:>14.2f}{f'{low:.2f} to {high:.2f}':>17}"
             f"{row['return_mean']:>9.1f}"
         )
-    print("\nSpeeds and ratios are medians over repeats; return is the mean of each run's last 100 training episodes.")
+    print("\nMedians over repeats, ratios within each; return: mean of the last 100 training episodes of each run.")
     if arguments.json:
         settings = {"env": arguments.env, "rollouts": arguments.rollouts, "threads": arguments.threads}
         report = {"versions": versions, **settings, "num_envs": NUM_ENVS, "num_steps": NUM_STEPS, "systems": systems}

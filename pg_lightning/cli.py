@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -203,8 +204,14 @@ class SaveConfig(Callback):
 
 
 def main() -> None:
-    """Entry point. A user's mistake ends in one line on stderr and exit status 2."""
+    """Entry point. A user's mistake ends in one line on stderr and exit status 2.
+
+    One thread, unless `OMP_NUM_THREADS` says otherwise: more gain nothing on small networks, and wait for each other at
+    every operation where runs share a machine.
+    """
     _quiet()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     try:
         arguments = expand_arguments(sys.argv[1:] or ["--help"])
         sys.argv[1:] = arguments

@@ -110,7 +110,7 @@ class PolicyGradientModule(LightningModule):
     @contextmanager
     def acting(self) -> Iterator[None]:
         """No gradients, and the precision that the Trainer learns in: else the first ratio π/π_old would not be 1."""
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        with torch.inference_mode(), self.trainer.precision_plugin.forward_context():
             yield
 
     def act(self, obs: Tensor, generator: torch.Generator, deterministic: bool = False) -> Tensor:
@@ -198,14 +198,15 @@ class PolicyGradientModule(LightningModule):
             The norm of the gradient before clipping.
         """
         optimizers = self._optimizers()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        self.network.zero_grad()
         self.manual_backward(loss)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
             for optimizer in optimizers:
                 scaler.unscale_(optimizer.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+        parameters = list(self.network.parameters())
+        norm = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm()
+        nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         *others, last = optimizers
         for optimizer in others:
             # Lightning ends every step with scaler.update(), after which the next would unscale once more.
