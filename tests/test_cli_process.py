@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import entry_points
 
 from run_files import load, read_metrics
@@ -35,7 +36,10 @@ def test_metrics_can_be_followed_and_an_interrupted_run_keeps_them_and_its_check
     metrics = run / "metrics.csv"
     log = tmp_path / "log.txt"
     with log.open("w") as out:
-        process = subprocess.Popen(COMMAND + arguments, cwd=tmp_path, env=ENVIRONMENT, stdout=out, stderr=out)
+        # A shell ignores SIGINT for what it runs in the background, and every child inherits that.
+        listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        streams = {"stdout": out, "stderr": out}
+        process = subprocess.Popen(COMMAND + arguments, cwd=tmp_path, env=ENVIRONMENT, preexec_fn=listen, **streams)
     try:
         for _ in range(1000):
             if process.poll() is not None or (metrics.is_file() and metrics.read_text().count("\n") > 6):
