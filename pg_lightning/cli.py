@@ -32,6 +32,7 @@ from pg_lightning.callbacks import (
 )
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
+from pg_lightning.strategies import WorkerError
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "runs",
@@ -44,7 +45,7 @@ LOGGER_PRESETS: dict[str, Any] = {
     "tensorboard": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "."}},
     "wandb": {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "pg_lightning"}},
 }
-MISTAKES = (UserError, MisconfigurationException)
+MISTAKES = (UserError, MisconfigurationException, WorkerError)
 
 # What jsonargparse says of bad input.
 UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Option ')([^\s'=]+)(?!.*before)")
@@ -127,6 +128,8 @@ class CLI(LightningCLI):
                 config.enable_progress_bar = False
         try:
             return super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
         except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"trainer: {error}") from error
 

@@ -13,6 +13,25 @@ def _same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"expected one shape [B], got {shapes}")
 
 
+def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """The loss whose gradient is the policy gradient (Williams 1992; Sutton & Barto 2018, eq. 13.5 to 13.8).
+
+        L = −mean( A log π(a|s) ),   −∇L = mean( A ∇log π(a|s) )
+
+    The mean over B steps, where the theorem has a sum over each episode: the same direction, and a step that does not
+    grow with the length of episodes. B / episodes times −∇L is the estimate of ∇J itself.
+
+    Args:
+        log_probs: `[B]` log π(a|s), with gradient.
+        advantages: `[B]` A, G or whatever else stands in for them, without.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _same_shape(log_probs=log_probs, advantages=advantages)
+    return -(advantages * log_probs).mean()
+
+
 def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
     """PPO's pessimistic surrogate (Schulman et al. 2017, eq. 7).
 
@@ -30,6 +49,23 @@ def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_range: fl
     # Beyond e^20 the ratio times the zero gradient of the clip could overflow to NaN.
     ratio = log_ratio.clamp(max=20.0).exp()
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean()
+
+
+def kl_penalized_loss(log_ratio: Tensor, advantages: Tensor, beta: Tensor | float) -> Tensor:
+    """The surrogate with a penalty on the distance from the old policy (Schulman et al. 2017, eq. 8).
+
+        L = −mean( r A ) + β KL(π_old ‖ π),   KL by `approximate_kl`, whose gradient is unbiased for samples of π_old
+
+    Args:
+        log_ratio: `[B]` log π(a|s) − log π_old(a|s).
+        advantages: `[B]`.
+        beta: β.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _same_shape(log_ratio=log_ratio, advantages=advantages)
+    return -(log_ratio.clamp(max=20.0).exp() * advantages).mean() + beta * approximate_kl(log_ratio)
 
 
 def value_loss(values: Tensor, returns: Tensor) -> Tensor:

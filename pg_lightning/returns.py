@@ -10,6 +10,88 @@ import torch
 from torch import Tensor
 
 
+def reward_to_go(rewards: Tensor, done: Tensor, valid: Tensor, gamma: float) -> Tensor:
+    """Discounted return from each step to the end of its episode (Sutton & Barto 2018, eq. 3.8 and 3.9).
+
+        G_t = r_t + γ (1 − done_t) G_{t+1}
+
+    Args:
+        rewards: `[T, N]`.
+        done: `[T, N]` bool, the episode is over.
+        valid: `[T, N]` bool; rows that are not get return 0.
+        gamma: discount factor γ in [0, 1].
+
+    Returns:
+        Returns `[T, N]`. Those of episodes that do not end within the T rows lack what was still to come: see
+        `unfinished`.
+    """
+    return _sums_of_what_follows(rewards * valid, gamma * (valid & ~done))
+
+
+def unfinished(done: Tensor, valid: Tensor) -> Tensor:
+    """`[T, N]` bool; valid rows whose episode does not end within the T rows: their return is not known."""
+    ends_later = done.flip(0).cummax(0).values.flip(0)
+    return valid & ~ends_later
+
+
+def episode_index(timesteps: Tensor, valid: Tensor) -> Tensor:
+    """Numbers the episodes of T rows of N environments from 0.
+
+    Args:
+        timesteps: `[T, N]`, 0 where an episode begins.
+        valid: `[T, N]` bool.
+
+    Returns:
+        `[B]` int64, the episode of every valid row, in the order of `rewards[valid]`.
+    """
+    T, N = valid.shape
+    of_environment = ((timesteps == 0) & valid).cumsum(0)
+    numbers = of_environment + torch.arange(N, device=valid.device) * (T + 1)
+    return torch.unique(numbers[valid], return_inverse=True)[1]
+
+
+def episode_return(returns: Tensor, timesteps: Tensor, valid: Tensor) -> Tensor:
+    """The return of the whole episode, G_0, for each of its steps.
+
+    Args:
+        returns: `[T, N]` reward-to-go.
+        timesteps: `[T, N]`, 0 where an episode begins.
+        valid: `[T, N]` bool.
+
+    Returns:
+        `[T, N]`; 0 in rows that are not valid.
+    """
+    carried = torch.zeros_like(returns[0])
+    rows = []
+    for at_start, first, ok in zip(returns, timesteps == 0, valid, strict=True):
+        carried = torch.where(first, at_start, carried)
+        rows.append(carried * ok)
+    return torch.stack(rows)
+
+
+def mean_of_other_episodes(returns: Tensor, episodes: Tensor) -> Tensor:
+    """For every row the mean of G over the rows of all *other* episodes: a baseline from the batch itself.
+
+    It does not depend on the row's own actions, so it leaves the mean of the gradient where it is. A mean that includes
+    the row's own episode would shrink it.
+
+    Args:
+        returns: `[B]` G.
+        episodes: `[B]` int64, the episode of every row, numbered from 0.
+
+    Returns:
+        `[B]`; 0 if there is only one episode.
+    """
+    sums = torch.zeros(len(returns), dtype=returns.dtype, device=returns.device).index_add_(0, episodes, returns)
+    counts = torch.bincount(episodes, minlength=len(returns)).to(returns.dtype)
+    return ((sums.sum() - sums) / (counts.sum() - counts).clamp(min=1.0))[episodes]
+
+
+def standardize(x: Tensor) -> Tensor:
+    """`[B]` shifted to mean 0 and scaled to standard deviation 1; a single number has neither and stays."""
+    return (x - x.mean()) / (x.std() + 1e-8) if len(x) > 1 else x
+
+
 def gae(
     rewards: Tensor,
     values: Tensor,
@@ -47,9 +129,14 @@ def gae(
         raise ValueError(f"rewards, values and masks must share one shape [T, N], got {sorted(shapes)}")
     deltas = (rewards + gamma * next_values * ~terminated - values) * valid
     decays = gamma * gae_lambda * (valid & ~(terminated | truncated))
-    advantage = torch.zeros_like(deltas[0])
-    advantages = []
-    for delta, decay in zip(deltas.flip(0).unbind(), decays.flip(0).unbind(), strict=True):
-        advantage = torch.addcmul(delta, decay, advantage)
-        advantages.append(advantage)
-    return torch.stack(advantages).flip(0)
+    return _sums_of_what_follows(deltas, decays)
+
+
+def _sums_of_what_follows(terms: Tensor, decays: Tensor) -> Tensor:
+    """S_t = x_t + d_t S_{t+1} for `[T, N]` terms x and decays d, from the last row back."""
+    total = torch.zeros_like(terms[0])
+    totals = []
+    for term, decay in zip(terms.flip(0).unbind(), decays.flip(0).unbind(), strict=True):
+        total = torch.addcmul(term, decay, total)
+        totals.append(total)
+    return torch.stack(totals).flip(0)

@@ -28,13 +28,17 @@ class Rollout:
         rewards: `[T, N]` float32, as the environment gave them.
         terminated: `[T, N]` bool; the task ended, so nothing follows: never bootstrap.
         truncated: `[T, N]` bool; the episode was cut (time limit): bootstrap with V of its final observation.
-        valid: `[T, N]` bool; False where the environment ignored the action, the reset row of next-step autoreset.
+        valid: `[T, N]` bool; False where the row is no experience: the environment ignored the action (the reset row of
+            next-step autoreset), or waited for the others to end their episodes.
+        timesteps: `[T, N]` int64; env steps that the row's episode had before it, 0 where it begins.
         final_obs: `[K, *obs]`; final observations of truncated episodes that were reset within the step.
         final_rows: `[K]` int64; where they belong, as `t * N + n`.
         episode_returns: `[E]` undiscounted returns of the episodes that ended in this rollout (metrics only).
         episode_lengths: `[E]` their lengths in env steps.
         policy_version: number of updates behind the policy that acted.
         env_steps: number of valid rows.
+        action_mask: `[T, N, A]`, non-zero where an action was allowed; None if the environment does not say.
+        state: `[N, S]` of the policy's memory before the first row; None for a policy without memory.
     """
 
     obs: Tensor
@@ -43,12 +47,25 @@ class Rollout:
     terminated: Tensor
     truncated: Tensor
     valid: Tensor
+    timesteps: Tensor
     final_obs: Tensor
     final_rows: Tensor
     episode_returns: Tensor
     episode_lengths: Tensor
     policy_version: int
     env_steps: int
+    action_mask: Tensor | None = None
+    state: Tensor | None = None
+
+    @property
+    def done(self) -> Tensor:
+        """`[T, N]` bool; the episode is over, terminated or truncated."""
+        return self.terminated | self.truncated
+
+    @property
+    def starts(self) -> Tensor:
+        """`[T, N]` bool; an episode begins in this row, with an empty memory."""
+        return (self.timesteps == 0) & self.valid
 
     def to(self, device: torch.device | str) -> Rollout:
         """The same rollout with every tensor on `device`."""
@@ -63,47 +80,105 @@ class Rollout:
 
 
 @dataclass
+class Sequences:
+    """How the rows of a policy with memory hang together: T rows of n environments.
+
+    Attributes:
+        state: `[n, S]` of the memory before the first row.
+        starts: `[T, n]` bool; the memory is cleared before these rows.
+        valid: `[T, n]` bool; the rows that are samples. The memory runs through the others too, as it did in acting.
+    """
+
+    state: Tensor
+    starts: Tensor
+    valid: Tensor
+
+
+@dataclass
 class Samples:
     """The valid rows of a rollout with their targets, flattened to one batch dimension B.
 
     Attributes:
-        obs: `[B, *obs]`.
+        obs: `[B, *obs]`; for a policy with memory `[T, n, *obs]`, all rows of n environments.
         actions: `[B, *action]`.
-        old_log_probs: `[B]` log π(a|s) of the policy that acted.
-        old_values: `[B]` V(s) before the update.
         advantages: `[B]`.
         returns: `[B]` the critic's regression targets.
+        old_values: `[B]` V(s) before the update, in the unit of the targets.
+        old_log_probs: `[B]` log π(a|s) of the policy that acted; None where nothing asks for it.
+        action_mask: `[B, A]` non-zero where an action is allowed, or None.
+        sequences: how rows hang together, for a policy with memory, else None.
     """
 
     obs: Tensor
     actions: Tensor
-    old_log_probs: Tensor
-    old_values: Tensor
     advantages: Tensor
     returns: Tensor
+    old_values: Tensor
+    old_log_probs: Tensor | None = None
+    action_mask: Tensor | None = None
+    sequences: Sequences | None = None
+
+    @classmethod
+    def of(cls, rollout: Rollout, advantages: Tensor, returns: Tensor, values: Tensor) -> Samples:
+        """The valid rows of a rollout, with targets and values `[T, N]`."""
+        everything = rollout.env_steps == rollout.valid.numel()
+
+        def rows(x: Tensor) -> Tensor:
+            return x.flatten(0, 1) if everything else x[rollout.valid]
+
+        obs, sequences = rollout.obs[:-1], None
+        if rollout.state is not None:
+            sequences = Sequences(rollout.state, rollout.starts, rollout.valid)
+        return cls(
+            obs=rows(obs) if sequences is None else obs,
+            actions=rows(rollout.actions),
+            advantages=rows(advantages),
+            returns=rows(returns),
+            old_values=rows(values),
+            action_mask=None if rollout.action_mask is None else rows(rollout.action_mask),
+            sequences=sequences,
+        )
 
     def __len__(self) -> int:
         return len(self.advantages)
 
     def __getitem__(self, index: Tensor | slice) -> Samples:
-        return Samples(*(getattr(self, f.name)[index] for f in fields(self)))
+        """Some rows, of a policy without memory."""
+        return replace(self, obs=self.obs[index], **self._rows(index))
+
+    def of_environments(self, chosen: Tensor) -> Samples:
+        """The whole sequences of some environments, `[n]` ascending indices, of a policy with memory."""
+        assert self.sequences is not None
+        state, starts, valid = self.sequences.state, self.sequences.starts, self.sequences.valid
+        is_chosen = torch.zeros_like(valid)
+        is_chosen[:, chosen] = True
+        sequences = Sequences(state[chosen], starts[:, chosen], valid[:, chosen])
+        return replace(self, obs=self.obs[:, chosen], sequences=sequences, **self._rows(is_chosen[valid]))
 
     def minibatches(self, num_minibatches: int) -> Iterator[Samples]:
         """Cuts a fresh random permutation into `num_minibatches` parts whose sizes differ by at most one row.
 
-        No row is dropped. With fewer rows than minibatches there are as many minibatches as rows.
+        No row is dropped. With fewer rows than minibatches there are as many minibatches as rows. For a policy with
+        memory whole sequences are dealt out instead of rows.
         """
-        order = torch.randperm(len(self)).to(self.advantages.device)
-        shuffled = self[order]
-        bounds = [len(self) * i // num_minibatches for i in range(num_minibatches + 1)]
+        whole = self.sequences is not None
+        count = len(self.sequences.state) if self.sequences is not None else len(self)
+        order = torch.randperm(count).to(self.advantages.device)
+        shuffled = self if whole else self[order]
+        bounds = [count * i // num_minibatches for i in range(num_minibatches + 1)]
         for start, stop in pairwise(bounds):
-            if stop > start:
-                yield shuffled[start:stop]
+            batch = self.of_environments(order[start:stop].sort().values) if whole else shuffled[start:stop]
+            if len(batch):
+                yield batch
 
     def epochs(self, num_epochs: int, num_minibatches: int) -> Iterator[Samples]:
         """The minibatches of `num_epochs` passes, each over a permutation of its own."""
         for _ in range(num_epochs):
             yield from self.minibatches(num_minibatches)
+
+    def _rows(self, index: Tensor | slice) -> dict[str, Any]:
+        names = ("actions", "advantages", "returns", "old_values", "old_log_probs", "action_mask")
+        return {name: x[index] for name in names if (x := getattr(self, name)) is not None}
 
 
 @dataclass
@@ -141,8 +216,22 @@ class Actor(Protocol):
         """The context (no gradients, the trainer's precision) in which `act` is to be called."""
         ...
 
-    def act(self, obs: Tensor, generator: torch.Generator, deterministic: bool = False) -> Tensor:
-        """Actions `[N, *action]` for observations `[N, *obs]`: samples, or the mode of the policy."""
+    def initial_state(self, num_envs: int) -> Tensor | None:
+        """The empty memory `[N, S]` that an episode begins with; None for a policy without memory."""
+        ...
+
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the memory after them.
+
+        `action_mask` `[N, A]` is non-zero where an action is allowed; `state` `[N, S]` is the memory before.
+        """
         ...
 
     def env_actions(self, actions: Tensor) -> Tensor:

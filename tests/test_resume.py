@@ -71,8 +71,8 @@ def test_the_episodes_of_the_first_part_are_not_played_again(run, train, tmp_pat
     first_observations, action_seeds = [], []
 
     class Watched(RolloutCollector):
-        def __init__(self, env, num_steps, seeds, action_seed):
-            super().__init__(env, num_steps, seeds, action_seed)
+        def __init__(self, env, num_steps, seeds, action_seed, *rest):
+            super().__init__(env, num_steps, seeds, action_seed, *rest)
             first_observations.append(self._obs)
             action_seeds.append(action_seed)
 
@@ -130,3 +130,11 @@ def test_a_resumed_run_may_ask_for_another_learning_rate(train, tmp_path):
         if "train/learning_rate" in row
     }
     assert rates == {5e-5}
+
+
+def test_the_moments_of_another_optimizer_are_refused(run, cli, tmp_path):
+    finished = cli(
+        tmp_path, "fit", "--ckpt_path", run / "checkpoints/last.ckpt", "--model.optimizer", "rmsprop", *RESUME
+    )
+    assert finished.returncode == 2
+    assert "model.optimizer: the checkpoint was trained with adam" in finished.stderr

@@ -1,6 +1,11 @@
-"""Algorithms: LightningModules that learn from rollouts, one file each."""
+"""Algorithms: each a LightningModule in a file of its own."""
 
+from pg_lightning.algorithms.a2c import A2C
+from pg_lightning.algorithms.a3c import A3C
+from pg_lightning.algorithms.actor_critic import OneStepActorCritic
 from pg_lightning.algorithms.base import PolicyGradientModule
 from pg_lightning.algorithms.ppo import PPO
+from pg_lightning.algorithms.reinforce import REINFORCE
+from pg_lightning.algorithms.reinforce_baseline import REINFORCEBaseline
 
-__all__ = ["PPO", "PolicyGradientModule"]
+__all__ = ["A2C", "A3C", "PPO", "REINFORCE", "OneStepActorCritic", "PolicyGradientModule", "REINFORCEBaseline"]

@@ -1,12 +1,13 @@
-"""What every policy-gradient algorithm shares. An algorithm overrides `update` and nothing else."""
+"""What every policy-gradient algorithm shares. An algorithm overrides `update`, and as little else as it can."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from gymnasium import Space
@@ -14,14 +15,21 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from pg_lightning.class_path import ClassPath
 from pg_lightning.errors import UserError, require
-from pg_lightning.metrics import EpisodeStatistics
-from pg_lightning.networks import Activation, ActorCritic, RewardScaler
-from pg_lightning.returns import gae
+from pg_lightning.losses import policy_gradient_loss, value_loss
+from pg_lightning.metrics import EpisodeStatistics, explained_variance
+from pg_lightning.networks import Activation, ActorCritic, MemoryKind, RewardScaler
+from pg_lightning.returns import gae, standardize, unfinished
 from pg_lightning.rollout import Episode, Rollout, Samples
 
 Schedule = Literal["constant", "linear"]
 LRSchedule = Literal["constant", "linear", "plateau"]
+OptimizerName = Literal["adam", "rmsprop"]
+OPTIMIZERS: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, eps=1e-5, fused=True),
+    "rmsprop": partial(torch.optim.RMSprop, alpha=0.99, eps=1e-5),
+}
 
 
 class PolicyGradientModule(LightningModule):
@@ -36,17 +44,33 @@ class PolicyGradientModule(LightningModule):
         critic_lr: learning rate of the critic; that of the actor if not given.
         lr_schedule: `linear` falls to 0 over the budget; `plateau` halves the rate whenever `val/return_mean` has not
             risen for 5 evaluations.
+        optimizer: `adam`, or `rmsprop` with the decay of the paper on A3C, 0.99; both with ε = 1e-5, outside the root.
         max_grad_norm: bound on the norm of the whole gradient; `inf` for none.
-        hidden_sizes: widths of the hidden layers of actor and critic.
-        activation: of the hidden layers.
-        shared_torso: actor and critic share their hidden layers, and one optimizer with a parameter group each.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        torso: what turns observations into features: `mlp`, `nature_cnn` for images, or a class path.
+        hidden_sizes: widths of the hidden layers of actor and critic (`mlp`).
+        activation: of the hidden layers (`mlp`).
+        layer_norm: normalise the units of every hidden layer (`mlp`).
+        memory: `lstm` or `gru` for tasks in which the past matters; gradients flow back through one rollout.
+        memory_size: width of the memory.
+        shared_torso: actor and critic share torso and memory, and one optimizer with a parameter group each.
+        head: what turns features into π; null picks by the action space. For `Box`: `gaussian`, `squashed_gaussian` or
+            `beta`. Or a class path.
         log_std_init: initial log standard deviation of Gaussian actions.
+        state_dependent_std: the standard deviation of Gaussian actions comes from the network.
         normalize_obs: scale observations by their running mean and variance.
+        normalize_values: the critic learns targets scaled by their running mean and variance.
         scale_rewards: divide rewards by the running standard deviation of the discounted return.
 
     Raises:
         UserError: if a space is not supported or a number out of range.
     """
+
+    has_critic: ClassVar[bool] = True
+    needs_whole_episodes: ClassVar[bool] = False
+    is_asynchronous: ClassVar[bool] = False
+    _optimizer_name: OptimizerName
 
     def __init__(
         self,
@@ -57,12 +81,22 @@ class PolicyGradientModule(LightningModule):
         lr: float = 3e-4,
         critic_lr: float | None = None,
         lr_schedule: LRSchedule = "constant",
+        optimizer: OptimizerName = "adam",
         max_grad_norm: float = 0.5,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        torso: ClassPath = "mlp",
         hidden_sizes: list[int] = [64, 64],  # noqa: B006 - read by the command line, never written
         activation: Activation = "tanh",
+        layer_norm: bool = False,
+        memory: MemoryKind | None = None,
+        memory_size: int = 64,
         shared_torso: bool = False,
+        head: ClassPath | None = None,
         log_std_init: float = 0.0,
+        state_dependent_std: bool = False,
         normalize_obs: bool = False,
+        normalize_values: bool = False,
         scale_rewards: bool = False,
     ) -> None:
         super().__init__()
@@ -70,9 +104,28 @@ class PolicyGradientModule(LightningModule):
         require("model.lr", lr, 0)
         require("model.critic_lr", lr if critic_lr is None else critic_lr, 0)
         require("model.max_grad_norm", max_grad_norm, 0)
+        require("model.ent_coef", ent_coef, 0)
+        require("model.vf_coef", vf_coef, 0)
+        require("model.memory_size", memory_size, 1)
+        for width in hidden_sizes:
+            require("model.hidden_sizes", width, 1)
         self.automatic_optimization = False
         self.network = ActorCritic(
-            observation_space, action_space, hidden_sizes, activation, shared_torso, log_std_init, normalize_obs
+            observation_space,
+            action_space,
+            torso=torso,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            layer_norm=layer_norm,
+            memory=memory,
+            memory_size=memory_size,
+            shared_torso=shared_torso,
+            head=head,
+            log_std_init=log_std_init,
+            state_dependent_std=state_dependent_std,
+            normalize_obs=normalize_obs,
+            normalize_values=normalize_values,
+            critic=self.has_critic,
         )
         self.reward_scaler = RewardScaler(gamma) if scale_rewards else None
         self.total_steps = total_steps
@@ -80,7 +133,10 @@ class PolicyGradientModule(LightningModule):
         self.lr = lr
         self.critic_lr = lr if critic_lr is None else critic_lr
         self.lr_schedule = lr_schedule
+        self._optimizer_name = optimizer
         self.max_grad_norm = max_grad_norm
+        self.ent_coef = ent_coef
+        self.vf_coef = vf_coef
         self.shared_torso = shared_torso
         self.env_steps = 0
         self._policy_version = 0
@@ -100,6 +156,22 @@ class PolicyGradientModule(LightningModule):
         """
         raise NotImplementedError
 
+    def setup(self, stage: str) -> None:
+        """Checks, before any environment starts, that data and strategy are what the algorithm needs."""
+        if stage != "fit":
+            return
+        name, data = type(self).__name__, getattr(self.trainer, "datamodule", None)
+        if data is not None and self.needs_whole_episodes and not data.whole_episodes:
+            raise UserError(f"data.whole_episodes: {name} learns from whole episodes; set it to true")
+        if self.trainer.world_size > 1 and self.network.value_normalizer is not None:
+            raise UserError(
+                "model.normalize_values: each process would scale its critic by statistics of its own; leave it out"
+            )
+        if getattr(self.trainer.strategy, "num_workers", 1) > 1 and not self.is_asynchronous:
+            raise UserError(
+                f"trainer.strategy: workers of hogwild would each train a {name} of their own; use ddp or A3C"
+            )
+
     # What the environments see of it: the `Actor` protocol.
 
     @property
@@ -113,10 +185,22 @@ class PolicyGradientModule(LightningModule):
         with torch.inference_mode(), self.trainer.precision_plugin.forward_context():
             yield
 
-    def act(self, obs: Tensor, generator: torch.Generator, deterministic: bool = False) -> Tensor:
-        """Actions `[N, *action]` for observations `[N, *obs]`: samples, or the mode of π."""
-        pi = self.network.pi(obs.to(self.device))
-        return pi.mode if deterministic else pi.sample(generator)
+    def initial_state(self, num_envs: int) -> Tensor | None:
+        """The empty memory `[N, S]` that an episode begins with; None for a policy without memory."""
+        return self.network.initial_state(num_envs)
+
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the memory after them."""
+        mask = None if action_mask is None else action_mask.to(self.device)
+        pi, state = self.network.act(obs.to(self.device), mask, state)
+        return pi.mode if deterministic else pi.sample(generator), state
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Actions as the environment wants them."""
@@ -133,17 +217,18 @@ class PolicyGradientModule(LightningModule):
             )
         if rollout.env_steps == 0:
             return
+        if self.needs_whole_episodes and unfinished(rollout.done, rollout.valid).any():
+            raise UserError(f"{type(self).__name__} learns from whole episodes, and one in a rollout does not end")
         if self.lr_schedule != "plateau":  # also where it is constant: a resumed run may ask for another rate
             self._set_learning_rates(self.remaining if self.lr_schedule == "linear" else 1.0)
-        done = rollout.terminated | rollout.truncated
         if self.reward_scaler is not None:
-            self.reward_scaler.update(rollout.rewards, done, rollout.valid)
+            self.reward_scaler.update(rollout.rewards, rollout.done, rollout.valid)
             rollout = replace(rollout, rewards=self.reward_scaler(rollout.rewards))
         metrics = self.update(rollout)
         if self.network.normalizer is not None:
             self.network.normalizer.statistics.update(rollout.obs[:-1][rollout.valid])
         self._policy_version += 1
-        self.env_steps += self._sum_over_ranks(rollout.env_steps)
+        self.env_steps = self._count_env_steps(rollout.env_steps)
         self._episodes.update(rollout.episode_returns, rollout.episode_lengths)
         if self.env_steps >= self.total_steps:
             self.trainer.should_stop = True
@@ -160,36 +245,44 @@ class PolicyGradientModule(LightningModule):
 
     @torch.no_grad()
     def samples(self, rollout: Rollout, gae_lambda: float, normalize_advantage: bool) -> Samples:
-        """The valid rows with old log-probabilities, values, GAE(λ) advantages and λ-returns.
-
-        Values and log-probabilities are computed here, once, in one batch: the policy is still the one that acted.
-        """
-        T, N = rollout.rewards.shape
-        K = len(rollout.final_rows)
-        obs = rollout.obs.flatten(0, 1)
-        acted_on, actions, valid = obs[: T * N], rollout.actions.flatten(0, 1), rollout.valid.flatten()
-        log_probs = self.network.pi(acted_on).log_prob(actions)
-        all_values = self.network.v(torch.cat([obs, rollout.final_obs]) if K else obs)
-        values = all_values[: T * N]
-        next_values = all_values[N : (T + 1) * N].clone()
-        next_values[rollout.final_rows] = all_values[(T + 1) * N :]
+        """The valid rows with values, GAE(λ) advantages and λ-returns: the policy is still the one that acted."""
+        values, next_values = self.network.values(rollout)
         advantages = gae(
             rollout.rewards,
-            values.view(T, N),
-            next_values.view(T, N),
+            values,
+            next_values,
             rollout.terminated,
             rollout.truncated,
             rollout.valid,
             self.gamma,
             gae_lambda,
-        ).flatten()
-        samples = Samples(acted_on, actions, log_probs, values, advantages, advantages + values)
-        if rollout.env_steps < T * N:
-            samples = samples[valid]
-        if normalize_advantage and len(samples) > 1:
-            adv = samples.advantages
-            samples.advantages = (adv - adv.mean()) / (adv.std() + 1e-8)
+        )
+        samples = Samples.of(rollout, advantages, advantages + values, values)
+        normalizer = self.network.value_normalizer
+        if normalizer is not None:
+            normalizer.update(samples.returns, cast(nn.Linear, self.network.critic_head))
+            samples.returns, samples.old_values = normalizer(samples.returns), normalizer(samples.old_values)
+        if normalize_advantage:
+            samples.advantages = standardize(samples.advantages)
         return samples
+
+    def policy_gradient_step(self, samples: Samples) -> dict[str, Tensor]:
+        """One gradient step on −mean( A log π(a|s) ), the squared error of V and the entropy bonus.
+
+        No gradient flows through A or the targets of V: they are numbers by now.
+        """
+        metrics: dict[str, Tensor] = {}
+        if self.has_critic:
+            pi, values = self.network(samples)
+            metrics["train/value_loss"] = value_loss(values, samples.returns)
+            metrics["train/explained_variance"] = explained_variance(values.detach(), samples.returns)
+        else:
+            pi = self.network.policy(samples)
+        policy_loss = policy_gradient_loss(pi.log_prob(samples.actions), samples.advantages)
+        entropy = pi.entropy().mean()
+        loss = policy_loss + self.vf_coef * metrics.get("train/value_loss", 0.0) - self.ent_coef * entropy
+        norm = self.gradient_step(loss)
+        return metrics | {"train/policy_loss": policy_loss, "train/entropy": entropy, "train/grad_norm": norm}
 
     def gradient_step(self, loss: Tensor) -> Tensor:
         """One backward pass, one clip over all parameters, one step of every optimizer.
@@ -197,35 +290,45 @@ class PolicyGradientModule(LightningModule):
         Returns:
             The norm of the gradient before clipping.
         """
-        optimizers = self._optimizers()
-        self.network.zero_grad()
-        self.manual_backward(loss)
+        norm = self.backward_and_clip(loss)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer.optimizer)
-        parameters = list(self.network.parameters())
-        norm = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm()
-        nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        *others, last = optimizers
+        *others, last = self._optimizers()
         for optimizer in others:
             # Lightning ends every step with scaler.update(), after which the next would unscale once more.
             scaler.step(optimizer.optimizer) if scaler is not None else optimizer.step()
         last.step()
         return norm
 
+    def backward_and_clip(self, loss: Tensor) -> Tensor:
+        """The gradient of a loss, scaled down to the norm that is allowed; returns its norm before that."""
+        self.network.zero_grad()
+        self.manual_backward(loss)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            for optimizer in self._optimizers():
+                scaler.unscale_(optimizer.optimizer)
+        parameters = list(self.network.parameters())
+        norm = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm()
+        nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        return norm
+
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """The mean of a scalar over all processes: every rank must decide alike, or the others wait for ever."""
         return self._gather(value).mean() if self.trainer.world_size > 1 else value
 
+    def learned_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What the optimizers change: the actor's parameters, and the critic's."""
+        return self.network.parameter_groups()
+
     def configure_optimizers(self) -> Any:
-        """Adam for the actor and Adam for the critic, or one Adam with a group each over a shared torso."""
-        actor, critic = self.network.parameter_groups()
-        groups = [{"params": actor, "lr": self.lr}, {"params": critic, "lr": self.critic_lr}]
-        if self.shared_torso:
-            optimizers = [torch.optim.Adam(groups, eps=1e-5, fused=True)]
-        else:
-            optimizers = [torch.optim.Adam([group], eps=1e-5, fused=True) for group in groups]
+        """One optimizer for the actor and one for the critic, or one with a group each over a shared torso."""
+        groups = [
+            {"params": params, "lr": lr}
+            for params, lr in zip(self.learned_parameters(), (self.lr, self.critic_lr), strict=True)
+            if params
+        ]
+        make: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[self._optimizer_name]
+        optimizers = [make(groups)] if self.shared_torso else [make([group]) for group in groups]
         if self.lr_schedule != "plateau":
             return optimizers
         # The default threshold, relative to the best, would call any return near a negative best an improvement.
@@ -238,13 +341,14 @@ class PolicyGradientModule(LightningModule):
 
     def _set_learning_rates(self, factor: float) -> None:
         groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
-        for group, lr in zip(groups, (self.lr, self.critic_lr), strict=True):
+        for group, lr in zip(groups, (self.lr, self.critic_lr), strict=False):
             group["lr"] = lr * factor
 
-    def _sum_over_ranks(self, count: int) -> int:
-        if self.trainer.world_size == 1:
-            return count
-        return int(self._gather(torch.tensor(count, device=self.device)).sum())
+    def _count_env_steps(self, count: int) -> int:
+        """Env steps so far of all processes, with `count` new ones of this."""
+        if self.trainer.world_size > 1:
+            count = int(self._gather(torch.tensor(count, device=self.device)).sum())
+        return self.env_steps + count
 
     def _gather(self, value: Tensor) -> Tensor:
         return cast(Tensor, self.all_gather(value))
@@ -333,6 +437,7 @@ class PolicyGradientModule(LightningModule):
         checkpoint["pg_lightning"] = {
             "env_steps": self.env_steps,
             "policy_version": self._policy_version,
+            "optimizer": self._optimizer_name,
             **self._spaces,
         }
 
@@ -351,6 +456,11 @@ class PolicyGradientModule(LightningModule):
                     f"ckpt_path: the checkpoint was trained on {name} {state[name]}, data.env_id has {space}; "
                     "give the environment that it was trained on"
                 )
+        if state["optimizer"] != self._optimizer_name and self.trainer.state.fn == "fit":
+            raise UserError(
+                f"model.optimizer: the checkpoint was trained with {state['optimizer']}, whose moments are no use to "
+                f"{self._optimizer_name}; give the one that it was trained with"
+            )
         theirs, ours = (
             {name: tuple(tensor.shape) for name, tensor in weights.items()}
             for weights in (checkpoint["state_dict"], self.state_dict())

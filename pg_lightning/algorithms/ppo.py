@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from pg_lightning.algorithms.base import PolicyGradientModule, Schedule
 from pg_lightning.errors import UserError, require
-from pg_lightning.losses import approximate_kl, clipped_surrogate_loss, clipped_value_loss, value_loss
+from pg_lightning.losses import (
+    approximate_kl,
+    clipped_surrogate_loss,
+    clipped_value_loss,
+    kl_penalized_loss,
+    value_loss,
+)
 from pg_lightning.metrics import explained_variance
-from pg_lightning.rollout import Rollout
+from pg_lightning.rollout import Rollout, Samples
 
 
 class PPO(PolicyGradientModule):
-    """PPO with the clipped surrogate objective.
+    """PPO with the clipped surrogate objective, or with a penalty on KL(π_old ‖ π) in its place.
 
     Args:
         gae_lambda: λ of the advantage estimates; 0 is the TD error, 1 the Monte-Carlo return.
@@ -25,9 +31,11 @@ class PPO(PolicyGradientModule):
         clip_schedule: `linear` shrinks ε to 0 over the budget.
         clip_range_vf: clips the change of the value function likewise, in units of the (scaled) return; off if null.
         normalize_advantage: shift and scale the advantages of a rollout to mean 0 and standard deviation 1.
-        ent_coef: weight of the entropy bonus.
-        vf_coef: weight of the value loss.
         target_kl: ends an update when the estimated KL(π_old ‖ π) passes 1.5 times this; off if null.
+        kl_penalty: β of the penalty (§4 of the paper), instead of clipping. With a `target_kl`, β is doubled after an
+            update that went further than 1.5 times it and halved after one that went less far than 1/1.5 of it; no
+            update is ended early. A resumed run goes on with the β that it had. `clip_range` then only says from where
+            on `train/clip_fraction` counts.
         **kwargs: see `PolicyGradientModule`.
     """
 
@@ -40,9 +48,8 @@ class PPO(PolicyGradientModule):
         clip_schedule: Schedule = "constant",
         clip_range_vf: float | None = None,
         normalize_advantage: bool = True,
-        ent_coef: float = 0.0,
-        vf_coef: float = 0.5,
         target_kl: float | None = None,
+        kl_penalty: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -50,10 +57,9 @@ class PPO(PolicyGradientModule):
         require("model.num_epochs", num_epochs, 1)
         require("model.num_minibatches", num_minibatches, 1)
         require("model.clip_range", clip_range, 0)
-        require("model.ent_coef", ent_coef, 0)
-        require("model.vf_coef", vf_coef, 0)
         require("model.clip_range_vf", clip_range_vf or 0, 0)
         require("model.target_kl", target_kl or 0, 0)
+        require("model.kl_penalty", kl_penalty or 0, 0)
         self.gae_lambda = gae_lambda
         self.num_epochs = num_epochs
         self.num_minibatches = num_minibatches
@@ -61,28 +67,42 @@ class PPO(PolicyGradientModule):
         self.clip_schedule = clip_schedule
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
-        self.ent_coef = ent_coef
-        self.vf_coef = vf_coef
         self.target_kl = target_kl
+        self.kl_penalty: Tensor | None
+        self.register_buffer("kl_penalty", None if kl_penalty is None else torch.tensor(kl_penalty))
 
     def setup(self, stage: str) -> None:
         """Checks, before any environment starts, that the minibatches come out even."""
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and data is not None and (data.num_steps * data.num_envs) % self.num_minibatches:
+        if stage != "fit" or data is None:
+            return
+        if self.network.has_memory:
+            if data.num_envs % self.num_minibatches:
+                raise UserError(
+                    f"model.num_minibatches: with a memory minibatches are whole sequences, and {self.num_minibatches} "
+                    f"does not divide the {data.num_envs} of data.num_envs"
+                )
+        elif (data.num_steps * data.num_envs) % self.num_minibatches and not data.whole_episodes:
             raise UserError(
                 f"model.num_minibatches: {self.num_minibatches} does not divide a rollout of data.num_steps "
                 f"{data.num_steps} x data.num_envs {data.num_envs} = {data.num_steps * data.num_envs} rows"
             )
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
-        """`num_epochs` x `num_minibatches` gradient steps on the clipped surrogate, eq. 9 of the paper."""
+        """`num_epochs` x `num_minibatches` gradient steps on the surrogate: eq. 9 of the paper with eq. 7 or 8."""
         samples = self.samples(rollout, self.gae_lambda, self.normalize_advantage)
+        with torch.no_grad():
+            samples.old_log_probs = self.network.policy(samples).log_prob(samples.actions)
         clip_range = self.clip_range * (self.remaining if self.clip_schedule == "linear" else 1.0)
         steps: list[Tensor] = []
         for batch in samples.epochs(self.num_epochs, self.num_minibatches):
-            pi, values = self.network(batch.obs)
+            pi, values = self.network(batch)
             log_ratio = pi.log_prob(batch.actions) - batch.old_log_probs
-            policy_loss = clipped_surrogate_loss(log_ratio, batch.advantages, clip_range)
+            if self.kl_penalty is None:
+                policy_loss = clipped_surrogate_loss(log_ratio, batch.advantages, clip_range)
+            else:
+                policy_loss = kl_penalized_loss(log_ratio, batch.advantages, self.kl_penalty)
             if self.clip_range_vf is None:
                 critic_loss = value_loss(values, batch.returns)
             else:
@@ -91,14 +111,25 @@ class PPO(PolicyGradientModule):
             with torch.no_grad():
                 kl = approximate_kl(log_ratio)
                 clipped = (log_ratio.expm1().abs() > clip_range).float().mean()
-            if self.target_kl is not None and steps and self.mean_over_ranks(kl) > 1.5 * self.target_kl:
+            ends_early = self.target_kl is not None and self.kl_penalty is None and steps
+            if ends_early and self.mean_over_ranks(kl) > 1.5 * cast(float, self.target_kl):
                 break
             norm = self.gradient_step(policy_loss + self.vf_coef * critic_loss - self.ent_coef * entropy)
             steps.append(torch.stack([policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, clipped, norm]))
         names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
-        means = torch.stack(steps).mean(0)
-        return {
-            **{f"train/{name}": mean for name, mean in zip(names, means, strict=True)},
-            "train/explained_variance": explained_variance(samples.old_values, samples.returns),
-            "train/clip_range": torch.tensor(clip_range, device=self.device),
-        }
+        metrics = {f"train/{name}": mean for name, mean in zip(names, torch.stack(steps).mean(0), strict=True)}
+        metrics["train/explained_variance"] = explained_variance(samples.old_values, samples.returns)
+        if self.kl_penalty is None:
+            return metrics | {"train/clip_range": torch.tensor(clip_range, device=self.device)}
+        self._adapt_penalty(samples)
+        return metrics | {"train/kl_penalty": self.kl_penalty}
+
+    @torch.no_grad()
+    def _adapt_penalty(self, samples: Samples) -> None:
+        """β for the next update, from how far this one went (§4)."""
+        if self.target_kl is None or self.kl_penalty is None or samples.old_log_probs is None:
+            return
+        log_ratio = self.network.policy(samples).log_prob(samples.actions) - samples.old_log_probs
+        kl = self.mean_over_ranks(approximate_kl(log_ratio))
+        self.kl_penalty *= 2.0 if kl > 1.5 * self.target_kl else 0.5 if kl < self.target_kl / 1.5 else 1.0
+        self.kl_penalty.clamp_(1e-6, 1e6)

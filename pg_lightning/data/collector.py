@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -14,96 +16,157 @@ from pg_lightning.rollout import Actor, Rollout
 class RolloutCollector:
     """Collects rollouts of `num_steps` rows; the environments keep running from one rollout to the next.
 
+    With whole episodes, every environment starts afresh instead and plays until an episode of its own ends at or after
+    `num_steps` rows. Every episode that is begun is in the rollout to its end, long or short: to leave out those that
+    take longer would favour short ones. An environment that is done waits for the others in rows that are not valid.
+
     Args:
         env: a vector environment with array observations, in any of Gymnasium's three autoreset modes.
-        num_steps: rows T per rollout.
+        num_steps: rows T per rollout; with whole episodes the least.
         seeds: of the environments, one each, or one for an environment that draws all its copies from one stream.
         action_seed: of the noise that actions are sampled with.
+        whole_episodes: as said above.
+        max_episode_steps: where a rollout of whole episodes is given up, since one has no end.
     """
 
-    def __init__(self, env: VectorEnv, num_steps: int, seeds: list[int] | int, action_seed: int) -> None:
+    def __init__(
+        self,
+        env: VectorEnv,
+        num_steps: int,
+        seeds: list[int] | int,
+        action_seed: int,
+        whole_episodes: bool = False,
+        max_episode_steps: int = 50_000,
+    ) -> None:
         self.env = env
         self.num_steps = num_steps
+        self.whole_episodes = whole_episodes
+        self.max_episode_steps = max_episode_steps
         self.mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self._action_seed = action_seed
         self._generator: torch.Generator | None = None
         space = env.single_observation_space
         self._obs_dtype = np.uint8 if space.dtype == np.uint8 else np.float32
         self._obs_shape = space.shape or ()
-        self._obs = np.array(env.reset(seed=seeds)[0], dtype=self._obs_dtype)  # type: ignore[arg-type]
-        self._in_reset_row = np.zeros(env.num_envs, dtype=bool)
-        self._returns = np.zeros(env.num_envs)
-        self._lengths = np.zeros(env.num_envs, dtype=np.int64)
+        self._mask: np.ndarray | None = None
+        self._state: Tensor | None = None
+        self._obs, self._in_reset_row, self._returns, self._lengths = self._reset(seeds)
 
     def collect(self, actor: Actor) -> Rollout:
         """One rollout under `actor` as it is now.
 
         Raises:
-            UserError: if an observation or a reward is not finite, naming the environment and the step.
+            UserError: if an observation or a reward is not finite, naming the environment and the step; if an episode
+                that is to be played to its end has none.
         """
         T, N = self.num_steps, self.env.num_envs
         if self._generator is None or self._generator.device != actor.device:
             self._generator = torch.Generator(actor.device).manual_seed(self._action_seed)
+        if self._state is None:
+            self._state = actor.initial_state(N)
         obs = np.empty((T + 1, N, *self._obs_shape), dtype=self._obs_dtype)
         rewards = np.zeros((T, N), dtype=np.float32)
         terminated, truncated = np.zeros((T, N), dtype=bool), np.zeros((T, N), dtype=bool)
-        valid = np.ones((T, N), dtype=bool)
+        valid, timesteps = np.ones((T, N), dtype=bool), np.zeros((T, N), dtype=np.int64)
         actions: list[Tensor] = []
+        masks: list[np.ndarray] = []
         final_obs: list[np.ndarray] = []
         final_rows: list[int] = []
         episodes: list[tuple[float, int]] = []
-        policy_version = actor.policy_version
+        policy_version, first_state = actor.policy_version, self._state
 
         obs[0] = self._obs
+        playing = np.ones(N, dtype=bool)
         t = 0
         try:
             with actor.acting():
-                for t in range(T):
-                    actions.append(actor.act(torch.from_numpy(obs[t]), self._generator))
-                    obs[t + 1], rewards[t], terminated[t], truncated[t], infos = self.env.step(
-                        actor.env_actions(actions[-1]).cpu().numpy()
+                while t < T or (self.whole_episodes and playing.any()):
+                    if self.whole_episodes and self._lengths.max() >= self.max_episode_steps:
+                        raise UserError(
+                            f"data.whole_episodes: an episode has not ended after {self._lengths.max()} steps; "
+                            "give the environment a time limit, data.env_kwargs {max_episode_steps: ...}"
+                        )
+                    if t == len(rewards):
+                        obs, rewards, terminated, truncated, valid, timesteps = map(
+                            _doubled, (obs, rewards, terminated, truncated, valid, timesteps)
+                        )
+                    if self._mask is not None:
+                        masks.append(self._mask)
+                    if len(masks) not in (0, t + 1):
+                        raise UserError(
+                            "data.env_id: the environment gives info['action_mask'] in some steps only; "
+                            "it must do so in reset and in every step, or never"
+                        )
+                    action, self._state = actor.act(
+                        torch.from_numpy(obs[t]), self._generator, False, _tensor(self._mask), self._state
                     )
-                    if self.mode == AutoresetMode.NEXT_STEP:
-                        valid[t] = ~self._in_reset_row
-                        rewards[t] *= valid[t]
+                    actions.append(action)
+                    timesteps[t] = self._lengths
+                    obs[t + 1], rewards[t], terminated[t], truncated[t], infos = self.env.step(
+                        actor.env_actions(action).cpu().numpy()
+                    )
+                    self._mask = _action_mask(infos)
+                    in_reset_row = self._in_reset_row
+                    valid[t] = playing & ~in_reset_row
+                    rewards[t] *= valid[t]
                     self._returns += rewards[t]
                     self._lengths += valid[t]
                     ended = terminated[t] | truncated[t]
                     if self.mode == AutoresetMode.NEXT_STEP:
                         self._in_reset_row = ended
+                    begins = in_reset_row if self.mode == AutoresetMode.NEXT_STEP else ended
+                    if self._state is not None and begins.any():
+                        self._state = self._state * torch.from_numpy(~begins).unsqueeze(1).to(self._state.device)
+                    t += 1
                     if not ended.any():
                         continue
-                    for n in np.flatnonzero(ended):
+                    for n in np.flatnonzero(ended & playing):
                         episodes.append((self._returns[n], self._lengths[n]))
-                        if truncated[t, n] and not terminated[t, n] and self.mode != AutoresetMode.NEXT_STEP:
-                            final = infos["final_obs"][n] if self.mode == AutoresetMode.SAME_STEP else obs[t + 1, n]
+                        if truncated[t - 1, n] and not terminated[t - 1, n] and self.mode != AutoresetMode.NEXT_STEP:
+                            final = infos["final_obs"][n] if self.mode == AutoresetMode.SAME_STEP else obs[t, n]
                             final_obs.append(np.array(final, dtype=self._obs_dtype))
-                            final_rows.append(t * N + int(n))
+                            final_rows.append((t - 1) * N + int(n))
                     self._returns[ended] = 0.0
                     self._lengths[ended] = 0
                     if self.mode == AutoresetMode.DISABLED:
-                        obs[t + 1] = self.env.reset(options={"reset_mask": ended})[0]
+                        obs[t], infos = self.env.reset(options={"reset_mask": ended})
+                        if self._mask is not None:
+                            self._mask = np.where(ended[:, None], infos["action_mask"], self._mask)
+                    if self.whole_episodes and t >= T:
+                        playing &= ~ended
         except Exception:
             self._check_finite(obs[: t + 1], rewards[:t], final_obs, final_rows)
             raise
-        self._check_finite(obs, rewards, final_obs, final_rows)
+        T = t
+        self._check_finite(obs[: T + 1], rewards[:T], final_obs, final_rows)
         self._obs = obs[T]
+        if self.whole_episodes:
+            self._obs, self._in_reset_row, self._returns, self._lengths = self._reset()
 
         returns, lengths = zip(*episodes, strict=True) if episodes else ((), ())
         return Rollout(
-            obs=torch.from_numpy(obs),
+            obs=torch.from_numpy(obs[: T + 1]),
             actions=torch.stack(actions),
-            rewards=torch.from_numpy(rewards),
-            terminated=torch.from_numpy(terminated),
-            truncated=torch.from_numpy(truncated),
-            valid=torch.from_numpy(valid),
+            rewards=torch.from_numpy(rewards[:T]),
+            terminated=torch.from_numpy(terminated[:T]),
+            truncated=torch.from_numpy(truncated[:T]),
+            valid=torch.from_numpy(valid[:T]),
+            timesteps=torch.from_numpy(timesteps[:T]),
             final_obs=torch.from_numpy(np.array(final_obs, dtype=self._obs_dtype).reshape(-1, *self._obs_shape)),
             final_rows=torch.tensor(final_rows, dtype=torch.int64),
             episode_returns=torch.tensor(returns, dtype=torch.float32),
             episode_lengths=torch.tensor(lengths, dtype=torch.float32),
             policy_version=policy_version,
-            env_steps=int(valid.sum()),
+            env_steps=int(valid[:T].sum()),
+            action_mask=torch.from_numpy(np.stack(masks)) if masks else None,
+            state=None if first_state is None else first_state.clone(),
         )
+
+    def _reset(self, seeds: list[int] | int | None = None) -> tuple[np.ndarray, ...]:
+        obs, infos = self.env.reset(seed=seeds)  # type: ignore[arg-type]
+        N = self.env.num_envs
+        self._mask, self._state = _action_mask(infos), None
+        return np.array(obs, self._obs_dtype), np.zeros(N, bool), np.zeros(N), np.zeros(N, np.int64)
 
     def close(self) -> None:
         """Closes the environments."""
@@ -128,3 +191,24 @@ class RolloutCollector:
             f"data.env_id: the environment gave a non-finite {what} in env {n} at step {t} of a rollout of "
             f"{self.num_steps}; nothing was learned from it"
         )
+
+
+def _doubled(rows: np.ndarray) -> np.ndarray:
+    return np.concatenate([rows, np.empty_like(rows)])
+
+
+def _action_mask(infos: dict[str, Any]) -> np.ndarray | None:
+    """A copy of the masks of all environments, which must be arrays; Gymnasium fills in zeros where one gave none."""
+    if "action_mask" not in infos:
+        return None
+    masks, given = np.array(infos["action_mask"]), infos.get("_action_mask", np.True_)
+    if masks.dtype == object or not np.all(given):
+        raise UserError(
+            "data.env_id: info['action_mask'] must be an array (for MultiDiscrete its parts in a row), "
+            "from every environment, in reset and in every step"
+        )
+    return masks
+
+
+def _tensor(array: np.ndarray | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array)

@@ -10,9 +10,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, IterableDataset
 
+from pg_lightning.class_path import ClassPath
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.evaluation import EvaluationDataset
-from pg_lightning.envs import AutoresetName, Backend, Wrapper, choose_backend, env_seed, make_env, make_vector_env
+from pg_lightning.envs import AutoresetName, Backend, choose_backend, env_seed, make_env, make_vector_env
 from pg_lightning.errors import UserError, require
 from pg_lightning.rollout import Actor, Rollout
 
@@ -49,7 +50,9 @@ class RolloutDataModule(LightningDataModule):
         env_kwargs: arguments of the environment.
         wrappers: class paths of wrappers, or `{class_path, init_args}`, applied in this order.
         num_envs: parallel environments N per process.
-        num_steps: env steps T per environment and rollout.
+        num_steps: env steps T per environment and rollout; with `whole_episodes` the least.
+        whole_episodes: every environment starts afresh with each rollout and plays on to the end of an episode; with
+            `num_steps: 1` that is one episode each.
         total_steps: the budget, in env steps over all processes; training stops at the first rollout boundary at or
             past it.
         backend: `sync` steps the environments in this process, `async` in one process each, `vector` uses the
@@ -59,7 +62,8 @@ class RolloutDataModule(LightningDataModule):
         eval_every_steps: env steps between evaluations during training; one is made at the end in any case.
         eval_episodes: episodes of an evaluation.
         eval_deterministic: evaluate the mode of the policy instead of samples.
-        eval_max_episode_steps: where an evaluation stops an episode that the environment does not end.
+        eval_max_episode_steps: where an evaluation stops an episode that the environment does not end, and a training
+            on whole episodes gives up.
 
     Raises:
         UserError: if an argument is out of range or the environment cannot be made.
@@ -69,9 +73,10 @@ class RolloutDataModule(LightningDataModule):
         self,
         env_id: str,
         env_kwargs: dict[str, Any] | None = None,
-        wrappers: list[Wrapper] | None = None,
+        wrappers: list[ClassPath] | None = None,
         num_envs: int = 8,
         num_steps: int = 128,
+        whole_episodes: bool = False,
         total_steps: int = 100_000,
         backend: Backend = "sync",
         autoreset_mode: AutoresetName | None = None,
@@ -96,6 +101,7 @@ class RolloutDataModule(LightningDataModule):
         self.wrappers = wrappers or []
         self.num_envs = num_envs
         self.num_steps = num_steps
+        self.whole_episodes = whole_episodes
         self.total_steps = total_steps
         self.backend = backend
         self.autoreset_mode = autoreset_mode
@@ -147,6 +153,8 @@ class RolloutDataModule(LightningDataModule):
             self.num_steps,
             seeds[0] if self.backend == "vector" else seeds,
             env_seed(self.seed, TRAIN_ACTIONS, *key),
+            self.whole_episodes,
+            self.eval_max_episode_steps,
         )
         return _loader(RolloutDataset(self.collector, actor, length))
 

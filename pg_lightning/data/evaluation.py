@@ -61,15 +61,16 @@ class EvaluationDataset(IterableDataset[Episode]):
         pending = iter(self.seeds[N:])
         counted = np.arange(N) < len(self.seeds)
         first = [self.seeds[n % len(self.seeds)] for n in range(N)]
-        obs = self._reset(first)
+        obs, mask = self._reset(first)
+        state = self.actor.initial_state(N)
         returns, lengths = np.zeros(N), np.zeros(N, dtype=np.int64)
         tracks: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(N)]
         while counted.any():
             with self.actor.acting():
-                actions = self.actor.act(self._tensor(obs), generator, self.deterministic)
+                actions, state = self.actor.act(self._tensor(obs), generator, self.deterministic, mask, state)
                 env_actions = self.actor.env_actions(actions).cpu().numpy()
-            next_obs, rewards, terminated, truncated, _ = self.env.step(env_actions)
-            next_obs = np.array(next_obs)
+            next_obs, rewards, terminated, truncated, infos = self.env.step(env_actions)
+            next_obs, next_mask = np.array(next_obs), _mask(infos)
             returns += rewards
             lengths += 1
             if self.record:
@@ -97,15 +98,26 @@ class EvaluationDataset(IterableDataset[Episode]):
                     tracks[n] = []
                 returns[ended], lengths[ended] = 0.0, 0
                 # An environment whose share is done plays on uncounted, so that the batch keeps its shape.
-                next_obs = self._reset(next_seeds, {"reset_mask": ended})
-            obs = next_obs
+                next_obs, reset_mask = self._reset(next_seeds, {"reset_mask": ended})
+                begins = torch.from_numpy(ended)[:, None]
+                if next_mask is not None and reset_mask is not None:
+                    next_mask = torch.where(begins, reset_mask, next_mask)
+                if state is not None:
+                    state = state * ~begins.to(state.device)
+            obs, mask = next_obs, next_mask
 
-    def _reset(self, seeds: Sequence[int | None], options: dict[str, Any] | None = None) -> np.ndarray:
-        obs, _ = self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]
-        return np.array(obs)
+    def _reset(
+        self, seeds: Sequence[int | None], options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, Tensor | None]:
+        obs, infos = self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]
+        return np.array(obs), _mask(infos)
 
     def _tensor(self, obs: np.ndarray) -> Tensor:
         return torch.from_numpy(obs if obs.dtype == np.uint8 else obs.astype(np.float32))
+
+
+def _mask(infos: dict[str, Any]) -> Tensor | None:
+    return torch.from_numpy(np.array(infos["action_mask"])) if "action_mask" in infos else None
 
 
 def _trajectory(track: list[tuple[np.ndarray, ...]], last_obs: np.ndarray) -> dict[str, Tensor]:

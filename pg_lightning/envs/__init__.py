@@ -1,5 +1,5 @@
 """Environments: vector environments from an id, and small ones whose answers are known."""
 
-from pg_lightning.envs.make import AutoresetName, Backend, Wrapper, choose_backend, env_seed, make_env, make_vector_env
+from pg_lightning.envs.make import AutoresetName, Backend, choose_backend, env_seed, make_env, make_vector_env
 
-__all__ = ["AutoresetName", "Backend", "Wrapper", "choose_backend", "env_seed", "make_env", "make_vector_env"]
+__all__ = ["AutoresetName", "Backend", "choose_backend", "env_seed", "make_env", "make_vector_env"]

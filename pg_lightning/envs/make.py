@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -13,11 +12,11 @@ import numpy as np
 from gymnasium import Space, spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from pg_lightning.class_path import ClassPath, resolve
 from pg_lightning.errors import UserError
 
 Backend = Literal["sync", "async", "vector", "auto"]
 AutoresetName = Literal["next_step", "same_step", "disabled"]
-Wrapper = str | dict[str, Any]
 
 _MODES: dict[AutoresetName, AutoresetMode] = {
     "next_step": AutoresetMode.NEXT_STEP,
@@ -44,7 +43,7 @@ class OwnFinalObservation(gym.Wrapper[Any, Any, Any, Any]):
         return obs, reward, terminated, truncated, info
 
 
-def make_env(env_id: str, env_kwargs: dict[str, Any] | None = None, wrappers: Sequence[Wrapper] = ()) -> gym.Env:
+def make_env(env_id: str, env_kwargs: dict[str, Any] | None = None, wrappers: Sequence[ClassPath] = ()) -> gym.Env:
     """One environment whose observations are arrays.
 
     Args:
@@ -80,7 +79,7 @@ def make_vector_env(
     env_id: str,
     num_envs: int,
     env_kwargs: dict[str, Any] | None = None,
-    wrappers: Sequence[Wrapper] = (),
+    wrappers: Sequence[ClassPath] = (),
     backend: Literal["sync", "async", "vector"] = "sync",
     autoreset_mode: AutoresetName | None = None,
 ) -> VectorEnv:
@@ -110,7 +109,7 @@ def choose_backend(
     env_id: str,
     num_envs: int,
     env_kwargs: dict[str, Any] | None = None,
-    wrappers: Sequence[Wrapper] = (),
+    wrappers: Sequence[ClassPath] = (),
     autoreset_mode: AutoresetName | None = None,
     seconds: float = 0.25,
 ) -> tuple[Literal["sync", "async", "vector"], str]:
@@ -147,7 +146,7 @@ def env_seed(seed: int, *key: int) -> int:
 
 
 def _make_for_mode(
-    env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[Wrapper], mode: AutoresetMode
+    env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[ClassPath], mode: AutoresetMode
 ) -> gym.Env:
     env = make_env(env_id, env_kwargs, wrappers)
     return OwnFinalObservation(env) if mode == AutoresetMode.SAME_STEP else env
@@ -157,7 +156,7 @@ def _make_vectorised(
     env_id: str,
     num_envs: int,
     env_kwargs: dict[str, Any] | None,
-    wrappers: Sequence[Wrapper],
+    wrappers: Sequence[ClassPath],
     autoreset_mode: AutoresetName | None,
 ) -> VectorEnv:
     if wrappers:
@@ -205,17 +204,12 @@ def _has_vector_form(space: Space) -> bool:
     return isinstance(space, (spaces.Box, *_FLATTENED))
 
 
-def _wrap(env: gym.Env, wrapper: Wrapper) -> gym.Env:
-    spec: dict[str, Any] = {"class_path": wrapper} if isinstance(wrapper, str) else wrapper
-    path = spec.get("class_path", "")
-    module, _, name = str(path).rpartition(".")
+def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:
+    wrap, arguments = resolve("data.wrappers", wrapper)
     try:
-        wrap: Callable[..., gym.Env] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"data.wrappers: cannot import {path!r}: {_one_line(error)}") from error
-    try:
-        return wrap(env, **spec.get("init_args", {}))
+        return wrap(env, **arguments)
     except REFUSALS as error:
+        path = wrapper if isinstance(wrapper, str) else wrapper["class_path"]
         raise UserError(f"data.wrappers: {path} refuses the environment: {_one_line(error)}") from error
 
 

@@ -16,6 +16,8 @@ anywhere. V* is the value of the best policy, γ the discount factor.
 | `MultiBinaryReward`          | the same of bits                                  | a = (c, 1 − c), V* = 1          |
 | `HiddenCoin`                 | control: is nothing learned where nothing can be? | V = ½ under every policy        |
 | `Endless`                    | is a time limit told from an end?                 | V = 1 / (1 − γ)                 |
+| `Recall`                     | is the first observation, c, kept in mind?        | a = c at the end, V*(s0) = γ³   |
+| `MaskedReward`               | are actions that are not allowed left out?        | an outermost allowed a, V* = 1  |
 """
 
 from __future__ import annotations
@@ -146,6 +148,91 @@ class Endless(gym.Env[Any, Any]):
         return min(self.steps, self.counted), reward, self.steps == self.terminate_after, False, {}
 
 
+class Recall(gym.Env[Any, Any]):
+    """The cue shown first, −1 or +1, decides which action, 0 or 1, pays 1 at the last step: V*(s_t) = γ^(delay − t).
+
+    An observation is (cue, whether this is the last step); the cue is 0 but in the first. Earlier actions do not
+    matter. The last observation is the same after both cues, so every policy without memory gets ½ of what the best
+    one with memory gets.
+
+    Args:
+        delay: number of steps between the cue and the action that is paid. At 0 nothing need be remembered.
+    """
+
+    def __init__(self, delay: int = 3) -> None:
+        if delay < 0:
+            raise ValueError(f"delay must be at least 0, not {delay}")
+        self.observation_space = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 1], np.float32))
+        self.action_space = spaces.Discrete(2)
+        self.delay = delay
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draws the cue, with equal chances, and shows it."""
+        super().reset(seed=seed)
+        self.steps = 0
+        self.cue = int(self.np_random.integers(2))
+        return self._observation(2 * self.cue - 1), {}
+
+    def step(self, action: Any) -> Step:
+        """Pays at the last step if the action is the cue's."""
+        self.steps += 1
+        ended = self.steps > self.delay
+        return self._observation(0), float(ended and action == self.cue), ended, False, {}
+
+    def _observation(self, cue: int) -> np.ndarray:
+        return np.array([cue, self.steps >= self.delay], dtype=np.float32)
+
+
+class MaskedReward(gym.Env[Any, Any]):
+    """One step with actions that are not allowed: `info["action_mask"]`, of reset and step, is 1 where they are.
+
+    Any set of allowed actions but the empty one is as likely as any other, and the observation does not show it. It
+    shows the context, −1 or +1 with equal chances: +1 asks for the largest allowed action, −1 for the smallest, which
+    pays 1; another allowed one pays 0, one that is not allowed −10. V* = 1: logits that grow, or fall, steeply with
+    the action are right under every mask. Allowed actions drawn evenly pay 887/1860 ≈ 0.477. Without the mask it takes
+    luck: the best is 16/31 − 10 · 15/31 = −134/31 ≈ −4.32, with action 4 or 0.
+
+    With `multi_discrete` each choice of `MultiDiscrete([3, 4])` has a mask and a best option of its own, and the masks
+    follow one another in one of length 7. The reward is the share of the choices that is best, so still V* = 1, or −10
+    if either is not allowed.
+
+    Args:
+        action: kind of the action space.
+        strict: raise ValueError at an action that is not allowed, instead of paying −10.
+    """
+
+    def __init__(self, action: Literal["discrete", "multi_discrete"] = "discrete", strict: bool = False) -> None:
+        self.sizes = [5] if action == "discrete" else [3, 4]
+        self.action_space = spaces.Discrete(5) if action == "discrete" else spaces.MultiDiscrete(self.sizes)
+        self.observation_space = _SIGN
+        self.strict = strict
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draws the context and what is allowed."""
+        super().reset(seed=seed)
+        self.context = int(self.np_random.integers(2))
+        self.allowed = [self._some_of(size) for size in self.sizes]
+        return _show("box", self.context), self._info()
+
+    def step(self, action: Any) -> Step:
+        """Pays for the best of what is allowed; the mask stays as it was."""
+        choices = np.atleast_1d(action).tolist()
+        valid = all(choice in allowed for choice, allowed in zip(choices, self.allowed, strict=True))
+        if self.strict and not valid:
+            raise ValueError(f"action {action} is not allowed; allowed are {self.allowed}")
+        best = [max(allowed) if self.context else min(allowed) for allowed in self.allowed]
+        reward = float(np.mean(np.equal(choices, best))) if valid else -10.0
+        return _show("box", self.context), reward, True, False, self._info()
+
+    def _some_of(self, size: int) -> list[int]:
+        bits = int(self.np_random.integers(1, 2**size))
+        return [option for option in range(size) if bits >> option & 1]
+
+    def _info(self) -> dict[str, Any]:
+        masks = [np.isin(np.arange(size), allowed) for size, allowed in zip(self.sizes, self.allowed, strict=True)]
+        return {"action_mask": np.concatenate(masks).astype(np.int8)}
+
+
 def _action_space(kind: ActionKind) -> Space[Any]:
     if kind == "discrete":
         return spaces.Discrete(2)
@@ -203,6 +290,8 @@ _REGISTERED: dict[str, tuple[type[gym.Env[Any, Any]], dict[str, Any]]] = {
     "MultiBinaryReward": (Target, {"action": "multi_binary"}),
     "HiddenCoin": (Target, {"observation": "hidden"}),
     "Endless": (Endless, {}),
+    "Recall": (Recall, {}),
+    "MaskedReward": (MaskedReward, {}),
 }
 for _name, (_class, _kwargs) in _REGISTERED.items():
     gym.register(

@@ -1,67 +1,46 @@
-"""Actor and critic: two networks, or one torso with two heads."""
+"""Actor and critic: two networks, or one torso with two heads; each with a memory if asked for."""
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, cast
 
+import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from pg_lightning.class_path import ClassPath, resolve
 from pg_lightning.errors import UserError
-from pg_lightning.networks.heads import Distribution, make_head
-from pg_lightning.networks.normalizers import ObservationNormalizer
-
-Activation = Literal["tanh", "relu", "silu", "elu"]
-ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "silu": nn.functional.silu, "elu": nn.functional.elu}
-
-
-class MLP(nn.Module):
-    """Fully connected layers, each followed by the activation; `[B, in_features]` to `[B, out_features]`.
-
-    Weights are orthogonal with gain √2 and biases zero, the field's convention for policy gradients
-    (Engstrom et al. 2020, Andrychowicz et al. 2021).
-    """
-
-    def __init__(self, in_features: int, hidden_sizes: list[int], activation: Activation) -> None:
-        super().__init__()
-        sizes = [in_features, *hidden_sizes]
-        self.out_features = sizes[-1]
-        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
-        self.activation = ACTIVATIONS[activation]
-        for layer in self.linears:
-            orthogonal_(layer, math.sqrt(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features of the last hidden layer, activated."""
-        # Acting calls this once per environment step with a handful of rows: calling each layer as a module would
-        # double its cost.
-        for layer in self.linears:
-            x = self.activation(linear(x, layer.weight, layer.bias))  # type: ignore[arg-type]
-        return x
-
-
-def orthogonal_(layer: nn.Module, gain: float) -> None:
-    """Orthogonal weights times `gain`, zero biases (Saxe et al. 2014)."""
-    assert isinstance(layer, nn.Linear)
-    nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
+from pg_lightning.networks.distributions import Distribution
+from pg_lightning.networks.heads import make_head
+from pg_lightning.networks.normalizers import ObservationNormalizer, ValueNormalizer
+from pg_lightning.networks.torsos import MLP, Activation, Memory, MemoryKind, NatureCNN, orthogonal_
+from pg_lightning.rollout import Rollout, Samples, Sequences
 
 
 class ActorCritic(nn.Module):
-    """π(·|s) and V(s) for vector observations.
+    """π(·|s) and V(s).
 
     Args:
-        observation_space: a `Box`; images and other shapes are flattened.
+        observation_space: a `Box`.
         action_space: see `make_head`.
-        hidden_sizes: widths of the hidden layers.
-        activation: between the layers.
-        shared_torso: one torso under both heads instead of one each.
+        torso: `mlp`, `nature_cnn`, or the class path of a module that is made with the observation space (a `Box` of
+            floats where observations are normalised), maps `[B, *obs]` floats to `[B, F]` features and says F in
+            `out_features`.
+        hidden_sizes: widths of the hidden layers of an `mlp`.
+        activation: of them.
+        layer_norm: whether they are normalised.
+        memory: `lstm` or `gru` behind the torso; without one the policy sees only the present.
+        memory_size: its width.
+        shared_torso: one torso and memory under both heads instead of one each.
+        head: see `make_head`.
         log_std_init: initial log σ of a Gaussian policy.
+        state_dependent_std: σ of a Gaussian policy comes from the network.
         normalize_obs: scale observations by their running mean and variance.
+        normalize_values: the critic learns targets scaled to mean 0 and variance 1.
+        critic: whether there is one.
 
     Raises:
         UserError: if a space is not supported.
@@ -71,53 +50,182 @@ class ActorCritic(nn.Module):
         self,
         observation_space: Space,
         action_space: Space,
-        hidden_sizes: list[int],
-        activation: Activation,
-        shared_torso: bool,
-        log_std_init: float,
-        normalize_obs: bool,
+        torso: ClassPath = "mlp",
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: Activation = "tanh",
+        layer_norm: bool = False,
+        memory: MemoryKind | None = None,
+        memory_size: int = 64,
+        shared_torso: bool = False,
+        head: ClassPath | None = None,
+        log_std_init: float = 0.0,
+        state_dependent_std: bool = False,
+        normalize_obs: bool = False,
+        normalize_values: bool = False,
+        critic: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(observation_space, spaces.Box):
             raise UserError(f"data.env_id: observation space {observation_space} has no vector form")
         self.normalizer = ObservationNormalizer(observation_space.shape) if normalize_obs else None
-        in_features = math.prod(observation_space.shape)
-        self.actor_torso = MLP(in_features, hidden_sizes, activation)
-        self.critic_torso = self.actor_torso if shared_torso else MLP(in_features, hidden_sizes, activation)
-        self.actor_head = make_head(self.actor_torso.out_features, action_space, log_std_init)
-        self.critic_head = nn.Linear(self.critic_torso.out_features, 1)
+        self.value_normalizer = ValueNormalizer() if normalize_values else None
+        # What the torso sees: normalised bytes are none.
+        clip = None if self.normalizer is None else self.normalizer.clip
+        seen = observation_space if clip is None else spaces.Box(-clip, clip, observation_space.shape, np.float32)
+        make, arguments = resolve("model.torso", torso, {"mlp": MLP, "nature_cnn": NatureCNN})
+
+        def new_torso() -> nn.Module:
+            if make is MLP:
+                return MLP(math.prod(observation_space.shape), hidden_sizes, activation, layer_norm, **arguments)
+            try:
+                made: nn.Module = make(seen, **arguments)
+                _out_features(made)
+            except (TypeError, AttributeError) as error:
+                raise UserError(f"model.torso: cannot make {make.__name__}(observation_space, ...): {error}") from error
+            return made
+
+        self.actor_torso = new_torso()
+        self.critic_torso = None if not critic else self.actor_torso if shared_torso else new_torso()
+
+        def new_memory(torso: nn.Module | None) -> Memory | None:
+            if memory is None or torso is None:
+                return None
+            return Memory(memory, _out_features(torso), memory_size)
+
+        self.actor_memory = new_memory(self.actor_torso)
+        self.critic_memory = self.actor_memory if shared_torso else new_memory(self.critic_torso)
+        features = _out_features(self.actor_memory or self.actor_torso)
+        self.actor_head = make_head(features, action_space, head, log_std_init, state_dependent_std)
+        self.critic_head = nn.Linear(_out_features(self.critic_memory or self.critic_torso), 1) if critic else None
         orthogonal_(self.actor_head.linear, 0.01)
-        orthogonal_(self.critic_head, 1.0)
+        if self.critic_head is not None:
+            orthogonal_(self.critic_head, 1.0)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The actor's parameters and the critic's; a shared torso belongs to the actor's."""
-        actor = [*self.actor_torso.parameters(), *self.actor_head.parameters()]
-        critic = [*self.critic_head.parameters()]
-        if self.critic_torso is not self.actor_torso:
-            critic = [*self.critic_torso.parameters(), *critic]
-        return actor, critic
+        """The actor's parameters and the critic's; what they share belongs to the actor's."""
+        actor = [p for part in (self.actor_torso, self.actor_memory, self.actor_head) for p in _parameters(part)]
+        critic = [p for part in (self.critic_torso, self.critic_memory, self.critic_head) for p in _parameters(part)]
+        known = set(map(id, actor))
+        return actor, [p for p in critic if id(p) not in known]
 
-    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
-        """π(·|s) and V(s) `[B]` for observations `[B, *obs]`, running a shared torso once."""
-        x = self._vector(obs)
+    @property
+    def has_memory(self) -> bool:
+        """Whether the policy sees more than the present."""
+        return self.actor_memory is not None
+
+    def initial_state(self, num_envs: int) -> Tensor | None:
+        """The empty memory `[N, S]`, the actor's and then the critic's if it has its own; None without one."""
+        if self.actor_memory is None:
+            return None
+        weight = self.actor_head.linear.weight
+        return torch.zeros(num_envs, sum(self._state_sizes()), dtype=weight.dtype, device=weight.device)
+
+    def act(
+        self, obs: Tensor, action_mask: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Distribution, Tensor | None]:
+        """π(·|s) for observations `[N, *obs]`, and the memory `[N, S]` after them."""
+        x = self._input(obs)
         features = self.actor_torso(x)
-        critic_features = features if self.critic_torso is self.actor_torso else self.critic_torso(x)
-        return self.actor_head(features), self._values(critic_features)
+        if self.actor_memory is None or state is None:
+            return self._head(features, action_mask), None
+        actor_state, *critic_state = state.split(self._state_sizes(), -1)
+        features, actor_state = self.actor_memory(features, actor_state)
+        # The critic remembers too, though it is not asked: its first row of an update needs what came before.
+        if critic_state and self.critic_memory is not None and self.critic_torso is not None:
+            critic_state[0] = self.critic_memory(self.critic_torso(x), critic_state[0])[1]
+        return self._head(features, action_mask), torch.cat([actor_state, *critic_state], -1)
+
+    def forward(self, samples: Samples) -> tuple[Distribution, Tensor]:
+        """π(·|s) and V(s) `[B]`, the values in the unit of `samples.returns`; a shared torso runs once."""
+        x = self._rows(samples)
+        actor = self._features(x, samples.sequences, of_critic=False)
+        critic = (
+            actor if self.critic_torso is self.actor_torso else self._features(x, samples.sequences, of_critic=True)
+        )
+        return self._head(actor, samples.action_mask), self._values(critic)
+
+    def policy(self, samples: Samples) -> Distribution:
+        """π(·|s) alone."""
+        return self._head(self._features(self._rows(samples), samples.sequences, of_critic=False), samples.action_mask)
+
+    def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """V(s_t) and V(s_{t+1}) `[T, N]`, in the unit of the rewards.
+
+        Where an episode was cut, s_{t+1} is its final observation, not the first of the next.
+        """
+        T, N = rollout.rewards.shape
+        K = len(rollout.final_rows)
+        x = self._input(torch.cat([rollout.obs.flatten(0, 1), rollout.final_obs]) if K else rollout.obs.flatten(0, 1))
+        features = self._torso(of_critic=True)(x)
+        if rollout.state is not None:
+            memory = self.critic_memory
+            assert memory is not None
+            # The last row has no start: where it begins an episode, nothing asks for its value.
+            starts = torch.cat([rollout.starts, torch.zeros_like(rollout.starts[:1])])
+            rows, final = features[: (T + 1) * N].unflatten(0, (T + 1, N)), features[(T + 1) * N :]
+            outputs, states = memory.unroll(rows, self._own_state(rollout.state, of_critic=True), starts)
+            final = memory(final, states.flatten(0, 1)[rollout.final_rows])[0]
+            features = torch.cat([outputs.flatten(0, 1), final])
+        values = self._restored_values(features)
+        next_values = values[N : (T + 1) * N].clone()
+        next_values[rollout.final_rows] = values[(T + 1) * N :]
+        return values[: T * N].view(T, N), next_values.view(T, N)
 
     def pi(self, obs: Tensor) -> Distribution:
-        """π(·|s) for observations `[B, *obs]`."""
-        return self.actor_head(self.actor_torso(self._vector(obs)))
+        """π(·|s) for observations `[B, *obs]`, each the first of an episode."""
+        return self.act(obs, None, self.initial_state(len(obs)))[0]
 
     def v(self, obs: Tensor) -> Tensor:
-        """V(s) `[B]` for observations `[B, *obs]`."""
-        return self._values(self.critic_torso(self._vector(obs)))
+        """V(s) `[B]` in the unit of the rewards, for observations `[B, *obs]`, each the first of an episode."""
+        features = self._torso(of_critic=True)(self._input(obs))
+        state = self.initial_state(len(obs))
+        if self.critic_memory is not None and state is not None:
+            features = self.critic_memory(features, self._own_state(state, of_critic=True))[0]
+        return self._restored_values(features)
 
-    def _vector(self, obs: Tensor) -> Tensor:
-        obs = obs.to(self.critic_head.weight.dtype)
-        if self.normalizer is not None:
-            obs = self.normalizer(obs)
-        return obs.reshape(len(obs), -1)
+    def _rows(self, samples: Samples) -> Tensor:
+        return self._input(samples.obs if samples.sequences is None else samples.obs.flatten(0, 1))
+
+    def _features(self, x: Tensor, sequences: Sequences | None, of_critic: bool) -> Tensor:
+        features = self._torso(of_critic)(x)
+        memory = self.critic_memory if of_critic else self.actor_memory
+        if memory is None or sequences is None:
+            return features
+        rows = features.unflatten(0, sequences.valid.shape)
+        return memory.unroll(rows, self._own_state(sequences.state, of_critic), sequences.starts)[0][sequences.valid]
+
+    def _torso(self, of_critic: bool) -> nn.Module:
+        torso = self.critic_torso if of_critic else self.actor_torso
+        assert torso is not None
+        return torso
+
+    def _state_sizes(self) -> list[int]:
+        memories = dict.fromkeys(m for m in (self.actor_memory, self.critic_memory) if m is not None)
+        return [memory.state_size for memory in memories]
+
+    def _own_state(self, state: Tensor, of_critic: bool) -> Tensor:
+        return state.split(self._state_sizes(), -1)[-1 if of_critic else 0]
+
+    def _input(self, obs: Tensor) -> Tensor:
+        obs = obs.to(self.actor_head.linear.weight.dtype)
+        return obs if self.normalizer is None else self.normalizer(obs)
+
+    def _head(self, features: Tensor, action_mask: Tensor | None) -> Distribution:
+        return self.actor_head(features) if action_mask is None else self.actor_head(features, action_mask)
+
+    def _restored_values(self, features: Tensor) -> Tensor:
+        values = self._values(features)
+        return values if self.value_normalizer is None else self.value_normalizer.restore(values)
 
     def _values(self, features: Tensor) -> Tensor:
+        assert self.critic_head is not None
         values = self.critic_head(features).squeeze(-1)
         return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _out_features(part: nn.Module | None) -> int:
+    return cast(Any, part).out_features
+
+
+def _parameters(part: nn.Module | None) -> list[nn.Parameter]:
+    return [] if part is None else list(part.parameters())

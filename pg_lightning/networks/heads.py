@@ -1,162 +1,64 @@
-"""Heads: from features to a distribution over actions. The only place that asks what kind of space the actions have.
-
-The distributions are lighter than `torch.distributions`: no validation, and nothing is computed before it is asked
-for, because sampling one small batch per environment step is bound by the number of calls. Their log-probabilities,
-entropies and divergences are float32 or better whatever the precision of the network.
-"""
+"""Heads: from features to a distribution over actions. The only place that asks what kind of space the actions have."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from functools import cached_property
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
 
-from pg_lightning.errors import UserError
-
-
-class Distribution(Protocol):
-    """π(·|s) for a batch of states."""
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Actions `[B, *action]`, drawn without gradient."""
-        ...
-
-    @property
-    def mode(self) -> Tensor:
-        """The most probable actions `[B, *action]`."""
-        ...
-
-    def log_prob(self, actions: Tensor) -> Tensor:
-        """log π(a|s) `[B]`, summed over the dimensions of an action."""
-        ...
-
-    def entropy(self) -> Tensor:
-        """Differential or Shannon entropy in nats `[B]`."""
-        ...
-
-
-def _float(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-class Categorical:
-    """One choice among n: π(a|s) = softmax(logits)_a, actions `[B]` int64, logits `[B, n]`."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = _float(logits)
-
-    @cached_property
-    def log_probs(self) -> Tensor:
-        """log π of every choice, `[B, n]`."""
-        return self.logits.log_softmax(-1)
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Exponential race: argmin of E_a / p_a with E_a ~ Exp(1) picks a with probability p_a."""
-        noise = torch.empty_like(self.logits).exponential_(generator=generator)
-        return (self.logits - noise.log_()).argmax(-1)
-
-    @property
-    def mode(self) -> Tensor:
-        """The likeliest choice `[B]`."""
-        return self.logits.argmax(-1)
-
-    def log_prob(self, actions: Tensor) -> Tensor:
-        """log π(a|s) `[B]`."""
-        return self.log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-
-    def entropy(self) -> Tensor:
-        """Shannon entropy `[B]` in nats."""
-        return -(self.log_probs.exp() * self.log_probs).sum(-1)
-
-
-class MultiCategorical:
-    """D independent choices, actions `[B, D]` int64; logits `[B, D, n]`, padded with the most negative number."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self.choices = Categorical(logits)
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One sample of each choice `[B, D]`."""
-        return self.choices.sample(generator)
-
-    @property
-    def mode(self) -> Tensor:
-        """The likeliest of each choice `[B, D]`."""
-        return self.choices.mode
-
-    def log_prob(self, actions: Tensor) -> Tensor:
-        """Sum of the D log-probabilities `[B]`."""
-        return self.choices.log_prob(actions).sum(-1)
-
-    def entropy(self) -> Tensor:
-        """Sum of the D entropies `[B]`."""
-        return self.choices.entropy().sum(-1)
-
-
-class Bernoulli:
-    """D independent bits, actions `[B, D]` of 0 and 1, logits `[B, D]` of the ones."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = _float(logits)
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """D bits `[B, D]`."""
-        return torch.bernoulli(self.logits.detach().sigmoid(), generator=generator)
-
-    @property
-    def mode(self) -> Tensor:
-        """The likelier value of each bit `[B, D]`."""
-        return (self.logits > 0).to(self.logits.dtype)
-
-    def log_prob(self, actions: Tensor) -> Tensor:
-        """Sum over bits of log σ(±logit) `[B]`."""
-        return nn.functional.logsigmoid(self.logits * (2 * actions - 1)).sum(-1)
-
-    def entropy(self) -> Tensor:
-        """Sum of the entropies of the bits `[B]`: softplus(l) − l σ(l) each."""
-        return (nn.functional.softplus(self.logits) - self.logits * self.logits.sigmoid()).sum(-1)
-
-
-class DiagonalGaussian:
-    """D independent normals, actions `[B, D]`; mean `[B, D]`, log σ `[D]` or `[B, D]`."""
-
-    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
-        self.mean = _float(mean)
-        self.log_std = _float(log_std)
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """μ + σ ε with ε ~ N(0, 1), `[B, D]`."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
-        return torch.addcmul(self.mean, self.log_std.exp(), noise).detach()
-
-    @property
-    def mode(self) -> Tensor:
-        """The mean `[B, D]`."""
-        return self.mean
-
-    def log_prob(self, actions: Tensor) -> Tensor:
-        """Sum over dimensions of log N(a; μ, σ²) `[B]`."""
-        z = (actions - self.mean) * (-self.log_std).exp()
-        return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-
-    def entropy(self) -> Tensor:
-        """Sum of log σ + log(2πe)/2 `[B]`; of the unbounded action, before it is clipped for the environment."""
-        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).expand_as(self.mean).sum(-1)
+from pg_lightning.class_path import ClassPath, resolve
+from pg_lightning.errors import UserError, require
+from pg_lightning.networks.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    MultiCategorical,
+    SquashedGaussian,
+    at_least_float32,
+)
 
 
 class Head(nn.Module):
-    """Maps features `[B, F]` to a `Distribution` and its actions to those of the environment."""
+    """Maps features `[B, F]` to a `Distribution` and its actions to those of the environment.
+
+    The network sets the initial weights of `linear`.
+    """
 
     linear: nn.Linear
+
+    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> Distribution:
+        """Features `[B, F]` to π; the mask is nonzero where a choice is allowed, for heads that have choices."""
+        raise NotImplementedError
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Actions `[N, *action]` in the shape, range and dtype of the action space."""
         raise NotImplementedError
+
+
+def _forbidden(allowed: Tensor) -> Tensor:
+    """Where one of the choices in the last dimension is forbidden; nowhere if none of them is allowed."""
+    return ~allowed & allowed.any(-1, keepdim=True)
+
+
+def _check_mask(action_mask: Tensor, *shape: int) -> None:
+    """Refuses `[B, 1]` or `[n]` for `[B, n]`, which would broadcast without a word."""
+    if action_mask.shape != shape:
+        raise UserError(f"action_mask: expected one entry per choice, {list(shape)}, got {list(action_mask.shape)}")
+
+
+def _refuse_mask(action_mask: Tensor | None) -> None:
+    if action_mask is not None:
+        raise UserError(
+            "action_mask: masks are only for Discrete and MultiDiscrete action spaces; "
+            "wrap the environment so that its info has none"
+        )
 
 
 class CategoricalHead(Head):
@@ -167,9 +69,23 @@ class CategoricalHead(Head):
         self.start = int(space.start)
         self.linear = nn.Linear(num_features, int(space.n))
 
-    def forward(self, features: Tensor) -> Categorical:
-        """Features `[B, F]` to π."""
-        return Categorical(self.linear(features))
+    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> Categorical:
+        """Features `[B, F]` to π.
+
+        Args:
+            features: `[B, F]`.
+            action_mask: `[B, n]` of any dtype, nonzero where a choice is allowed, counted from the space's first. The
+                others have probability 0. A row that allows nothing counts as unmasked: environments give such masks
+                with terminal observations.
+
+        Raises:
+            UserError: if the mask has another shape.
+        """
+        logits = at_least_float32(self.linear(features))
+        if action_mask is not None:
+            _check_mask(action_mask, *logits.shape)
+            logits = logits.masked_fill(_forbidden(action_mask != 0), torch.finfo(logits.dtype).min)
+        return Categorical(logits)
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Adds the space's first action, `Discrete(start=…)`."""
@@ -180,21 +96,40 @@ class MultiCategoricalHead(Head):
     """`MultiDiscrete` actions: D independent choices of n_1 … n_D."""
 
     padding: Tensor
+    columns: Tensor
     start: Tensor
 
     def __init__(self, num_features: int, space: spaces.MultiDiscrete) -> None:
         super().__init__()
         sizes = torch.as_tensor(space.nvec.reshape(-1))
         self.shape = space.shape
+        self.num_choices = int(sizes.sum())
         self.linear = nn.Linear(num_features, len(sizes) * int(sizes.max()))
-        padding = torch.arange(int(sizes.max())) >= sizes.unsqueeze(-1)
+        choices = torch.arange(int(sizes.max()))
+        padding = choices >= sizes.unsqueeze(-1)
+        columns = ((sizes.cumsum(0) - sizes).unsqueeze(-1) + choices).masked_fill(padding, 0)
         self.register_buffer("padding", padding, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
         self.register_buffer("start", torch.as_tensor(space.start), persistent=False)
 
-    def forward(self, features: Tensor) -> MultiCategorical:
-        """Features `[B, F]` to π."""
-        logits = _float(self.linear(features)).unflatten(-1, self.padding.shape)
-        return MultiCategorical(logits.masked_fill(self.padding, torch.finfo(logits.dtype).min))
+    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> MultiCategorical:
+        """Features `[B, F]` to π.
+
+        Args:
+            features: `[B, F]`.
+            action_mask: `[B, n_1 + … + n_D]` of any dtype, one choice after the other, nonzero where allowed: the
+                layout of sb3-contrib. What is not allowed has probability 0. A choice that allows nothing counts as
+                unmasked.
+
+        Raises:
+            UserError: if the mask has another shape.
+        """
+        logits = at_least_float32(self.linear(features)).unflatten(-1, self.padding.shape)
+        blocked = self.padding
+        if action_mask is not None:
+            _check_mask(action_mask, *features.shape[:-1], self.num_choices)
+            blocked = blocked | _forbidden((action_mask != 0)[..., self.columns] & ~blocked)
+        return MultiCategorical(logits.masked_fill(blocked, torch.finfo(logits.dtype).min))
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Restores the shape of the space and adds its `start`."""
@@ -209,8 +144,9 @@ class BernoulliHead(Head):
         self.shape = space.shape
         self.linear = nn.Linear(num_features, math.prod(space.shape))
 
-    def forward(self, features: Tensor) -> Bernoulli:
-        """Features `[B, F]` to π."""
+    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> Bernoulli:
+        """Features `[B, F]` to π; takes no mask."""
+        _refuse_mask(action_mask)
         return Bernoulli(self.linear(features))
 
     def env_actions(self, actions: Tensor) -> Tensor:
@@ -218,54 +154,251 @@ class BernoulliHead(Head):
         return actions.to(torch.int8).reshape(-1, *self.shape)
 
 
+class _Bounds:
+    """The bounds of a `Box`. No buffers: they stay in the precision of the space whatever that of the network."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        self.shape = space.shape
+        low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
+        # Halves first: high − low could overflow.
+        self.tensors = low, high, low / 2 + high / 2, high / 2 - low / 2
+
+    def clip(self, actions: Tensor) -> Tensor:
+        """Actions `[N, D]` to `[N, *space]` within the bounds."""
+        low, high, _, _ = self._on(actions.device)
+        return actions.reshape(-1, *self.shape).to(low.dtype).clamp(low, high)
+
+    def scale(self, positions: Tensor) -> Tensor:
+        """Positions `[N, *space]` from −1, the lower bound, to 1, the upper, clipped against rounding."""
+        low, high, centre, half = self._on(positions.device)
+        return torch.addcmul(centre, positions, half).clamp(low, high)
+
+    def shaped(self, actions: Tensor) -> Tensor:
+        """Actions `[N, D]` to `[N, *space]` in the dtype of the space."""
+        return actions.reshape(-1, *self.shape).to(self.tensors[0].dtype)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+        if self.tensors[0].device != device:
+            self.tensors = tuple(bound.to(device) for bound in self.tensors)  # type: ignore[assignment]
+        return self.tensors
+
+
+def _log_half_widths(head: str, space: spaces.Box) -> float:
+    """Σ log((high − low)/2), refusing a space without bounds that a policy can be squeezed into."""
+    half = space.high.astype(np.float64) / 2 - space.low.astype(np.float64) / 2
+    if not (np.isfinite(half).all() and (half > 0).all()):
+        raise UserError(
+            f"model.head: {head} needs finite bounds with low < high, not those of {_name(space)}; use gaussian"
+        )
+    return float(np.log(half).sum())
+
+
+# Outside of these σ² or 1/σ² comes close to what float32 can hold (below) or actions are all at their bounds (above):
+# the convention since SAC. Beyond them the gradient of log σ is 0.
+LOG_STD_BOUNDS = (-20.0, 2.0)
+
+
+def _gaussian_outputs(
+    num_features: int, space: spaces.Box, log_std_init: float, state_dependent_std: bool
+) -> tuple[nn.Linear, nn.Parameter | None]:
+    """The layer for μ `[B, D]` and the parameter log σ `[D]`, or the layer for both `[B, 2D]` and no parameter."""
+    size = math.prod(space.shape)
+    if not state_dependent_std:
+        return nn.Linear(num_features, size), nn.Parameter(torch.full((size,), float(log_std_init)))
+    require("model.log_std_init", log_std_init, *LOG_STD_BOUNDS)
+    return nn.Linear(num_features, 2 * size), None
+
+
+def _mean_and_log_std(
+    outputs: Tensor, log_std: nn.Parameter | None, log_std_init: float
+) -> tuple[Tensor, nn.Parameter | Tensor]:
+    if log_std is not None:
+        return outputs, log_std
+    mean, change = at_least_float32(outputs).chunk(2, -1)
+    return mean, (log_std_init + change).clamp(*LOG_STD_BOUNDS)
+
+
 class DiagonalGaussianHead(Head):
-    """`Box` actions, with a σ that does not depend on the state.
+    """`Box` actions from a normal distribution.
 
     The environment gets the sample clipped to the bounds of the space; the algorithm keeps the sample itself, so that
     log π(a|s) and its gradient are those of the action that was drawn.
+
+    Args:
+        num_features: width F of the features.
+        space: bounded or not.
+        log_std_init: initial log σ.
+        state_dependent_std: log σ is `log_std_init` plus an output of the network, kept within `LOG_STD_BOUNDS`,
+            instead of a parameter of its own.
     """
 
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, num_features: int, space: spaces.Box, log_std_init: float = 0.0) -> None:
+    def __init__(
+        self, num_features: int, space: spaces.Box, log_std_init: float = 0.0, state_dependent_std: bool = False
+    ) -> None:
         super().__init__()
-        self.shape = space.shape
-        self.linear = nn.Linear(num_features, math.prod(space.shape))
-        self.log_std = nn.Parameter(torch.full((math.prod(space.shape),), log_std_init))
-        self.register_buffer("low", torch.as_tensor(space.low), persistent=False)
-        self.register_buffer("high", torch.as_tensor(space.high), persistent=False)
+        self.bounds = _Bounds(space)
+        self.log_std_init = log_std_init
+        self.linear, self.log_std = _gaussian_outputs(num_features, space, log_std_init, state_dependent_std)
 
-    def forward(self, features: Tensor) -> DiagonalGaussian:
-        """Features `[B, F]` to π."""
-        return DiagonalGaussian(self.linear(features), self.log_std)
+    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> DiagonalGaussian:
+        """Features `[B, F]` to π; takes no mask."""
+        _refuse_mask(action_mask)
+        return DiagonalGaussian(*_mean_and_log_std(self.linear(features), self.log_std, self.log_std_init))
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """The actions in the shape of the space, clipped to its bounds."""
-        return actions.reshape(-1, *self.shape).to(self.low.dtype).clamp(self.low, self.high)
+        return self.bounds.clip(actions)
+
+
+class SquashedGaussianHead(Head):
+    """Bounded `Box` actions from a normal distribution squashed by tanh.
+
+    Args:
+        num_features: width F of the features.
+        space: with finite bounds.
+        log_std_init: initial log σ before the squashing.
+        state_dependent_std: as in `DiagonalGaussianHead`.
+
+    Raises:
+        UserError: if the space is unbounded.
+    """
+
+    def __init__(
+        self, num_features: int, space: spaces.Box, log_std_init: float = 0.0, state_dependent_std: bool = False
+    ) -> None:
+        super().__init__()
+        self.log_scale = _log_half_widths("squashed_gaussian", space)
+        self.bounds = _Bounds(space)
+        self.log_std_init = log_std_init
+        self.linear, self.log_std = _gaussian_outputs(num_features, space, log_std_init, state_dependent_std)
+
+    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> SquashedGaussian:
+        """Features `[B, F]` to π; takes no mask."""
+        _refuse_mask(action_mask)
+        mean, log_std = _mean_and_log_std(self.linear(features), self.log_std, self.log_std_init)
+        return SquashedGaussian(mean, log_std, self.log_scale)
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        """low + (high − low)(tanh u + 1)/2 in the shape of the space."""
+        return self.bounds.scale(self.bounds.shaped(actions).tanh())
+
+
+class BetaHead(Head):
+    """Bounded `Box` actions from a beta distribution with one peak: α and β are 1 + softplus of the outputs.
+
+    Args:
+        num_features: width F of the features.
+        space: with finite bounds.
+
+    Raises:
+        UserError: if the space is unbounded.
+    """
+
+    def __init__(self, num_features: int, space: spaces.Box) -> None:
+        super().__init__()
+        size = math.prod(space.shape)
+        self.log_scale = _log_half_widths("beta", space) + size * math.log(2)
+        self.bounds = _Bounds(space)
+        self.linear = nn.Linear(num_features, 2 * size)
+
+    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> Beta:
+        """Features `[B, F]` to π; takes no mask."""
+        _refuse_mask(action_mask)
+        alpha, beta = (1 + nn.functional.softplus(at_least_float32(self.linear(features)))).chunk(2, -1)
+        return Beta(alpha, beta, self.log_scale)
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        """low + (high − low) x in the shape of the space."""
+        return self.bounds.scale(2 * self.bounds.shaped(actions) - 1)
 
 
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary and floating-point Box"
 
+# The first head that fits a space is the one it gets unasked.
+_SPACES: dict[type[Head], type[Space]] = {
+    CategoricalHead: spaces.Discrete,
+    MultiCategoricalHead: spaces.MultiDiscrete,
+    BernoulliHead: spaces.MultiBinary,
+    DiagonalGaussianHead: spaces.Box,
+    SquashedGaussianHead: spaces.Box,
+    BetaHead: spaces.Box,
+}
+BOX_HEADS: dict[str, type[Head]] = {
+    "gaussian": DiagonalGaussianHead,
+    "squashed_gaussian": SquashedGaussianHead,
+    "beta": BetaHead,
+}
 
-def make_head(num_features: int, space: Space, log_std_init: float = 0.0) -> Head:
+
+def _name(space: Space) -> str:
+    return " ".join(str(space).split())
+
+
+def _fits(head: type[Head], space: Space) -> bool:
+    kind = _SPACES[head]
+    return isinstance(space, kind) and (kind is not spaces.Box or np.issubdtype(space.dtype, np.floating))
+
+
+def make_head(
+    num_features: int,
+    space: Space,
+    head: ClassPath | None = None,
+    log_std_init: float = 0.0,
+    state_dependent_std: bool = False,
+) -> Head:
     """The head for an action space.
 
     Args:
         num_features: width F of the features.
         space: the environment's (single) action space.
-        log_std_init: initial log σ of a Gaussian.
+        head: `gaussian`, `squashed_gaussian` or `beta` for a `Box`, or the class path of a head that is made with
+            `num_features`, the space and its `init_args`; it is a `Head` or a module with the same `linear`,
+            `forward` and `env_actions`. By default the space decides, and a `Box` gets `gaussian`.
+        log_std_init: initial log σ of a Gaussian; other heads have none.
+        state_dependent_std: whether the σ of a Gaussian depends on the state. The `init_args` of a head come before
+            this and `log_std_init`.
 
     Raises:
-        UserError: if the space is not supported.
+        UserError: if the space is not supported, or the head or one of its options does not fit it.
     """
-    if isinstance(space, spaces.Discrete):
-        return CategoricalHead(num_features, space)
-    if isinstance(space, spaces.MultiDiscrete):
-        return MultiCategoricalHead(num_features, space)
-    if isinstance(space, spaces.MultiBinary):
-        return BernoulliHead(num_features, space)
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        return DiagonalGaussianHead(num_features, space, log_std_init)
-    name = " ".join(str(space).split())
-    raise UserError(f"data.env_id: action space {name} is not supported; supported are {SUPPORTED_ACTIONS} spaces")
+    make: Any
+    arguments: dict[str, Any]
+    fitting = next((known for known in _SPACES if _fits(known, space)), None)
+    make, arguments = (fitting, {}) if head is None else resolve("model.head", head, BOX_HEADS)
+    built_in = isinstance(make, type) and make in _SPACES
+    if fitting is None and (make is None or built_in):
+        raise UserError(
+            f"data.env_id: action space {_name(space)} is not supported; supported are {SUPPORTED_ACTIONS} spaces"
+        )
+    if built_in and not _fits(make, space):
+        kind = _SPACES[make].__name__
+        raise UserError(
+            f"model.head: {make.__name__} is for {kind} action spaces, not {_name(space)}; leave model.head out to get "
+            f"the head that fits"
+        )
+    name = getattr(make, "__name__", repr(make))
+    offered = (
+        isinstance(make, type)
+        and issubclass(make, nn.Module)
+        and make.forward not in (nn.Module.forward, Head.forward)
+        and callable(getattr(make, "env_actions", None))
+    )
+    if not offered:
+        raise UserError(f"model.head: {name} has to be a Head, or a torch module with forward and env_actions")
+    gaussian = make in (DiagonalGaussianHead, SquashedGaussianHead)
+    if state_dependent_std and not gaussian:
+        where = "with a head of your own, put it in model.head.init_args" if not built_in else "set it to false"
+        raise UserError(
+            f"model.state_dependent_std: {name} for {_name(space)} has no such option, "
+            f"gaussian and squashed_gaussian have; {where}"
+        )
+    defaults = {"log_std_init": log_std_init, "state_dependent_std": state_dependent_std} if gaussian else {}
+    arguments = {**defaults, **(arguments or {})}
+    try:
+        inspect.signature(make).bind(num_features, space, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.head: cannot make {name} with (num_features, space, **init_args): {error}") from error
+    made = make(num_features, space, **arguments)
+    if not isinstance(getattr(made, "linear", None), nn.Linear):
+        raise UserError(f"model.head: {name} has to have its last layer, an nn.Linear, as linear")
+    return made

@@ -46,6 +46,25 @@ class RunningMeanVar(nn.Module):
         self.var.copy_(m2 / total)
         self.count.copy_(total)
 
+    @property
+    def std(self) -> Tensor:
+        """`shape`; 1 where the data do not vary, since there is no scale to tell."""
+        varies = self.var > 1e-8 * self.mean.square()
+        return torch.where(varies, (self.var + 1e-8).sqrt(), 1.0)
+
+    def sums(self) -> Tensor:
+        """`[3, *shape]` number, sum and sum of squares of the data: what adds up over processes."""
+        count = self.count.expand_as(self.mean)
+        return torch.stack([count, count * self.mean, count * (self.var + self.mean.square())])
+
+    def load_sums(self, sums: Tensor) -> None:
+        """Takes mean and variance from `sums`, unless they are of no data."""
+        count, total, squares = sums
+        if count.max() > 0:
+            self.count.copy_(count.max())
+            self.mean.copy_(total / count)
+            self.var.copy_((squares / count - self.mean.square()).clamp(min=0.0))
+
 
 class ObservationNormalizer(nn.Module):
     """(s − μ) / σ per dimension, clipped to ±`clip`."""
@@ -94,5 +113,38 @@ class RewardScaler(nn.Module):
 
     def forward(self, rewards: Tensor) -> Tensor:
         """Scaled rewards, in the shape given."""
-        scale = (self.statistics.var + 1e-8).sqrt().to(rewards.dtype)
-        return (rewards / scale).clamp(-self.clip, self.clip)
+        return (rewards / self.statistics.std.to(rewards.dtype)).clamp(-self.clip, self.clip)
+
+
+class ValueNormalizer(nn.Module):
+    """The critic learns (G − μ) / σ instead of the target G; μ and σ are those of all targets seen.
+
+    When they move, the output layer is rescaled so that no value changes: PopArt (van Hasselt et al. 2016, eq. 2).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics = RunningMeanVar(())
+
+    def forward(self, returns: Tensor) -> Tensor:
+        """Targets in the unit of the rewards to the critic's."""
+        mean, std = self._mean_std()
+        return (returns - mean.to(returns.dtype)) / std.to(returns.dtype)
+
+    def restore(self, values: Tensor) -> Tensor:
+        """What the critic says, in the unit of the rewards."""
+        mean, std = self._mean_std()
+        return values * std.to(values.dtype) + mean.to(values.dtype)
+
+    @torch.no_grad()
+    def update(self, returns: Tensor, output: nn.Linear) -> None:
+        """Takes in targets `[B]` in the unit of the rewards, and rescales the critic's output layer."""
+        old_mean, old_std = self._mean_std()
+        self.statistics.update(returns)
+        mean, std = self._mean_std()
+        output.weight.mul_((old_std / std).to(output.weight.dtype))
+        output.bias.copy_((old_std * output.bias + old_mean - mean) / std)
+
+    def _mean_std(self) -> tuple[Tensor, Tensor]:
+        # Cloned: the statistics move in place.
+        return self.statistics.mean.clone(), self.statistics.std

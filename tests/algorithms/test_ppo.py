@@ -1,5 +1,6 @@
 import inspect
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, IterableDataset
 
 from pg_lightning.algorithms import PPO, PolicyGradientModule
+from pg_lightning.errors import UserError
 from pg_lightning.rollout import Episode, Rollout
 
 pytestmark = [
@@ -53,6 +55,7 @@ def make_rollout(observations=OBSERVATIONS, actions=BOX, T=16, N=3, seed=0, next
         terminated=terminated,
         truncated=truncated,
         valid=valid,
+        timesteps=timesteps_of(terminated | truncated, valid),
         final_obs=normal(len(final_rows), *observations.shape),
         final_rows=final_rows,
         episode_returns=normal(3),
@@ -62,12 +65,23 @@ def make_rollout(observations=OBSERVATIONS, actions=BOX, T=16, N=3, seed=0, next
     )
 
 
+def timesteps_of(done, valid) -> torch.Tensor:
+    """Steps since the last end; the first row is taken for the beginning of an episode."""
+    steps, rows = torch.zeros(done.shape[1], dtype=torch.int64), []
+    for end, ok in zip(done, valid, strict=True):
+        rows.append(steps)
+        steps = (steps + ok) * ~end
+    return torch.stack(rows)
+
+
 def one_step_episodes(rewards, observations=None) -> Rollout:
     """Episodes that terminate at their first step, so that the return of a row is its reward."""
     rewards = torch.as_tensor(rewards).view(-1, 1)
     rollout = make_rollout(T=len(rewards), N=1)
     over, nothing = torch.ones_like(rewards, dtype=torch.bool), torch.zeros(0)
-    rollout = replace(rollout, rewards=rewards, terminated=over, truncated=~over)
+    rollout = replace(
+        rollout, rewards=rewards, terminated=over, truncated=~over, timesteps=torch.zeros_like(over).long()
+    )
     rollout = replace(rollout, final_obs=nothing.view(0, 3), final_rows=nothing.long())
     return rollout if observations is None else replace(rollout, obs=observations)
 
@@ -84,7 +98,8 @@ class Rollouts(IterableDataset):
     def __iter__(self):
         for rollout in self.rollouts:
             rollout = rollout() if callable(rollout) else rollout
-            yield replace(rollout, policy_version=self.module.policy_version)
+            state = self.module.initial_state(rollout.rewards.shape[1])
+            yield replace(rollout, policy_version=self.module.policy_version, state=state)
 
 
 class Watched(PPO):
@@ -272,7 +287,7 @@ def test_the_old_log_probs_are_those_of_the_policy_that_acted(normalize_obs, pre
     def play():
         rollout = make_rollout(T=1, N=20, seed=len(acted_with))
         with module.acting():
-            actions = module.act(rollout.obs[0], generator)
+            actions, _ = module.act(rollout.obs[0], generator)
             acted_with.append(module.network.pi(rollout.obs[0]).log_prob(actions))
         return replace(rollout, actions=actions.unsqueeze(0))
 
@@ -417,6 +432,33 @@ def test_an_update_ends_before_the_step_at_which_the_kl_passes_one_and_a_half_ti
     assert len(stopped.losses) == steps
 
 
+@pytest.mark.parametrize("target_kl", [None, 0.01])
+def test_a_penalty_on_the_kl_takes_the_place_of_the_clip(target_kl):
+    """Its first gradient is that of the surrogate; from then on the penalty pulls back."""
+    options = {"num_epochs": 8, "num_minibatches": 1, "lr": 0.02, "target_kl": target_kl}
+    rollout = make_rollout()
+
+    def distance(penalty):
+        module = fit(linear_ppo(kl_penalty=penalty, **options), rollout)
+        assert len(module.losses) == 8
+        return module, numpy_ppo(weights_of(module), targets(module.weights[0], rollout, module), module)[1][
+            "train/approx_kl"
+        ]
+
+    (weak, far), (strong, near) = distance(0.0), distance(20.0)
+    assert near < 0.5 * far
+    for name, gradient in weak.gradients[0].items():
+        np.testing.assert_allclose(gradient, strong.gradients[0][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("target_kl", "factor"), [(1e-6, 2.0), (1e6, 0.5), (None, 1.0)])
+def test_the_penalty_is_doubled_after_too_long_a_way_and_halved_after_too_short_a_one(target_kl, factor):
+    module = linear_ppo(kl_penalty=0.25, target_kl=target_kl, lr=0.01)
+    fit(module, make_rollout(seed=0), make_rollout(seed=1))
+    assert module.kl_penalty.item() == 0.25 * factor**2
+    assert module.state_dict()["kl_penalty"].item() == 0.25 * factor**2
+
+
 def test_an_early_stop_ends_one_update_and_not_the_training():
     module = linear_ppo(target_kl=0.001, lr=0.1, num_epochs=10, num_minibatches=1)
     fit(module, make_rollout(seed=0), make_rollout(seed=1))
@@ -511,6 +553,18 @@ def test_training_stops_at_the_first_rollout_past_the_budget():
 
 # Options.
 
+
+class Widening(torch.nn.Module):
+    """A torso of one's own."""
+
+    def __init__(self, observation_space, times):
+        super().__init__()
+        self.times, self.out_features = times, times * observation_space.shape[0]
+
+    def forward(self, obs):
+        return obs.repeat(1, self.times)
+
+
 COMMON = {"observation_space": OBSERVATIONS, "action_space": BOX, "lr": 0.05, "num_epochs": 2, "num_minibatches": 2}
 
 # For every option: another value than the default, and what else must be set for it to matter.
@@ -522,12 +576,22 @@ OPTIONS = {
     "lr": (0.01, {}),
     "critic_lr": (0.01, {}),
     "lr_schedule": ("linear", {"total_steps": 300}),
+    "optimizer": ("rmsprop", {}),
     "max_grad_norm": (0.01, {}),
+    "ent_coef": (0.1, {}),
+    "vf_coef": (1.0, {}),
+    "torso": ({"class_path": "test_ppo.Widening", "init_args": {"times": 2}}, {}),
     "hidden_sizes": ([5], {}),
     "activation": ("relu", {}),
+    "layer_norm": (True, {}),
+    "memory": ("gru", {}),
+    "memory_size": (3, {"memory": "lstm"}),
     "shared_torso": (True, {}),
+    "head": ("beta", {}),
     "log_std_init": (-0.5, {}),
+    "state_dependent_std": (True, {}),
     "normalize_obs": (True, {}),
+    "normalize_values": (True, {}),
     "scale_rewards": (True, {}),
     "gae_lambda": (0.5, {}),
     "num_epochs": (3, {}),
@@ -536,9 +600,8 @@ OPTIONS = {
     "clip_schedule": ("linear", {"total_steps": 300}),
     "clip_range_vf": (0.01, {}),
     "normalize_advantage": (False, {}),
-    "ent_coef": (0.1, {}),
-    "vf_coef": (1.0, {}),
     "target_kl": (0.001, {}),
+    "kl_penalty": (1.0, {}),
 }
 
 
@@ -565,6 +628,18 @@ def test_every_option_changes_what_is_learned(name):
     default = weights_after_training(**needs)
     assert same_weights(default, weights_after_training(**needs)), "training must repeat itself for this test"
     assert not same_weights(default, weights_after_training(**needs, **{name: other}))
+
+
+def test_values_scaled_by_statistics_of_one_process_are_refused_where_there_are_more():
+    module = make_ppo(normalize_values=True)
+    module._trainer = SimpleNamespace(world_size=2, strategy=None, datamodule=None)
+    with pytest.raises(UserError, match=r"model.normalize_values.*leave it out"):
+        module.setup("fit")
+
+
+def test_a_layer_without_units_is_refused():
+    with pytest.raises(UserError, match=r"model.hidden_sizes: must be at least 1, got 0"):
+        make_ppo(hidden_sizes=[4, 0])
 
 
 def test_an_option_that_does_not_exist_is_refused():

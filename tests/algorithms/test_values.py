@@ -73,8 +73,15 @@ class Still(PPO):
         super().__init__(**kwargs)
         self.seen: list[tuple[Rollout, Samples]] = []
 
-    def act(self, obs: Tensor, generator: torch.Generator, deterministic: bool = False) -> Tensor:
-        return super().act(obs, generator, deterministic=True)
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        return super().act(obs, generator, True, action_mask, state)
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         self.seen.append((rollout, self.samples(rollout, self.gae_lambda, self.normalize_advantage)))

@@ -102,8 +102,18 @@ class ScriptedActor:
     def acting(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def act(self, obs: Tensor, generator: torch.Generator, deterministic: bool = False) -> Tensor:
-        return (obs.sum(-1) % 5).long()
+    def initial_state(self, num_envs: int) -> None:
+        return None
+
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        return (obs.sum(-1) % 5).long(), None
 
     def env_actions(self, actions: Tensor) -> Tensor:
         return actions + 1
@@ -321,7 +331,14 @@ def test_the_same_run_gets_the_same_seeds() -> None:
 class Choking(ScriptedActor):
     """A policy that fails on a NaN before the collector has looked for one."""
 
-    def act(self, obs: Tensor, generator: torch.Generator, deterministic: bool = False) -> Tensor:
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         if not obs.isfinite().all():
             raise RuntimeError("probability tensor contains nan")
         return super().act(obs, generator)
@@ -341,9 +358,167 @@ def test_what_is_not_finite_is_refused_naming_env_and_step(
         RolloutCollector(env, 8, [0, 1, 2], 0).collect(actor)
 
 
+# Timesteps, memory and masks.
+
+
+def steps_lived(mode: str) -> Tensor:
+    """`[ROLLOUTS * T, N]` env steps that the episode of a row had before it; −1 in a reset row."""
+    return torch.where(expected(mode, "valid"), expected(mode, "obs")[..., 2], -1)
+
+
+def test_timesteps_count_the_steps_of_the_episode_across_rollouts(collected: Any) -> None:
+    mode, rollouts = collected
+    valid = joined(rollouts, "valid")
+    assert torch.equal(joined(rollouts, "timesteps")[valid], steps_lived(mode)[valid])
+    starts = torch.cat([rollout.starts for rollout in rollouts])
+    assert torch.equal(starts, steps_lived(mode) == 0)
+
+
+class Counter(ScriptedActor):
+    """Its memory is the number of steps since it was empty, and so is its action."""
+
+    def initial_state(self, num_envs: int) -> Tensor:  # type: ignore[override]
+        return torch.zeros(num_envs, 1)
+
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        assert state is not None
+        return state[:, 0].long(), state + 1
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_memory_lives_from_the_first_observation_of_an_episode_to_the_last(mode: str, backend: str) -> None:
+    env = make_vector_env("tests/Script-v0", N, {}, (), backend, mode)  # type: ignore[arg-type]
+    collector = RolloutCollector(env, T, list(range(N)), action_seed=0)
+    rollouts = [collector.collect(Counter()) for _ in range(ROLLOUTS)]
+    collector.close()
+    # In a reset row the memory sees the final observation too.
+    steps = expected(mode, "obs")[..., 2]
+    assert torch.equal(joined(rollouts, "actions"), steps)
+    firsts = torch.stack([rollout.state[:, 0].long() for rollout in rollouts])  # type: ignore[index]
+    assert torch.equal(firsts, steps[::T])
+    assert firsts[1:].any()
+    assert not firsts[1:].all()
+
+
+def test_a_policy_without_memory_has_no_state() -> None:
+    assert all(rollout.state is None and rollout.action_mask is None for rollout in collect("same_step"))
+
+
+class OneWay(Script):
+    """Allows one action, which follows from the observation, and raises at any other."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        return super().reset(seed=seed)[0], self._info()
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        if not self._info()["action_mask"][action]:
+            raise ValueError(f"{action} at {self.state}")
+        return (*super().step(action)[:4], self._info())
+
+    def _info(self) -> dict:
+        return {"action_mask": np.eye(10, dtype=np.int8)[int(self.state.sum()) % 10]}
+
+
+gym.register("tests/OneWay-v0", OneWay)
+
+
+class Obedient(ScriptedActor):
+    """Takes the first action that is allowed."""
+
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        assert action_mask is not None
+        return action_mask.argmax(-1), None
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        return actions
+
+
+@pytest.mark.parametrize("whole_episodes", [False, True], ids=["", "whole"])
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_mask_of_a_row_is_that_of_its_observation(mode: str, backend: str, whole_episodes: bool) -> None:
+    env = make_vector_env("tests/OneWay-v0", N, {}, (), backend, mode)  # type: ignore[arg-type]
+    collector = RolloutCollector(env, T, list(range(N)), 0, whole_episodes)
+    rollouts = [collector.collect(Obedient()) for _ in range(ROLLOUTS)]
+    collector.close()
+    for rollout in rollouts:
+        allowed = rollout.obs[:-1].sum(-1).long() % 10
+        assert torch.equal(rollout.action_mask, torch.eye(10, dtype=torch.int8)[allowed])
+        assert torch.equal(rollout.actions, allowed)
+
+
 def test_an_error_of_the_environment_itself_is_not_hidden() -> None:
     env = make_vector_env("tests/Script-v0", 2)
     collector = RolloutCollector(env, 4, [0, 1], 0)
     env.envs[1].unwrapped.step = lambda action: 1 / 0
     with pytest.raises(ZeroDivisionError):
         collector.collect(ScriptedActor())
+
+
+class Fickle(OneWay):
+    """Says in the first two steps of an episode what is allowed, and then no more."""
+
+    def _info(self) -> dict:
+        return super()._info() if self.state[2] < 2 else {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return (*Script.step(self, action)[:4], self._info())
+
+
+gym.register("tests/Fickle-v0", Fickle)
+
+
+def test_masks_in_some_steps_only_are_refused() -> None:
+    env = make_vector_env("tests/Fickle-v0", 1)
+    collector = RolloutCollector(env, T, [0], action_seed=0)
+    with pytest.raises(UserError, match=r"action_mask.* in some steps only"):
+        collector.collect(ScriptedActor())
+
+
+class Listing(OneWay):
+    """Gives its mask as a list."""
+
+    def _info(self) -> dict:
+        return {"action_mask": super()._info()["action_mask"].tolist()}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return (*Script.step(self, action)[:4], self._info())
+
+
+gym.register("tests/Listing-v0", Listing)
+
+
+def test_masks_of_no_shape_are_refused() -> None:
+    with pytest.raises(UserError, match=r"data.env_id: info\['action_mask'\] must be an array"):
+        RolloutCollector(make_vector_env("tests/Listing-v0", N), T, list(range(N)), action_seed=0)
+
+
+def test_masks_of_some_environments_only_are_refused() -> None:
+    """Gymnasium fills in zeros for the others, and a mask of zeros allows everything."""
+    env = make_vector_env("tests/OneWay-v0", N)
+    collector = RolloutCollector(env, T, list(range(N)), action_seed=0)
+    step = env.step
+
+    def forgetful(actions: Any) -> Any:
+        *outcome, infos = step(actions)
+        infos["_action_mask"] = np.arange(N) > 0
+        return *outcome, infos
+
+    env.step = forgetful  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="from every environment"):
+        collector.collect(Obedient())

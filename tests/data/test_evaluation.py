@@ -57,8 +57,18 @@ class StepCounter:
     def acting(self) -> torch.no_grad:
         return torch.no_grad()
 
-    def act(self, obs: Tensor, generator: torch.Generator, deterministic: bool = False) -> Tensor:
-        return obs[:, 1].long() % 4
+    def initial_state(self, num_envs: int) -> None:
+        return None
+
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        return obs[:, 1].long() % 4, None
 
     def env_actions(self, actions: Tensor) -> Tensor:
         return actions
@@ -121,6 +131,80 @@ def test_a_trajectory_is_the_episode_from_reset_to_end(num_envs: int) -> None:
 
 def test_trajectories_are_recorded_only_if_asked_for() -> None:
     assert all(episode.trajectory == {} for episode in play(SEEDS, 3))
+
+
+class Counter(StepCounter):
+    """Its memory is the number of steps since it was empty, and so is its action, as far as there is one."""
+
+    def initial_state(self, num_envs: int) -> Tensor:  # type: ignore[override]
+        return torch.zeros(num_envs, 1)
+
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        assert state is not None
+        return state[:, 0].long(), state + 1
+
+
+@pytest.mark.parametrize("max_episode_steps", [100, 5])
+@pytest.mark.parametrize("num_envs", [1, 3, 20])
+@pytest.mark.filterwarnings("ignore:an evaluation episode was stopped")
+def test_the_memory_is_empty_at_the_start_of_an_episode_and_goes_on_to_its_end(
+    num_envs: int, max_episode_steps: int
+) -> None:
+    env = make_vector_env("tests/Dice-v0", num_envs, autoreset_mode="disabled")
+    for episode in EvaluationDataset(env, Counter(), SEEDS, 0, True, max_episode_steps, record=True):
+        assert episode.trajectory["actions"].tolist() == list(range(int(episode.episode_length)))
+
+
+class MaskedDice(Dice):
+    """Allows one action, the sum of length and step modulo 4, and raises at any other."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        return super().reset(seed=seed)[0], self._info()
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        if not self._info()["action_mask"][action]:
+            raise ValueError(f"{action} at {self.state}")
+        return (*super().step(action)[:4], self._info())
+
+    def _info(self) -> dict:
+        return {"action_mask": np.eye(4, dtype=np.int8)[int(self.state[:2].sum()) % 4]}
+
+
+gym.register("tests/MaskedDice-v0", MaskedDice)
+
+
+class Obedient(StepCounter):
+    """Takes the first action that is allowed."""
+
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        assert action_mask is not None
+        return action_mask.argmax(-1), None
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_mask_comes_with_its_observation(num_envs: int, backend: str) -> None:
+    env = make_vector_env("tests/MaskedDice-v0", num_envs, {}, (), backend, "disabled")  # type: ignore[arg-type]
+    episodes = list(EvaluationDataset(env, Obedient(), SEEDS, 0, True, 100, record=True))
+    env.close()
+    assert len(episodes) == len(SEEDS)
+    for episode in episodes:
+        track = episode.trajectory
+        assert torch.equal(track["actions"], track["obs"][:-1, :2].sum(-1).long() % 4)
 
 
 # Through the Trainer.

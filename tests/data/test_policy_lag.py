@@ -16,6 +16,7 @@ from pg_lightning.rollout import Rollout, Samples
 
 CONTINUOUS = "pg_lightning.envs.toy:pg_lightning/ContinuousContextualReward-v0"
 MULTI_BINARY = "pg_lightning.envs.toy:pg_lightning/MultiBinaryReward-v0"
+MASKED = "pg_lightning.envs.toy:pg_lightning/MaskedReward-v0"
 
 
 class VersionRecorder(PPO):
@@ -40,18 +41,31 @@ class RatioRecorder(PPO):
         with torch.no_grad():
             self.network.actor_head.linear.weight *= 100  # far from uniform, so that an error in the features shows
 
-    def act(self, obs: Tensor, generator: torch.Generator, deterministic: bool = False) -> Tensor:
-        actions = super().act(obs, generator, deterministic)
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        pi = self.network.act(obs, action_mask, state)[0]
+        actions, state = super().act(obs, generator, deterministic, action_mask, state)
         if not deterministic:
-            self._acted.append(self.network.pi(obs).log_prob(actions))
-        return actions
+            self._acted.append(pi.log_prob(actions))
+        return actions, state
 
     def samples(self, rollout: Rollout, *args: Any) -> Samples:
-        samples = super().samples(rollout, *args)
-        log_ratio = samples.old_log_probs - torch.cat(self._acted)[rollout.valid.flatten()]
+        self._samples = super().samples(rollout, *args)
+        return self._samples
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
+        metrics = super().update(rollout)
+        assert self._samples.old_log_probs is not None
+        log_ratio = self._samples.old_log_probs - torch.cat(self._acted)[rollout.valid.flatten()]
         self.ratio_errors.append(log_ratio.expm1().abs())
         self._acted.clear()
-        return samples
+        return metrics
 
 
 class UnsizedDataModule(RolloutDataModule):
@@ -90,6 +104,12 @@ CASES = [
     ("Pendulum-v1", {"normalize_obs": True}),
     (CONTINUOUS, {}),
     (MULTI_BINARY, {}),
+    ("CartPole-v1", {"memory": "lstm", "normalize_obs": True}),
+    ("CartPole-v1", {"memory": "gru", "shared_torso": True}),
+    (MASKED, {}),
+    (MASKED, {"memory": "lstm"}),
+    ("Pendulum-v1", {"head": "squashed_gaussian"}),
+    ("Pendulum-v1", {"head": "beta", "normalize_values": True}),
 ]
 
 

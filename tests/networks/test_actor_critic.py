@@ -7,6 +7,7 @@ from gymnasium import spaces
 
 from pg_lightning.errors import UserError
 from pg_lightning.networks import MLP, ActorCritic
+from pg_lightning.rollout import Samples
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
 BATCH = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
@@ -16,7 +17,8 @@ shared_or_not = pytest.mark.parametrize("shared_torso", [False, True], ids=["sep
 
 def network(observations=OBSERVATIONS, actions=None, hidden_sizes=(8, 6), activation="tanh", shared=False, norm=False):
     actions = actions or spaces.Box(-1.0, 1.0, (2,))
-    return ActorCritic(observations, actions, list(hidden_sizes), activation, shared, 0.0, norm)
+    options = {"hidden_sizes": list(hidden_sizes), "activation": activation, "shared_torso": shared}
+    return ActorCritic(observations, actions, normalize_obs=norm, **options)
 
 
 @shared_or_not
@@ -59,7 +61,8 @@ def test_forward_is_pi_and_v(shared_torso, norm, hidden_sizes):
     net = network(hidden_sizes=hidden_sizes, shared=shared_torso, norm=norm)
     if norm:
         net.normalizer.statistics.update(3 * BATCH + 1)
-    pi, values = net(BATCH)
+    nothing = torch.zeros(5)
+    pi, values = net(Samples(BATCH, nothing, nothing, nothing, nothing))
     actions = pi.sample()
     assert torch.equal(net.v(BATCH), values)
     assert torch.equal(net.pi(BATCH).log_prob(actions), pi.log_prob(actions))
@@ -129,7 +132,7 @@ def test_activations_differ():
 
 
 def test_the_initial_log_std_is_the_one_asked_for():
-    net = ActorCritic(OBSERVATIONS, spaces.Box(-1.0, 1.0, (2,)), [], "tanh", False, -1.5, False)
+    net = ActorCritic(OBSERVATIONS, spaces.Box(-1.0, 1.0, (2,)), log_std_init=-1.5)
     assert net.pi(BATCH).log_std.tolist() == [-1.5, -1.5]
 
 

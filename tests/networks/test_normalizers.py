@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 
-from pg_lightning.networks import ActorCritic, ObservationNormalizer, RewardScaler, RunningMeanVar
+from pg_lightning.algorithms import PPO
+from pg_lightning.data import RolloutDataModule
+from pg_lightning.networks import ActorCritic, ObservationNormalizer, RewardScaler, RunningMeanVar, ValueNormalizer
 
 
 def batches_of(*sizes, scale=(1.0, 20.0, 0.1), shift=(0.0, 5.0, -300.0)):
@@ -153,9 +156,134 @@ def test_a_reward_scaler_is_restored_from_its_state_dict():
 
 def test_observation_statistics_are_part_of_the_networks_state_dict():
     space = spaces.Box(-1.0, 1.0, (3,))
-    networks = [ActorCritic(space, spaces.Discrete(2), [4], "tanh", False, 0.0, True) for _ in range(2)]
+    networks = [ActorCritic(space, spaces.Discrete(2), hidden_sizes=[4], normalize_obs=True) for _ in range(2)]
     (batch,) = batches_of(10)
     networks[0].normalizer.statistics.update(batch)
     networks[1].load_state_dict(networks[0].state_dict())
     assert torch.equal(networks[1].v(batch), networks[0].v(batch))
     assert_statistics_of(networks[1].normalizer.statistics, batch)
+
+
+# PopArt.
+
+
+def returns_of(seed, size=50, mean=300.0, std=40.0):
+    return mean + std * torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_moving_the_statistics_of_values_changes_no_value():
+    normalizer, output = ValueNormalizer(), nn.Linear(6, 1).double()
+    features = torch.randn(20, 6).double()
+    for seed, (mean, std) in enumerate([(300.0, 40.0), (-5.0, 0.1), (0.0, 1e3)]):
+        before = normalizer.restore(output(features))
+        weight = output.weight.clone()
+        normalizer.update(returns_of(seed, mean=mean, std=std).double(), output)
+        assert not torch.equal(output.weight, weight)
+        torch.testing.assert_close(normalizer.restore(output(features)), before, rtol=1e-6, atol=1e-6)
+
+
+def test_normalising_values_and_restoring_them_is_the_identity():
+    normalizer = ValueNormalizer()
+    normalizer.update(returns_of(0), nn.Linear(6, 1))
+    values = torch.tensor([-1e3, -1.0, 0.0, 1.0, 250.0, 1e3])
+    torch.testing.assert_close(normalizer.restore(normalizer(values)), values, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(normalizer(normalizer.restore(values)), values, rtol=1e-5, atol=1e-3)
+
+
+def test_the_targets_that_the_critic_learns_have_mean_0_and_variance_1_over_all_seen():
+    normalizer, seen = ValueNormalizer(), []
+    for seed, mean in enumerate((300.0, 320.0, -100.0)):
+        seen.append(returns_of(seed, mean=mean))
+        normalizer.update(seen[-1], nn.Linear(6, 1))
+        targets = normalizer(torch.cat(seen).double())
+        assert float(targets.mean()) == pytest.approx(0.0, abs=1e-6)
+        assert float(targets.std(correction=0)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_without_targets_yet_values_are_as_the_network_says():
+    values = torch.randn(5)
+    torch.testing.assert_close(ValueNormalizer().restore(values), values)
+
+
+class Targets(PPO):
+    """Keeps V before and after the statistics move, and the samples it was to learn from."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seen = []
+
+    def samples(self, rollout, *args, **kwargs):
+        with torch.no_grad():
+            before = self.network.values(rollout)[0]
+        samples = super().samples(rollout, *args, **kwargs)
+        with torch.no_grad():
+            after, (_, unit) = self.network.values(rollout)[0], self.network(samples)
+        self.seen.append((before[rollout.valid], after[rollout.valid], unit, samples))
+        return samples
+
+
+ENDLESS = "pg_lightning.envs.toy:pg_lightning/Endless-v0"
+
+
+@pytest.mark.parametrize("model", [{}, {"shared_torso": True}, {"memory": "gru", "num_minibatches": 2}], ids=str)
+def test_targets_are_in_the_unit_of_the_critic_and_values_in_that_of_the_rewards(fit, model):
+    options = {"lr": 1e-2, "normalize_values": True, "normalize_advantage": False, **model}
+    data = {"env_kwargs": {"first_reward": 500.0}, "num_steps": 20, "total_steps": 400, "eval_episodes": 1}
+    module = fit(ENDLESS, data, algorithm=Targets, **options)
+    normalizer, seen = module.network.value_normalizer, []
+    for before, after, unit, samples in module.seen:
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-3)  # float32, next to returns of 500
+        torch.testing.assert_close(samples.old_values, unit, rtol=1e-4, atol=1e-4)
+        advantages = samples.returns - samples.old_values
+        ratio = samples.advantages / advantages
+        std = ratio.median()
+        torch.testing.assert_close(samples.advantages, std * advantages, rtol=1e-3, atol=std * 1e-3)
+        seen.append(float(std))
+    assert module.network.value_normalizer.statistics.count == module.env_steps
+    assert seen[-1] == pytest.approx(float(normalizer.statistics.var.sqrt()), rel=1e-3)
+    assert seen[0] > 50
+
+
+def test_a_critic_of_large_returns_is_learned(fit):
+    """V is 10 but −1881 at the first step: Adam goes the 20 that 200 steps with lr 0.2, falling to 0, add up to."""
+    data = {"env_kwargs": {"first_reward": -1890.0}, "num_envs": 8, "num_steps": 20, "total_steps": 8000}
+    data |= {"eval_every_steps": 8000, "eval_episodes": 1}
+
+    def error(normalize_values):
+        model = {"gamma": 0.9, "lr": 0.2, "lr_schedule": "linear", "hidden_sizes": [], "num_minibatches": 1}
+        module = fit(ENDLESS, data, normalize_values=normalize_values, **model)
+        with torch.no_grad():
+            values = module.network.v(torch.eye(2))
+        return (values - torch.tensor([-1881.0, 10.0])).abs().max()
+
+    assert error(True) < 20
+    assert error(False) > 1000
+
+
+def test_evaluation_leaves_the_statistics_of_values_alone_and_a_checkpoint_keeps_them(fit, quiet_trainer, tmp_path):
+    data = {"env_kwargs": {"first_reward": 500.0}, "num_steps": 20, "total_steps": 400, "eval_episodes": 3}
+    module = fit(ENDLESS, data, normalize_values=True)
+    count = module.network.value_normalizer.statistics.count.item()
+    rollouts = RolloutDataModule(ENDLESS, **data)
+    trainer = quiet_trainer()
+    trainer.validate(module, datamodule=rollouts, verbose=False)
+    assert module.network.value_normalizer.statistics.count.item() == count == module.env_steps
+    trainer.save_checkpoint(tmp_path / "kept.ckpt")
+    options = {"observation_space": rollouts.observation_space, "action_space": rollouts.action_space}
+    fresh = PPO(hidden_sizes=[32], normalize_values=True, **options)
+    quiet_trainer().validate(
+        fresh, datamodule=rollouts, ckpt_path=tmp_path / "kept.ckpt", weights_only=False, verbose=False
+    )
+    assert fresh.network.value_normalizer.statistics.mean > 10
+    assert torch.equal(fresh.network.v(torch.eye(2)), module.network.v(torch.eye(2)))
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -500.0])
+def test_what_does_not_vary_has_no_scale(value):
+    """Else the first reward of another size, or the distance to the mean, would count in units of nothing."""
+    scaler, normalizer, head = RewardScaler(0.9), ValueNormalizer(), nn.Linear(3, 1)
+    ends = torch.ones(4, 2, dtype=torch.bool)
+    scaler.update(torch.full((4, 2), value), ends, ends)
+    assert scaler(torch.tensor([3.0])).item() == 3.0
+    normalizer.update(torch.full((8,), value), head)
+    assert normalizer(torch.tensor([value + 2.0])).item() == 2.0

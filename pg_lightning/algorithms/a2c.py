@@ -1,0 +1,42 @@
+"""Advantage actor-critic, synchronous (Mnih et al. 2016 without the asynchrony): many environments, a few steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pg_lightning.algorithms.base import OptimizerName, PolicyGradientModule
+from pg_lightning.errors import require
+from pg_lightning.rollout import Rollout
+
+
+class A2C(PolicyGradientModule):
+    """Actor and critic learn from advantages over several steps.
+
+    With λ = 1 these are the n-step advantages of the paper, r_t + γ r_{t+1} + … + γ^k V(s_{t+k}) − V(s_t), as far as
+    the rollout of `data.num_steps` reaches (Algorithm S3); with λ < 1 they are GAE(λ) (Schulman et al. 2016, eq. 16).
+
+    Args:
+        gae_lambda: λ of the advantage estimates.
+        normalize_advantage: standardise the advantages of a rollout.
+        optimizer: RMSprop as in the paper, or Adam.
+        **kwargs: see `PolicyGradientModule`.
+    """
+
+    def __init__(
+        self,
+        gae_lambda: float = 1.0,
+        normalize_advantage: bool = False,
+        optimizer: OptimizerName = "rmsprop",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(optimizer=optimizer, **kwargs)
+        require("model.gae_lambda", gae_lambda, 0, 1)
+        self.gae_lambda = gae_lambda
+        self.normalize_advantage = normalize_advantage
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
+        """One gradient step on −mean( A log π ), the squared error of V and the entropy."""
+        samples = self.samples(rollout, self.gae_lambda, self.normalize_advantage)
+        return self.policy_gradient_step(samples)

@@ -1,0 +1,91 @@
+"""REINFORCE (Williams 1992; Sutton & Barto 2018, §13.3): the policy gradient from the returns of whole episodes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pg_lightning.algorithms.base import PolicyGradientModule
+from pg_lightning.errors import UserError, require
+from pg_lightning.returns import episode_index, episode_return, mean_of_other_episodes, reward_to_go, standardize
+from pg_lightning.rollout import Rollout, Samples
+
+Baseline = Literal["none", "batch_mean", "moving_average"]
+
+
+class REINFORCE(PolicyGradientModule):
+    """Monte-Carlo policy gradient: ∇J = E[ Σ_t γ^t G_t ∇log π(a_t|s_t) ], without a critic.
+
+    Rollouts must hold whole episodes (`data.whole_episodes: true`). An episode that a time limit cuts counts as over:
+    what is maximised is the return within the limit.
+
+    Args:
+        causal: weigh each action by the reward that followed it, the reward-to-go G_t; else, as in the plainest form
+            of the theorem, by the return G_0 of its whole episode, which has the same mean and more variance.
+        baseline: what is subtracted from the returns: nothing, the mean over the other episodes of the rollout, or a
+            moving average over the rollouts before. None of them changes the mean of the gradient.
+        baseline_decay: share of the old average that a rollout leaves (`moving_average`).
+        normalize_advantage: standardise the returns of a rollout, after the baseline. Not with a moving average: it
+            would cancel.
+        discount_objective: weigh G_t by γ^t, as the theorem has it for the discounted return from the first state
+            (Sutton & Barto, the algorithm in §13.3). Almost nobody does: late steps then hardly count. G_0 is
+            discounted from the first state as it is.
+        **kwargs: see `PolicyGradientModule`, but for what concerns a critic.
+    """
+
+    has_critic = False
+    needs_whole_episodes = True
+    baseline_value: Tensor
+
+    def __init__(
+        self,
+        causal: bool = True,
+        baseline: Baseline = "none",
+        baseline_decay: float = 0.9,
+        normalize_advantage: bool = True,
+        discount_objective: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(critic_lr=None, vf_coef=0.0, shared_torso=False, normalize_values=False, **kwargs)
+        require("model.baseline_decay", baseline_decay, 0, 1)
+        if discount_objective and not causal:
+            raise UserError(
+                "model.discount_objective: the return of a whole episode is discounted already; leave it out"
+            )
+        if baseline == "moving_average" and normalize_advantage:
+            raise UserError(
+                "model.baseline: standardised returns are the same whatever the moving average; "
+                "set model.normalize_advantage to false"
+            )
+        self.causal = causal
+        self.baseline = baseline
+        self.baseline_decay = baseline_decay
+        self.normalize_advantage = normalize_advantage
+        self.discount_objective = discount_objective
+        self.register_buffer("baseline_value", torch.tensor(torch.nan, dtype=torch.float64))
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
+        """One gradient step on −mean( (G − b) log π )."""
+        returns = reward_to_go(rollout.rewards, rollout.done, rollout.valid, self.gamma)
+        if not self.causal:
+            returns = episode_return(returns, rollout.timesteps, rollout.valid)
+        samples = Samples.of(rollout, returns, returns, torch.zeros_like(returns))
+        samples.advantages = samples.returns - self._baseline(rollout, samples.returns)
+        if self.normalize_advantage:
+            samples.advantages = standardize(samples.advantages)
+        if self.discount_objective:
+            samples.advantages = samples.advantages * self.gamma ** rollout.timesteps[rollout.valid]
+        return self.policy_gradient_step(samples)
+
+    def _baseline(self, rollout: Rollout, returns: Tensor) -> Tensor:
+        """`[B]`: independent of the action that it is subtracted for, so that E[ b ∇log π(a|s) ] = 0 (§13.4)."""
+        if self.baseline == "batch_mean":
+            return mean_of_other_episodes(returns, episode_index(rollout.timesteps, rollout.valid))
+        before = self.baseline_value.nan_to_num().to(returns.dtype)
+        if self.baseline == "moving_average":
+            kept = torch.where(self.baseline_value.isnan(), 0.0, self.baseline_decay)
+            self.baseline_value.copy_(kept * before + (1 - kept) * returns.mean())
+            return before.expand_as(returns)
+        return torch.zeros_like(returns)

@@ -1,0 +1,42 @@
+"""REINFORCE with a learned baseline (Sutton & Barto 2018, §13.4): V(s) is subtracted from the return."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pg_lightning.algorithms.base import PolicyGradientModule
+from pg_lightning.rollout import Rollout
+
+
+class REINFORCEBaseline(PolicyGradientModule):
+    """Monte-Carlo policy gradient with a baseline: ∇J ∝ E[ (G_t − V(s_t)) ∇log π(a_t|s_t) ], V fitted to G.
+
+    Rollouts must hold whole episodes (`data.whole_episodes: true`). Where a time limit cuts an episode, V of its last
+    observation stands for what would have followed.
+
+    Args:
+        normalize_advantage: standardise the advantages of a rollout.
+        discount_objective: weigh step t by γ^t, as the theorem has it for the discounted return from the first state.
+        **kwargs: see `PolicyGradientModule`.
+    """
+
+    needs_whole_episodes = True
+
+    def __init__(
+        self,
+        normalize_advantage: bool = True,
+        discount_objective: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.normalize_advantage = normalize_advantage
+        self.discount_objective = discount_objective
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
+        """One gradient step on −mean( (G − V) log π ) and the squared error of V; no gradient flows through G − V."""
+        samples = self.samples(rollout, gae_lambda=1.0, normalize_advantage=self.normalize_advantage)
+        if self.discount_objective:
+            samples.advantages = samples.advantages * self.gamma ** rollout.timesteps[rollout.valid]
+        return self.policy_gradient_step(samples)

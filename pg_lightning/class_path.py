@@ -1,0 +1,34 @@
+"""Classes named in a config: by a short name, by `package.module.Class`, or with arguments of their own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pg_lightning.errors import UserError
+
+ClassPath = str | dict[str, Any]
+
+
+def resolve(field: str, spec: ClassPath, names: Mapping[str, Callable[..., Any]] = {}) -> tuple[Any, dict[str, Any]]:
+    """The class that a config names, and the arguments that it gives.
+
+    Args:
+        field: the key in the config, for the complaint.
+        spec: a class path, or `{class_path, init_args}`.
+        names: short names that stand for classes.
+
+    Raises:
+        UserError: if there is no such class, naming the field.
+    """
+    given: dict[str, Any] = {"class_path": spec} if isinstance(spec, str) else spec
+    path = str(given.get("class_path", ""))
+    if path in names:
+        return names[path], given.get("init_args", {})
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name), given.get("init_args", {})
+    except (ImportError, AttributeError, ValueError) as error:
+        short = f"; short names are {', '.join(names)}" if names else ""
+        raise UserError(f"{field}: cannot import {path!r}: {' '.join(str(error).split())}{short}") from error

@@ -1,0 +1,288 @@
+"""Asynchronous workers: `Trainer(accelerator="cpu", strategy="hogwild", devices=4)` forks four processes to fit.
+
+Each runs the Trainer's own loop, as if alone: there are no collectives, and gradients are not averaged. What workers
+share is what the module put into shared memory before the fork. Worker 0 alone evaluates, logs and saves.
+"""
+
+import ctypes
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+
+# Private: the interface that a Trainer calls through, and its handling of exceptions, which each worker needs too.
+from lightning.pytorch.strategies.launchers.launcher import _Launcher
+from lightning.pytorch.trainer.call import _call_and_handle_interrupt
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from pg_lightning.errors import UserError
+
+GRACE = 3.0  # seconds from SIGTERM, after which Lightning ends with the batch, to SIGKILL
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PR_SET_PDEATHSIG = 1
+
+
+class WorkerError(RuntimeError):
+    """A worker died, or raised what is not the user's mistake. The message names the worker and the cause."""
+
+
+class HogwildStrategy(SingleDeviceStrategy):
+    """One worker process for each of the Trainer's `devices`, forked by `fit`.
+
+    To Lightning each is a single device: `trainer.world_size` is 1, and every collective returns what it is given.
+    `trainer.global_rank` is the worker's index. `validate`, `test` and `predict` run in the calling process.
+    """
+
+    strategy_name = "hogwild"
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        # Lightning fills these in from the Trainer's `devices` and `num_nodes`.
+        self.parallel_devices: list[torch.device] = []
+        self.num_nodes = 1
+        self.handed_over = False
+
+    @property
+    def num_workers(self) -> int:
+        """How many processes `fit` forks."""
+        return len(self.parallel_devices)
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this process evaluates, logs and saves.
+
+        The main process does not while the workers train, nor when they failed: its weights are those of the start.
+        """
+        return self.global_rank == 0 and not self.handed_over
+
+    def _configure_launcher(self) -> None:
+        if not isinstance(self.accelerator, CPUAccelerator):
+            raise UserError(
+                "trainer.accelerator: the hogwild strategy runs on CPUs only; set trainer.accelerator to cpu"
+            )
+        if self.num_nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes: trainer.strategy hogwild shares the memory of one machine; "
+                f"set trainer.num_nodes to 1 (it is {self.num_nodes})"
+            )
+        if "fork" not in multiprocessing.get_all_start_methods():
+            raise UserError("trainer.strategy: hogwild forks processes, which this system cannot; choose ddp or auto")
+        self._launcher = HogwildLauncher(self)
+
+
+class HogwildLauncher(_Launcher):
+    """Forks the workers, waits for them, and brings worker 0's results back."""
+
+    def __init__(self, strategy: HogwildStrategy) -> None:
+        self._strategy = strategy
+        self._workers: list[BaseProcess] = []
+
+    @property
+    def is_interactive_compatible(self) -> bool:
+        """Forked processes need no script to start from."""
+        return True
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        """Runs one of the Trainer's entry points: `fit` in the workers, any other right here.
+
+        Raises:
+            WorkerError: if a worker died or failed. The others are gone by then.
+            UserError: if a worker raised it; likewise Lightning's `MisconfigurationException`.
+        """
+        self._strategy.handed_over = False
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            return function(*args, **kwargs)
+        _ = trainer.log_dir  # loggers settle on a version here: every process must know the same folder
+        self._strategy.handed_over = True
+        with _sigterm_raises():
+            try:
+                outcomes = self._wait(self._start(trainer, function, args, kwargs))
+                self._join(10 * GRACE)
+            finally:
+                self._stop()
+        self._strategy.handed_over = False
+        _take_over(trainer, outcomes[0])
+
+    def kill(self, signum: int) -> None:
+        """Passes a signal on to the workers."""
+        for worker in self._workers:
+            if worker.is_alive() and worker.pid is not None:
+                os.kill(worker.pid, signum)
+
+    def _start(self, *work: Any) -> list[Connection]:
+        context = multiprocessing.get_context("fork")
+        readers = []
+        with _signals_held():  # a worker must not hear them before it has its own handlers
+            for rank in range(self._strategy.num_workers):
+                reader, writer = context.Pipe(duplex=False)
+                worker = context.Process(target=self._work, args=(rank, os.getpid(), writer, *work))
+                worker.start()
+                writer.close()
+                readers.append(reader)
+                self._workers.append(worker)
+        return readers
+
+    def _work(
+        self, rank: int, main: int, writer: Connection, trainer: Any, function: Callable, args: Any, kwargs: Any
+    ) -> None:
+        """What a worker does: all of its life is here."""
+        _die_with(main)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process then ends the workers
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: with more than one, operations can hang
+        strategy = self._strategy
+        strategy.global_rank = strategy.local_rank = rank
+        cast(Any, rank_zero_only).rank = rank
+        strategy.handed_over = False
+        strategy._launcher = None
+        if rank > 0:
+            trainer.limit_val_batches = 0
+            trainer.profiler = PassThroughProfiler()
+        outcome: Any = None
+        try:
+            _call_and_handle_interrupt(trainer, function, *args, **kwargs)
+            outcome = _results(trainer) if rank == 0 else None
+        except (UserError, MisconfigurationException) as error:
+            outcome = error
+        except SIGTERMException:
+            outcome = _error(rank, "was stopped by SIGTERM")
+        except Exception:
+            outcome = _error(rank, f"failed:\n\n{traceback.format_exc()}")
+        writer.send(outcome)
+
+    def _wait(self, readers: list[Connection]) -> dict[int, Any]:
+        """One outcome of each worker. Looks for the dead by itself: what they started may keep their pipes open."""
+        outcomes: dict[int, Any] = {}
+        while len(outcomes) < len(readers):
+            wait([reader for rank, reader in enumerate(readers) if rank not in outcomes], timeout=0.2)
+            for rank, reader in enumerate(readers):
+                if rank in outcomes:
+                    continue
+                dead = not self._workers[rank].is_alive()  # asked first: its last words are in the pipe then
+                try:
+                    if not reader.poll():
+                        if dead:
+                            raise EOFError
+                        continue
+                    outcomes[rank] = reader.recv()
+                except (EOFError, OSError):
+                    self._workers[rank].join(GRACE)
+                    raise _error(rank, _cause(self._workers[rank].exitcode)) from None
+                if isinstance(outcomes[rank], Exception):
+                    raise outcomes[rank]
+        return outcomes
+
+    def _join(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+
+    def _stop(self) -> None:
+        with _signals_held():  # a second Ctrl-C waits until no worker is left
+            self.kill(signal.SIGTERM)
+            self._join(GRACE)
+            self.kill(signal.SIGKILL)
+            for worker in self._workers:
+                worker.join()
+            self._workers.clear()
+
+
+def _results(trainer: Any) -> bytes:
+    """What the main process shall know of worker 0, free of shared memory."""
+    buffer = io.BytesIO()
+    results = {
+        "weights": trainer.lightning_module.state_dict(),
+        "metrics": trainer.callback_metrics,
+        "callbacks": {callback.state_key: callback.state_dict() for callback in trainer.callbacks},
+        "progress": trainer.fit_loop.state_dict(),
+    }
+    torch.save(results, buffer)
+    return buffer.getvalue()
+
+
+def _take_over(trainer: Any, results: bytes) -> None:
+    taken = torch.load(io.BytesIO(results), weights_only=False)
+    model = trainer.lightning_module
+    # What is shared is here already, and newer than worker 0's copy: it may have ended before the others.
+    shared = {name for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor) and tensor.is_shared()}
+    own = {name: tensor for name, tensor in taken["weights"].items() if name not in shared}
+    model.load_state_dict(own, strict=False)
+    trainer.callback_metrics.update(taken["metrics"])
+    for callback in trainer.callbacks:
+        if state := taken["callbacks"].get(callback.state_key):
+            if isinstance(callback, ModelCheckpoint):
+                callback.dirpath = state["dirpath"]  # settled in the worker; restores nothing of another folder
+            callback.load_state_dict(state)
+    trainer.fit_loop.load_state_dict(taken["progress"])
+    trainer.state.status, trainer.state.stage = TrainerStatus.FINISHED, None
+
+
+def _error(rank: int, cause: str) -> WorkerError:
+    return WorkerError(f"strategy hogwild: worker {rank} {cause}")
+
+
+def _cause(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"was killed by {signal.Signals(-exitcode).name}"
+    return f"exited with code {exitcode} before its training ended"
+
+
+def _die_with(main: int) -> None:
+    """Has the kernel kill this process when the main process dies, were it by SIGKILL. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != main:
+        os._exit(1)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises, so that what must be tidied up is; beside any handler that there was."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: Any) -> None:
+        if callable(before):
+            before(signum, frame)
+        raise SIGTERMException(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+StrategyRegistry.register(
+    HogwildStrategy.strategy_name, HogwildStrategy, "forked workers, no collectives", override=True
+)
