@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -97,10 +98,11 @@ class A3C(PolicyGradientModule):
         """The first worker to come brings what it has, be it from a checkpoint; all then share that."""
         super().on_train_start()
         shared = self._shared
+        fit = getattr(self.trainer.strategy, "launched_at", time.monotonic_ns())
         with shared.lock:
-            first = shared.workers == 0
-            shared.workers += 1
+            first = shared.fit != fit
             if first:
+                shared.fit.fill_(fit)
                 for weights, copies in zip(shared.weights, self.network.parameter_groups(), strict=True):
                     weights.data.copy_(_flat(copies))
                 for sums, normalizer in zip(shared.sums, self._normalizers(), strict=True):
@@ -115,7 +117,7 @@ class A3C(PolicyGradientModule):
         self._copy()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Before the next rollout, and before an evaluation: the copy is fresh. Where worker 0 has ended, all end."""
+        """Before the next rollout, and before an evaluation: the copy is fresh."""
         with self._shared.lock:
             for i, normalizer in enumerate(self._normalizers()):
                 self._shared.sums[i] += normalizer.sums() - self._sums[i]
@@ -130,11 +132,9 @@ class A3C(PolicyGradientModule):
             self._copy()
 
     def on_train_end(self) -> None:
-        """Leaves."""
-        with self._shared.lock:
-            self._shared.workers -= 1
-            if self.trainer.is_global_zero:
-                self._shared.over.fill_(True)
+        """Where worker 0 ends, all end."""
+        if self.trainer.is_global_zero:
+            self._shared.over.fill_(True)
 
     @torch.no_grad()
     def _copy(self) -> None:
@@ -164,14 +164,14 @@ class SharedMemory:
         sums: those of each normaliser, see `RunningMeanVar.sums`.
         updates: gradient steps of all workers.
         env_steps: of all workers.
-        workers: how many are training.
+        fit: the call of `Trainer.fit` that the rest belongs to, told by when it began.
         over: worker 0 has ended: at the budget, or because a callback such as `EarlyStopping` said so.
     """
 
     def __init__(self, groups: tuple[list[nn.Parameter], ...], normalizers: list[RunningMeanVar]) -> None:
         self.weights = [nn.Parameter(_flat(group).share_memory_()) for group in groups]
         self.sums = [normalizer.sums().share_memory_() for normalizer in normalizers]
-        self.updates, self.env_steps, self.workers = (torch.tensor(0).share_memory_() for _ in range(3))
+        self.updates, self.env_steps, self.fit = (torch.tensor(0).share_memory_() for _ in range(3))
         self.over = torch.tensor(False).share_memory_()
         self.moments: dict[nn.Parameter, dict[str, Tensor]] = {}
         self.lock = multiprocessing.get_context("fork").Lock()

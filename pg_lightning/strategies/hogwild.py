@@ -49,6 +49,10 @@ class HogwildStrategy(SingleDeviceStrategy):
 
     To Lightning each is a single device: `trainer.world_size` is 1, and every collective returns what it is given.
     `trainer.global_rank` is the worker's index. `validate`, `test` and `predict` run in the calling process.
+
+    Attributes:
+        launched_at: when the workers of this `fit` were forked, in nanoseconds: the same number in each, and another in
+            the next `fit`. A worker may come when others have ended, so who is first cannot be told by who is there.
     """
 
     strategy_name = "hogwild"
@@ -59,6 +63,7 @@ class HogwildStrategy(SingleDeviceStrategy):
         self.parallel_devices: list[torch.device] = []
         self.num_nodes = 1
         self.handed_over = False
+        self.launched_at = 0
 
     @property
     def num_workers(self) -> int:
@@ -112,6 +117,7 @@ class HogwildLauncher(_Launcher):
             return function(*args, **kwargs)
         _ = trainer.log_dir  # loggers settle on a version here: every process must know the same folder
         self._strategy.handed_over = True
+        self._strategy.launched_at = time.monotonic_ns()
         with _sigterm_raises():
             try:
                 outcomes = self._wait(self._start(trainer, function, args, kwargs))

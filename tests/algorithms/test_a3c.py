@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from run_files import load, read_metrics
 
 from pg_lightning.algorithms import A2C, A3C
 from pg_lightning.callbacks import EvaluateEverySteps
+from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
 from pg_lightning.strategies import HogwildStrategy, WorkerError
 
@@ -34,11 +36,13 @@ def assert_close(one, other):
 def train(fit):
     """Twenty updates of a small network on CartPole."""
 
-    def run(algorithm, workers=None, env_id="CartPole-v1", **model):
+    def run(algorithm, workers=None, total_steps=20 * 32, **model):
         torch.manual_seed(0)
         trainer = {} if workers is None else {"strategy": HogwildStrategy(), "devices": workers}
-        data = {"num_envs": 4, "num_steps": 8, "total_steps": 20 * 32, "eval_every_steps": 320, "eval_episodes": 1}
-        return fit(env_id, data, algorithm=algorithm, trainer=trainer, **{"lr": 1e-2, "critic_lr": 2e-2, **model})
+        data = {"num_envs": 4, "num_steps": 8, "total_steps": total_steps, "eval_every_steps": 320, "eval_episodes": 1}
+        return fit(
+            "CartPole-v1", data, algorithm=algorithm, trainer=trainer, **{"lr": 1e-2, "critic_lr": 2e-2, **model}
+        )
 
     return run
 
@@ -111,7 +115,6 @@ def test_updates_and_env_steps_of_all_workers_are_counted(train, locked):
     assert int(module._shared.env_steps) == int(module.steps.sum())
     # All stop at the budget; each may have had one rollout under way.
     assert 640 <= int(module._shared.env_steps) <= 640 + 32
-    assert int(module._shared.workers) == 0
 
 
 def test_gradients_of_several_updates_do_not_add_up(train):
@@ -169,6 +172,39 @@ def test_all_stop_when_worker_0_is_stopped(fit):
     assert module.rollouts[0] == 3
 
 
+def test_a_worker_that_comes_when_worker_0_has_ended_ends_too(fit):
+    class Late(Watched):
+        def on_train_start(self):
+            while self.global_rank == 1 and not self._shared.over:
+                time.sleep(0.01)
+            super().on_train_start()
+
+    trainer = {"strategy": HogwildStrategy(), "devices": 2, "max_steps": 6}
+    data = {"num_envs": 4, "num_steps": 8, "total_steps": 10**6, "eval_every_steps": 10**6, "eval_episodes": 1}
+    module = fit("CartPole-v1", data, algorithm=Late, trainer=trainer)
+    assert module.rollouts[0] == 3
+    assert module.rollouts[1] <= 1
+    assert module._shared.over
+
+
+def test_a_fit_goes_on_where_the_last_one_failed(fit, quiet_trainer):
+    class Mortal(Watched):
+        mortal = True
+
+        def update(self, rollout):
+            if self.mortal and self.rollouts.sum() >= 5:
+                raise RuntimeError("no more")
+            return super().update(rollout)
+
+    data = RolloutDataModule("CartPole-v1", num_envs=4, num_steps=8, total_steps=640, eval_episodes=1)
+    module = Mortal(**SPACES, hidden_sizes=[8], total_steps=640)
+    with pytest.raises(WorkerError, match="no more"):
+        quiet_trainer(strategy=HogwildStrategy(), devices=2).fit(module, datamodule=data)
+    module.mortal = False
+    quiet_trainer(strategy=HogwildStrategy(), devices=2).fit(module, datamodule=data)
+    assert 640 <= int(module._shared.env_steps) <= 640 + 32
+
+
 @pytest.mark.parametrize("cause", ["exception", "kill"])
 def test_a_worker_that_dies_is_named(train, cause):
     class Mortal(Watched):
@@ -180,7 +216,7 @@ def test_a_worker_that_dies_is_named(train, cause):
             return super().update(rollout)
 
     with pytest.raises(WorkerError, match="worker 1.*" + ("SIGKILL" if cause == "kill" else "failed")):
-        train(Mortal, 2)
+        train(Mortal, 2, total_steps=10**9)
 
 
 def test_weights_of_another_precision_than_the_shared_ones_are_refused(fit):

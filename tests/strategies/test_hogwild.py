@@ -114,7 +114,7 @@ def make_trainer(folder, workers=2, **kwargs):
     return Trainer(default_root_dir=folder, **given)
 
 
-def wait_until(condition, seconds=10.0):
+def wait_until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -328,7 +328,7 @@ def test_a_worker_that_dies_ends_the_run_and_is_named(rank, error, message, tmp_
     start = time.monotonic()
     with pytest.raises(WorkerError, match=f"(?s)^strategy hogwild: worker {rank} {message}"):
         make_trainer(tmp_path, 3).fit(Tiny(3, partial(boom, rank, error)), loader(10**9))
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
@@ -350,7 +350,7 @@ def test_a_worker_stuck_in_a_step_is_killed(tmp_path):
     start = time.monotonic()
     with pytest.raises(WorkerError, match="worker 1 exited with code 1"):
         make_trainer(tmp_path).fit(Tiny(2, step), loader())
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
 
 
 def test_a_failed_run_leaves_worker_0s_checkpoint_and_the_main_process_does_not_overwrite_it(tmp_path):
@@ -405,12 +405,12 @@ def test_a_signal_to_the_main_process_ends_all(number, send, status, stuck, tmp_
     process = start_script(tmp_path, ENDLESS.replace("STUCK", str(stuck)))
     log = tmp_path / "log.txt"
     try:
-        wait_until(lambda: len(list(tmp_path.glob("ready_*"))) == 3 or process.poll() is not None, 40)
+        wait_until(lambda: len(list(tmp_path.glob("ready_*"))) == 3 or process.poll() is not None, 120)
         session = processes(3, process.pid)
         assert len(session) == 4, log.read_text()
         send(process.pid, number)
-        process.wait(10)
-        wait_until(lambda: not processes(3, process.pid), 5)
+        process.wait(60)
+        wait_until(lambda: not processes(3, process.pid), 30)
     finally:
         if processes(3, process.pid):
             os.killpg(process.pid, signal.SIGKILL)
