@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pg_lightning.algorithms.base import OptimizerName, PolicyGradientModule
 from pg_lightning.errors import UserError, require
-from pg_lightning.networks import RunningMeanVar
+from pg_lightning.networks import FlatParameters, RunningMeanVar
 from pg_lightning.rollout import Rollout
 
 
@@ -54,8 +54,8 @@ class A3C(PolicyGradientModule):
         self.shared_statistics = shared_statistics
         self.locked = locked
         # Made here, before the workers are forked, so that all of them write to the same memory.
-        self._shared = SharedMemory(self.network.parameter_groups(), self._normalizers())
-        for optimizer_ in super().configure_optimizers():
+        self._shared = SharedMemory(FlatParameters(self._groups()), self._normalizers())
+        for optimizer_ in self._make_optimizers(self._shared.weights):
             self._shared.share_moments(optimizer_)
         self._sums: list[Tensor] = []
         self._copied_at = 0
@@ -82,17 +82,16 @@ class A3C(PolicyGradientModule):
     def gradient_step(self, loss: Tensor) -> Tensor:
         """One step of the shared weights along the gradient of the copy; returns the gradient's norm."""
         norm = self.backward_and_clip(loss)
-        for weights, copies in zip(self._shared.weights, self.network.parameter_groups(), strict=True):
-            weights.grad = _flat([copy.grad if copy.grad is not None else torch.zeros_like(copy) for copy in copies])
+        for weights, copy in zip(self._shared.weights, self._flat.groups, strict=True):
+            weights.grad = copy.grad
         with self._exclusively():
             for optimizer in self._optimizers():
                 optimizer.step()
         return norm
 
-    def learned_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The shared weights of actor and critic, flat."""
-        actor, critic = self._shared.weights
-        return [actor], [critic]
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """The shared weights of actor and critic."""
+        return self._shared.weights
 
     def on_train_start(self) -> None:
         """The first worker to come brings what it has, be it from a checkpoint; all then share that."""
@@ -103,8 +102,8 @@ class A3C(PolicyGradientModule):
             first = shared.fit != fit
             if first:
                 shared.fit.fill_(fit)
-                for weights, copies in zip(shared.weights, self.network.parameter_groups(), strict=True):
-                    weights.data.copy_(_flat(copies))
+                for weights, copy in zip(shared.weights, self._flat.groups, strict=True):
+                    weights.data.copy_(copy.data)
                 for sums, normalizer in zip(shared.sums, self._normalizers(), strict=True):
                     sums.copy_(normalizer.sums())
                 shared.updates.fill_(self._policy_version)
@@ -140,9 +139,8 @@ class A3C(PolicyGradientModule):
     def _copy(self) -> None:
         with self._exclusively():
             self._copied_at = int(self._shared.updates)
-            for weights, copies in zip(self._shared.weights, self.network.parameter_groups(), strict=True):
-                for copy, part in zip(copies, weights.split([copy.numel() for copy in copies]), strict=True):
-                    copy.copy_(part.view_as(copy))
+            for weights, copy in zip(self._shared.weights, self._flat.groups, strict=True):
+                copy.copy_(weights)
 
     def _count_env_steps(self, count: int) -> int:
         with self._shared.lock:
@@ -160,7 +158,7 @@ class SharedMemory:
     """What the workers have in common: tensors in memory that outlives no process, and a lock.
 
     Attributes:
-        weights: of actor and critic, one flat parameter each.
+        weights: of actor and critic, one vector each, see `FlatParameters`.
         sums: those of each normaliser, see `RunningMeanVar.sums`.
         updates: gradient steps of all workers.
         env_steps: of all workers.
@@ -168,8 +166,8 @@ class SharedMemory:
         over: worker 0 has ended: at the budget, or because a callback such as `EarlyStopping` said so.
     """
 
-    def __init__(self, groups: tuple[list[nn.Parameter], ...], normalizers: list[RunningMeanVar]) -> None:
-        self.weights = [nn.Parameter(_flat(group).share_memory_()) for group in groups]
+    def __init__(self, flat: FlatParameters, normalizers: list[RunningMeanVar]) -> None:
+        self.weights = [nn.Parameter(group.detach().clone().share_memory_()) for group in flat.groups]
         self.sums = [normalizer.sums().share_memory_() for normalizer in normalizers]
         self.updates, self.env_steps, self.fit = (torch.tensor(0).share_memory_() for _ in range(3))
         self.over = torch.tensor(False).share_memory_()
@@ -193,8 +191,3 @@ class SharedMemory:
                     if bring:
                         moment.copy_(optimizer.state[weights].get(name, torch.zeros(())))
                 optimizer.state[weights] = dict(self.moments[weights])
-
-
-@torch.no_grad()
-def _flat(tensors: list[Any]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])

@@ -19,7 +19,7 @@ from pg_lightning.class_path import ClassPath
 from pg_lightning.errors import UserError, require
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.metrics import EpisodeStatistics, explained_variance
-from pg_lightning.networks import Activation, ActorCritic, MemoryKind, RewardScaler
+from pg_lightning.networks import Activation, ActorCritic, FlatParameters, MemoryKind, RewardScaler
 from pg_lightning.returns import gae, standardize, unfinished
 from pg_lightning.rollout import Episode, Rollout, Samples
 
@@ -182,7 +182,7 @@ class PolicyGradientModule(LightningModule):
     @contextmanager
     def acting(self) -> Iterator[None]:
         """No gradients, and the precision that the Trainer learns in: else the first ratio π/π_old would not be 1."""
-        with torch.inference_mode(), self.trainer.precision_plugin.forward_context():
+        with torch.inference_mode(), self.trainer.precision_plugin.forward_context(), self.network.acting():
             yield
 
     def initial_state(self, num_envs: int) -> Tensor | None:
@@ -291,7 +291,7 @@ class PolicyGradientModule(LightningModule):
             The norm of the gradient before clipping.
         """
         norm = self.backward_and_clip(loss)
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler = self._scaler()
         *others, last = self._optimizers()
         for optimizer in others:
             # Lightning ends every step with scaler.update(), after which the next would unscale once more.
@@ -301,43 +301,50 @@ class PolicyGradientModule(LightningModule):
 
     def backward_and_clip(self, loss: Tensor) -> Tensor:
         """The gradient of a loss, scaled down to the norm that is allowed; returns its norm before that."""
-        self.network.zero_grad()
+        self._flat.zero_grad()
         self.manual_backward(loss)
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
+        grads = self._flat.gather_grads()
+        if (scaler := self._scaler()) is not None:
             for optimizer in self._optimizers():
                 scaler.unscale_(optimizer.optimizer)
-        parameters = list(self.network.parameters())
-        norm = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm()
-        nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        norm = grads.norm()
+        grads *= (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """The mean of a scalar over all processes: every rank must decide alike, or the others wait for ever."""
         return self._gather(value).mean() if self.trainer.world_size > 1 else value
 
-    def learned_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """What the optimizers change: the actor's parameters, and the critic's."""
-        return self.network.parameter_groups()
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """What the optimizers change: the actor's parameters as one vector, and the critic's if there is one."""
+        return self._flat.groups
 
     def configure_optimizers(self) -> Any:
         """One optimizer for the actor and one for the critic, or one with a group each over a shared torso."""
-        groups = [
-            {"params": params, "lr": lr}
-            for params, lr in zip(self.learned_parameters(), (self.lr, self.critic_lr), strict=True)
-            if params
-        ]
-        make: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[self._optimizer_name]
-        optimizers = [make(groups)] if self.shared_torso else [make([group]) for group in groups]
+        self._flat = FlatParameters(self._groups())
+        optimizers = self._make_optimizers(self.learned_parameters())
         if self.lr_schedule != "plateau":
             return optimizers
         # The default threshold, relative to the best, would call any return near a negative best an improvement.
         plateau: dict[str, Any] = {"mode": "max", "factor": 0.5, "patience": 4, "threshold_mode": "abs"}
         return optimizers, [ReduceLROnPlateau(optimizer, **plateau) for optimizer in optimizers]
 
+    def _groups(self) -> list[list[nn.Parameter]]:
+        return [group for group in self.network.parameter_groups() if group]
+
+    def _make_optimizers(self, vectors: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+        rates = (self.lr, self.critic_lr)
+        groups = [{"params": [vector], "lr": lr} for vector, lr in zip(vectors, rates, strict=False)]
+        make = OPTIMIZERS[self._optimizer_name]
+        return [make(groups)] if self.shared_torso else [make([group]) for group in groups]
+
     def _optimizers(self) -> list[Any]:
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def _scaler(self) -> Any:
+        """Of the gradients, under 16-mixed precision."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _set_learning_rates(self, factor: float) -> None:
         groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]

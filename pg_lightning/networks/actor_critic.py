@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from pg_lightning.class_path import ClassPath, resolve
 from pg_lightning.errors import UserError
 from pg_lightning.networks.distributions import Distribution
-from pg_lightning.networks.heads import make_head
+from pg_lightning.networks.heads import Head, make_head
 from pg_lightning.networks.normalizers import ObservationNormalizer, ValueNormalizer
 from pg_lightning.networks.torsos import MLP, Activation, Memory, MemoryKind, NatureCNN, orthogonal_
 from pg_lightning.rollout import Rollout, Samples, Sequences
+
+FEW_ROWS = 64  # up to which NumPy, whose calls cost less, is ahead of torch, and uses one thread
 
 
 class ActorCritic(nn.Module):
@@ -97,6 +100,7 @@ class ActorCritic(nn.Module):
         features = _out_features(self.actor_memory or self.actor_torso)
         self.actor_head = make_head(features, action_space, head, log_std_init, state_dependent_std)
         self.critic_head = nn.Linear(_out_features(self.critic_memory or self.critic_torso), 1) if critic else None
+        self._short_way: Callable[[Tensor, Tensor | None], Distribution] | None = None
         orthogonal_(self.actor_head.linear, 0.01)
         if self.critic_head is not None:
             orthogonal_(self.critic_head, 1.0)
@@ -120,10 +124,44 @@ class ActorCritic(nn.Module):
         weight = self.actor_head.linear.weight
         return torch.zeros(num_envs, sum(self._state_sizes()), dtype=weight.dtype, device=weight.device)
 
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Inside, where weights must stay what and where they are, `act` takes the shortest way for a few rows."""
+        self._short_way = self._policy_in_numpy()
+        try:
+            yield
+        finally:
+            self._short_way = None
+
+    def _policy_in_numpy(self) -> Callable[[Tensor, Tensor | None], Distribution] | None:
+        """π for observations and mask, for an MLP in float32 on a CPU, else None."""
+        torso, head, normalizer = self.actor_torso, self.actor_head, self.normalizer
+        weight = head.linear.weight
+        if (
+            not (type(torso) is MLP and torso.has_numpy_form and self.actor_memory is None)
+            or not isinstance(head, Head)
+            or type(head).forward is not Head.forward
+            or weight.dtype != torch.float32
+            or weight.device.type != "cpu"
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return None
+        features, last, bias = torso.in_numpy(), weight.detach().numpy().T, head.linear.bias.detach().numpy()
+
+        def policy(obs: Tensor, action_mask: Tensor | None) -> Distribution:
+            x = obs.float() if normalizer is None else normalizer(obs.float())
+            return head.distribution(
+                torch.from_numpy(features(x.reshape(len(x), -1).numpy()) @ last + bias), action_mask
+            )
+
+        return policy
+
     def act(
         self, obs: Tensor, action_mask: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Distribution, Tensor | None]:
         """π(·|s) for observations `[N, *obs]`, and the memory `[N, S]` after them."""
+        if self._short_way is not None and len(obs) <= FEW_ROWS:
+            return self._short_way(obs, action_mask), None
         x = self._input(obs)
         features = self.actor_torso(x)
         if self.actor_memory is None or state is None:

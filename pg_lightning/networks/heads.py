@@ -35,6 +35,10 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor, action_mask: Tensor | None = None) -> Distribution:
         """Features `[B, F]` to π; the mask is nonzero where a choice is allowed, for heads that have choices."""
+        return self.distribution(self.linear(features), action_mask)
+
+    def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> Distribution:
+        """π from the outputs of `linear`; the mask as in `forward`."""
         raise NotImplementedError
 
     def env_actions(self, actions: Tensor) -> Tensor:
@@ -69,11 +73,11 @@ class CategoricalHead(Head):
         self.start = int(space.start)
         self.linear = nn.Linear(num_features, int(space.n))
 
-    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> Categorical:
-        """Features `[B, F]` to π.
+    def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> Categorical:
+        """π from the outputs of `linear`.
 
         Args:
-            features: `[B, F]`.
+            outputs: `[B, O]`.
             action_mask: `[B, n]` of any dtype, nonzero where a choice is allowed, counted from the space's first. The
                 others have probability 0. A row that allows nothing counts as unmasked: environments give such masks
                 with terminal observations.
@@ -81,7 +85,7 @@ class CategoricalHead(Head):
         Raises:
             UserError: if the mask has another shape.
         """
-        logits = at_least_float32(self.linear(features))
+        logits = at_least_float32(outputs)
         if action_mask is not None:
             _check_mask(action_mask, *logits.shape)
             logits = logits.masked_fill(_forbidden(action_mask != 0), torch.finfo(logits.dtype).min)
@@ -112,11 +116,11 @@ class MultiCategoricalHead(Head):
         self.register_buffer("columns", columns, persistent=False)
         self.register_buffer("start", torch.as_tensor(space.start), persistent=False)
 
-    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> MultiCategorical:
-        """Features `[B, F]` to π.
+    def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> MultiCategorical:
+        """π from the outputs of `linear`.
 
         Args:
-            features: `[B, F]`.
+            outputs: `[B, O]`.
             action_mask: `[B, n_1 + … + n_D]` of any dtype, one choice after the other, nonzero where allowed: the
                 layout of sb3-contrib. What is not allowed has probability 0. A choice that allows nothing counts as
                 unmasked.
@@ -124,10 +128,10 @@ class MultiCategoricalHead(Head):
         Raises:
             UserError: if the mask has another shape.
         """
-        logits = at_least_float32(self.linear(features)).unflatten(-1, self.padding.shape)
+        logits = at_least_float32(outputs).unflatten(-1, self.padding.shape)
         blocked = self.padding
         if action_mask is not None:
-            _check_mask(action_mask, *features.shape[:-1], self.num_choices)
+            _check_mask(action_mask, *outputs.shape[:-1], self.num_choices)
             blocked = blocked | _forbidden((action_mask != 0)[..., self.columns] & ~blocked)
         return MultiCategorical(logits.masked_fill(blocked, torch.finfo(logits.dtype).min))
 
@@ -144,10 +148,10 @@ class BernoulliHead(Head):
         self.shape = space.shape
         self.linear = nn.Linear(num_features, math.prod(space.shape))
 
-    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> Bernoulli:
-        """Features `[B, F]` to π; takes no mask."""
+    def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> Bernoulli:
+        """π; takes no mask."""
         _refuse_mask(action_mask)
-        return Bernoulli(self.linear(features))
+        return Bernoulli(outputs)
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Bits as int8 in the shape of the space."""
@@ -240,10 +244,10 @@ class DiagonalGaussianHead(Head):
         self.log_std_init = log_std_init
         self.linear, self.log_std = _gaussian_outputs(num_features, space, log_std_init, state_dependent_std)
 
-    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> DiagonalGaussian:
-        """Features `[B, F]` to π; takes no mask."""
+    def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> DiagonalGaussian:
+        """π; takes no mask."""
         _refuse_mask(action_mask)
-        return DiagonalGaussian(*_mean_and_log_std(self.linear(features), self.log_std, self.log_std_init))
+        return DiagonalGaussian(*_mean_and_log_std(outputs, self.log_std, self.log_std_init))
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """The actions in the shape of the space, clipped to its bounds."""
@@ -272,10 +276,10 @@ class SquashedGaussianHead(Head):
         self.log_std_init = log_std_init
         self.linear, self.log_std = _gaussian_outputs(num_features, space, log_std_init, state_dependent_std)
 
-    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> SquashedGaussian:
-        """Features `[B, F]` to π; takes no mask."""
+    def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> SquashedGaussian:
+        """π; takes no mask."""
         _refuse_mask(action_mask)
-        mean, log_std = _mean_and_log_std(self.linear(features), self.log_std, self.log_std_init)
+        mean, log_std = _mean_and_log_std(outputs, self.log_std, self.log_std_init)
         return SquashedGaussian(mean, log_std, self.log_scale)
 
     def env_actions(self, actions: Tensor) -> Tensor:
@@ -301,10 +305,10 @@ class BetaHead(Head):
         self.bounds = _Bounds(space)
         self.linear = nn.Linear(num_features, 2 * size)
 
-    def forward(self, features: Tensor, action_mask: Tensor | None = None) -> Beta:
-        """Features `[B, F]` to π; takes no mask."""
+    def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> Beta:
+        """π; takes no mask."""
         _refuse_mask(action_mask)
-        alpha, beta = (1 + nn.functional.softplus(at_least_float32(self.linear(features)))).chunk(2, -1)
+        alpha, beta = (1 + nn.functional.softplus(at_least_float32(outputs))).chunk(2, -1)
         return Beta(alpha, beta, self.log_scale)
 
     def env_actions(self, actions: Tensor) -> Tensor:
@@ -380,7 +384,10 @@ def make_head(
     offered = (
         isinstance(make, type)
         and issubclass(make, nn.Module)
-        and make.forward not in (nn.Module.forward, Head.forward)
+        and (
+            make.forward not in (nn.Module.forward, Head.forward)
+            or getattr(make, "distribution", Head.distribution) is not Head.distribution
+        )
         and callable(getattr(make, "env_actions", None))
     )
     if not offered:

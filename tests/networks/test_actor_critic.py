@@ -7,6 +7,8 @@ from gymnasium import spaces
 
 from pg_lightning.errors import UserError
 from pg_lightning.networks import MLP, ActorCritic
+from pg_lightning.networks.distributions import Categorical
+from pg_lightning.networks.heads import CategoricalHead
 from pg_lightning.rollout import Samples
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
@@ -143,3 +145,54 @@ def test_values_of_a_half_precision_network_are_float32():
 def test_an_observation_space_without_vector_form_is_named():
     with pytest.raises(UserError, match=r"Discrete\(3\)"):
         network(spaces.Discrete(3))
+
+
+SPACES = {
+    "categorical": spaces.Discrete(3, start=1),
+    "multi-categorical": spaces.MultiDiscrete([2, 3]),
+    "bernoulli": spaces.MultiBinary(3),
+    "gaussian": spaces.Box(-1, 1, (2,)),
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"activation": "relu"}, {"normalize_obs": True}, {"hidden_sizes": []}, {"shared_torso": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("actions", SPACES.values(), ids=SPACES)
+def test_the_short_way_gives_the_same_policy_and_follows_the_weights(actions, options):
+    net = ActorCritic(spaces.Box(-1, 1, (2, 3)), actions, **options)
+    obs = torch.randn(8, 2, 3)
+
+    def outputs():
+        pi = net.act(obs)[0]
+        return torch.cat([pi.mode.double().flatten(), pi.log_prob(pi.mode).flatten()])
+
+    with torch.inference_mode():
+        for _ in range(2):
+            long = outputs()
+            with net.acting():
+                assert net._short_way is not None
+                torch.testing.assert_close(outputs(), long, rtol=1e-5, atol=1e-6)
+            assert net._short_way is None
+            for parameter in net.parameters():
+                parameter.add_(torch.randn_like(parameter))
+
+
+class TemperedHead(CategoricalHead):
+    def forward(self, features, action_mask=None):
+        return Categorical(super().forward(features, action_mask).logits / 10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"layer_norm": True}, {"activation": "elu"}, {"memory": "gru"}, {"head": f"{__name__}.TemperedHead"}],
+    ids=str,
+)
+def test_there_is_no_short_way_round_what_numpy_does_not_know(options):
+    net = ActorCritic(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), **options)
+    with net.acting():
+        assert net._short_way is None
+    with net.double().acting():
+        assert net._short_way is None

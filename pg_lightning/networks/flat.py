@@ -1,0 +1,58 @@
+"""Parameters laid end to end: what an optimizer does to thirteen small tensors it does to one vector in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pg_lightning.errors import UserError
+
+
+class FlatParameters:
+    """Makes every parameter a view of one vector, group after group.
+
+    Small networks are bound by the number of calls. Optimizers that work element by element, as Adam and RMSprop do,
+    take the same step on a vector as on its parts.
+
+    Args:
+        groups: parameters of one dtype on one device. Where the module is moved or converted afterwards they are views
+            no longer: make this anew.
+
+    Attributes:
+        values: `[P]`, all of them.
+        grads: `[P]`, as of the last `gather_grads`.
+        groups: one parameter for each group, a part of `values` with that of `grads` as its gradient: what an optimizer
+            is to be given.
+
+    Raises:
+        UserError: if the dtypes differ.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
+        self._parameters = [parameter for group in groups for parameter in group]
+        if len(dtypes := {parameter.dtype for parameter in self._parameters}) > 1:
+            raise UserError(f"model.torso: all parameters must have one dtype, not {sorted(map(str, dtypes))}")
+        self.values = torch.cat([parameter.detach().flatten() for parameter in self._parameters])
+        self.grads = torch.zeros_like(self.values)
+        self._sizes = [parameter.numel() for parameter in self._parameters]
+        for parameter, part in zip(self._parameters, self.values.split(self._sizes), strict=True):
+            parameter.data = part.view_as(parameter)
+        sizes = [sum(parameter.numel() for parameter in group) for group in groups]
+        self.groups = [nn.Parameter(part) for part in self.values.split(sizes)]
+        for group, part in zip(self.groups, self.grads.split(sizes), strict=True):
+            group.grad = part
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of the parameters, so that the next backward pass need not add to them."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def gather_grads(self) -> Tensor:
+        """Copies the gradients of the parameters to `grads`, 0 for one that has none, and returns it."""
+        grads = [
+            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
+            for parameter in self._parameters
+        ]
+        return torch.cat(grads, out=self.grads)
