@@ -1,12 +1,17 @@
-"""Training speed in env steps per second, on a CPU: `pg_lightning` beside Stable-Baselines3, a bare loop and the envs.
+"""Training speed in env steps per second, on a CPU: `pg_lightning` beside Stable-Baselines3, a bare loop and ceilings.
 
-    python benchmarks/throughput.py [--repeats 5] [--env CartPole-v1] [--rollouts 40] [--threads 1] [--json out.json]
+    python benchmarks/throughput.py                                  # everything
+    python benchmarks/throughput.py --workload ppo_cartpole a2c_cartpole --repeats 7 --json speed.json
 
-Every system trains PPO with one set of hyperparameters on one amount of work, and its clock starts after a few warm-up
-rollouts and stops after the update with the last. All run in this one process, one after the other and again, so
+The systems of a workload do the same number of env steps with the same hyperparameters. The clock starts after a
+warm-up and stops after the update with the last rollout. All run in this one process, one after the other and again, so
 that the repeats of different systems lie seconds apart and share whatever else the machine is doing: ratios are taken
 within a repeat. They share nothing but the imported libraries and torch's random stream, which each seeds for itself.
 The mean return of the last 100 training episodes stands beside each speed, to show that none is fast by learning less.
+
+What is not alike: Stable-Baselines3 standardises the advantages of PPO within each minibatch, not within the rollout,
+uses an Adam that is not fused, and moves the statistics that it normalises by with every step, not every rollout. Its
+A2C runs on `torch.optim.RMSprop` with α 0.99 and ε 1e-5, as ours does, and not on its `RMSpropTFLike`.
 
 One thread is the default because these tensors are small: a second gains little where a core is free for it, and where
 none is, the threads wait for each other at every operation.
@@ -20,244 +25,446 @@ import gc
 import io
 import json
 import logging
-import platform
 import tempfile
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import lightning
+import bare_loops
 import numpy as np
 import stable_baselines3
 import torch
-from bare_ppo import train as train_bare
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from measuring import listed, machine, median_interval, positive, refuse_unknown, versions
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecNormalize
+from torch.utils.data import DataLoader
 
-from pg_lightning import __version__
-from pg_lightning.algorithms import PPO
+from pg_lightning.algorithms import A2C, PPO, REINFORCE, PolicyGradientModule
 from pg_lightning.callbacks import EnvStepAxis, EnvStepProgress, EvaluateEverySteps
 from pg_lightning.cli import TRAINER_DEFAULTS
 from pg_lightning.data import RolloutDataModule
+from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.envs import make_vector_env
-
-NUM_ENVS, NUM_STEPS = 8, 128
-ROWS = NUM_ENVS * NUM_STEPS
-WARM_UP = 5
-REFERENCE = "Stable-Baselines3 PPO"
-# Seconds for the timed rollouts, and the mean return of the last training episodes.
-Result = tuple[float, float]
+from pg_lightning.rollout import Actor, Rollout
 
 
-def run_pg_lightning(env_id: str, rollouts: int, seed: int, folder: Path) -> Result:
+@dataclass(frozen=True)
+class Workload:
+    """What is trained, and how long.
+
+    Attributes:
+        env_id: a Gymnasium id.
+        algorithm: ours.
+        num_envs: parallel environments.
+        num_steps: rows of a rollout; with whole episodes the least.
+        steps: env steps on the clock; seconds of work for the slowest system.
+        model: hyperparameters, by the names of ours. What is not here is alike by default: two networks of 64-64 tanh
+            with orthogonal weights, and no entropy bonus.
+        log_every: updates between rows of the log.
+        whole_episodes: rollouts end with episodes.
+    """
+
+    env_id: str
+    algorithm: type[PolicyGradientModule]
+    num_envs: int
+    num_steps: int
+    steps: int
+    model: dict[str, Any]
+    log_every: int
+    whole_episodes: bool = False
+
+    @property
+    def rows(self) -> int:
+        return self.num_envs * self.num_steps
+
+    @property
+    def warm_up(self) -> int:
+        """Env steps before the clock starts: a tenth of the work, and 3 rollouts at least."""
+        return max(3, self.steps // self.rows // 10) * self.rows
+
+
+ACTOR_CRITIC = {"gamma": 0.99, "vf_coef": 0.5, "max_grad_norm": 0.5}
+PPO_COMMON = {**ACTOR_CRITIC, "lr": 3e-4, "gae_lambda": 0.95, "clip_range": 0.2}
+WORKLOADS = {
+    "ppo_cartpole": Workload(
+        "CartPole-v1", PPO, 8, 128, 40 * 1024, {**PPO_COMMON, "num_epochs": 4, "num_minibatches": 4}, log_every=5
+    ),
+    "ppo_cartpole_sb3_defaults": Workload(
+        "CartPole-v1", PPO, 1, 2048, 4 * 2048, {**PPO_COMMON, "num_epochs": 10, "num_minibatches": 32}, log_every=1
+    ),
+    "a2c_cartpole": Workload(
+        "CartPole-v1", A2C, 8, 5, 500 * 40, {**ACTOR_CRITIC, "lr": 7e-4, "gae_lambda": 1.0}, log_every=50
+    ),
+    "ppo_pendulum": Workload(
+        "Pendulum-v1",
+        PPO,
+        8,
+        256,
+        8 * 2048,
+        {**PPO_COMMON, "lr": 1e-3, "gamma": 0.95, "num_epochs": 10, "num_minibatches": 8},
+        log_every=2,
+    ),
+    "ppo_halfcheetah": Workload(  # configs/ppo_halfcheetah.yaml
+        "HalfCheetah-v5",
+        PPO,
+        4,
+        512,
+        4 * 2048,
+        {
+            **PPO_COMMON,
+            "lr_schedule": "linear",
+            "num_epochs": 10,
+            "num_minibatches": 32,
+            "log_std_init": -0.5,
+            "normalize_obs": True,
+            "scale_rewards": True,
+        },
+        log_every=1,
+    ),
+    "reinforce_cartpole": Workload(
+        "CartPole-v1",
+        REINFORCE,
+        4,
+        128,
+        20_000,
+        {"lr": 2e-3, "gamma": 0.99, "max_grad_norm": 0.5},
+        log_every=5,
+        whole_episodes=True,
+    ),
+}
+
+
+@dataclass
+class Stopwatch:
+    """Counts env steps and returns by the lap, a lap being a rollout, and times those after the warm-up.
+
+    Attributes:
+        warm_up: env steps before the lap from whose end on the clock runs.
+        total_steps: env steps that a run does, the warm-up included.
+    """
+
+    warm_up: int
+    total_steps: int
+    env_steps: int = 0
+    returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    start: tuple[int, float] | None = None
+    stop: tuple[int, float] = (0, 0.0)
+
+    def lap(self, env_steps: int, returns: Iterable[float] = ()) -> None:
+        self.env_steps += env_steps
+        self.returns.extend(returns)
+        self.stop = self.env_steps, time.perf_counter()
+        if self.start is None and self.env_steps >= self.warm_up:
+            self.start = self.stop
+
+    @property
+    def is_running(self) -> bool:
+        return self.env_steps < self.total_steps
+
+    @property
+    def timed_steps(self) -> int:
+        return 0 if self.start is None else self.stop[0] - self.start[0]
+
+    @property
+    def steps_per_second(self) -> float:
+        if self.start is None or not self.timed_steps:
+            raise SystemExit("error: --steps: too few, all of them were in the last rollout of the warm-up")
+        return self.timed_steps / (self.stop[1] - self.start[1])
+
+    @property
+    def return_mean(self) -> float | None:
+        """Of the last 100 episodes; None if none has ended."""
+        return float(np.mean(self.returns)) if self.returns else None
+
+
+def run_envs(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) -> None:
+    """Random actions drawn beforehand: no loop around these environments can be faster."""
+    env = make_vector_env(workload.env_id, workload.num_envs)
+    env.reset(seed=seed)
+    env.action_space.seed(seed)
+    actions = [env.action_space.sample() for _ in range(workload.num_steps)]
+    running = np.zeros(workload.num_envs)
+    while stopwatch.is_running:
+        returns: list[float] = []
+        for action in actions:
+            _, rewards, terminated, truncated, _ = env.step(action)
+            running += rewards
+            ended = terminated | truncated
+            if ended.any():
+                returns.extend(running[ended])
+                running[ended] = 0.0
+        stopwatch.lap(workload.rows, returns)
+    env.close()
+
+
+def run_collector(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) -> None:
+    """Rollouts under the policy as it was initialised, from which nothing is learned."""
+    seed_everything(seed, verbose=False)
+    env = make_vector_env(workload.env_id, workload.num_envs)
+    model = make_model(workload, env.single_observation_space, env.single_action_space, stopwatch.total_steps)
+    model.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    seeds = [seed * workload.num_envs + n for n in range(workload.num_envs)]
+    collector = RolloutCollector(env, workload.num_steps, seeds, seed, workload.whole_episodes)
+    while stopwatch.is_running:
+        rollout = collector.collect(model)
+        stopwatch.lap(rollout.env_steps, rollout.episode_returns.tolist())
+    collector.close()
+
+
+class Replay:
+    """A collector that collects once and hands out that rollout for ever, as if the policy of the moment had acted."""
+
+    def __init__(self, collector: RolloutCollector) -> None:
+        self.collector = collector
+        self.rollout: Rollout | None = None
+
+    def collect(self, actor: Actor) -> Rollout:
+        if self.rollout is None:
+            rollout = self.collector.collect(actor)
+            none = rollout.episode_returns[:0]  # episodes count once
+            self.rollout = replace(rollout, episode_returns=none, episode_lengths=none)
+        return replace(self.rollout, policy_version=actor.policy_version)
+
+
+class ReplayDataModule(RolloutDataModule):
+    """With it, `fit` costs what learning costs: the environments step for the first rollout only."""
+
+    def train_dataloader(self) -> DataLoader[Rollout]:
+        loader: Any = super().train_dataloader()
+        loader.dataset.collector = Replay(loader.dataset.collector)
+        return loader
+
+
+def run_fit(
+    workload: Workload,
+    stopwatch: Stopwatch,
+    seed: int,
+    folder: Path,
+    datamodule: type[RolloutDataModule] = RolloutDataModule,
+    **model: Any,
+) -> None:
     """`fit` with the logger and the callbacks of the command line, those that only act when it ends left out.
 
     No evaluation falls due before the budget is spent; the one at the end comes after the clock has stopped.
+
+    Args:
+        workload: what to train.
+        stopwatch: is told of every update.
+        seed: of the run.
+        folder: for the log and the checkpoints.
+        datamodule: where rollouts come from; a `partial` of a class gives it other arguments.
+        **model: arguments of the algorithm, beside those of the workload or in their place.
     """
 
-    class Stopwatch(Callback):
-        def __init__(self) -> None:
-            self.start = self.stop = 0.0
-            self.returns: deque[float] = deque(maxlen=100)
-
+    class Laps(Callback):
         def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-            self.returns.extend(batch.episode_returns.tolist())
-            if pl_module.policy_version == WARM_UP:
-                self.start = time.perf_counter()
-            self.stop = time.perf_counter()
+            stopwatch.lap(batch.env_steps, batch.episode_returns.tolist())
 
     seed_everything(seed, verbose=False)
-    total_steps = (WARM_UP + rollouts) * ROWS
-    data = RolloutDataModule(
-        env_id,
-        num_envs=NUM_ENVS,
-        num_steps=NUM_STEPS,
-        total_steps=total_steps,
-        eval_every_steps=2 * total_steps,
+    data = datamodule(
+        env_id=workload.env_id,
+        num_envs=workload.num_envs,
+        num_steps=workload.num_steps,
+        whole_episodes=workload.whole_episodes,
+        total_steps=stopwatch.total_steps,
+        eval_every_steps=2 * stopwatch.total_steps,
         eval_episodes=1,
     )
-    model = PPO(  # the rest is the default: two networks of 64-64 tanh
-        observation_space=data.observation_space,
-        action_space=data.action_space,
-        total_steps=total_steps,
-        lr=3e-4,
-        gamma=0.99,
-        gae_lambda=0.95,
-        num_epochs=4,
-        num_minibatches=4,
-        clip_range=0.2,
-        ent_coef=0.0,
-        vf_coef=0.5,
-        max_grad_norm=0.5,
-    )
-    stopwatch = Stopwatch()
+    module = make_model(workload, data.observation_space, data.action_space, stopwatch.total_steps, **model)
     checkpoints = [
         ModelCheckpoint(filename="best", monitor="val/return_mean", mode="max", enable_version_counter=False),
         ModelCheckpoint(filename="last", enable_version_counter=False),
     ]
-    callbacks = [EvaluateEverySteps(), EnvStepAxis(), *checkpoints, EnvStepProgress(), stopwatch]
-    options = {**TRAINER_DEFAULTS, "default_root_dir": folder, "accelerator": "cpu"}
-    trainer = Trainer(logger=CSVLogger(folder), callbacks=callbacks, **options)
-    trainer.fit(model, data)
-    return stopwatch.stop - stopwatch.start, float(np.mean(stopwatch.returns))
+    callbacks = [EvaluateEverySteps(), EnvStepAxis(), *checkpoints, EnvStepProgress(), Laps()]
+    options = {"default_root_dir": folder, "accelerator": "cpu", "log_every_n_steps": workload.log_every}
+    logger = CSVLogger(folder, flush_logs_every_n_steps=1)
+    Trainer(logger=logger, callbacks=callbacks, **{**TRAINER_DEFAULTS, **options}).fit(module, data)
 
 
-def run_sb3(env_id: str, rollouts: int, seed: int, folder: Path) -> Result:
-    """With a CSV log at the same interval, and without Gymnasium's checker around each environment, as above."""
+def make_model(
+    workload: Workload, observation_space: Any, action_space: Any, total_steps: int, **model: Any
+) -> PolicyGradientModule:
+    arguments: dict[str, Any] = {**workload.model, **model}
+    return workload.algorithm(
+        observation_space=observation_space, action_space=action_space, total_steps=total_steps, **arguments
+    )
 
-    class Stopwatch(BaseCallback):
-        start = stop = 0.0
+
+BARE_LOOPS: dict[type[PolicyGradientModule], Callable[..., bare_loops.Updates]] = {
+    PPO: bare_loops.ppo,
+    A2C: bare_loops.a2c,
+    REINFORCE: bare_loops.reinforce,
+}
+
+
+def run_bare(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) -> None:
+    """`bare_loops.py`."""
+    env = make_vector_env(workload.env_id, workload.num_envs)
+    train = BARE_LOOPS[workload.algorithm]
+    for env_steps, returns in train(env, seed, workload.num_steps, stopwatch.total_steps, **workload.model):
+        stopwatch.lap(env_steps, returns)
+        if not stopwatch.is_running:
+            break
+    env.close()
+
+
+SB3_PEERS: dict[type[PolicyGradientModule], Any] = {PPO: stable_baselines3.PPO, A2C: stable_baselines3.A2C}
+
+
+def run_sb3(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) -> None:
+    """With a CSV log at the same interval, and without Gymnasium's checker around each environment, as ours."""
+
+    class Laps(BaseCallback):
+        """A rollout starts, or training ends, after the update with the rollout before."""
 
         def _on_step(self) -> bool:
             return True
 
         def _on_rollout_start(self) -> None:
-            if self.num_timesteps == WARM_UP * ROWS:
-                self.start = time.perf_counter()
+            if self.num_timesteps:
+                stopwatch.lap(workload.rows)
 
         def _on_training_end(self) -> None:
-            self.stop = time.perf_counter()
+            stopwatch.lap(workload.rows)
 
-    env = make_vec_env(env_id, NUM_ENVS, seed=seed, env_kwargs={"disable_env_checker": True})
-    model = stable_baselines3.PPO(  # the rest is the default: two networks of 64-64 tanh
-        "MlpPolicy",
-        env,
-        seed=seed,
-        device="cpu",
-        n_steps=NUM_STEPS,
-        batch_size=ROWS // 4,
-        n_epochs=4,
-        learning_rate=3e-4,
-        gamma=0.99,
-        gae_lambda=0.95,
-        clip_range=0.2,
-        ent_coef=0.0,
-        vf_coef=0.5,
-        max_grad_norm=0.5,
-    )
+    env = make_vec_env(workload.env_id, workload.num_envs, seed=seed, env_kwargs={"disable_env_checker": True})
+    scaled = {
+        "norm_obs": workload.model.get("normalize_obs", False),
+        "norm_reward": workload.model.get("scale_rewards", False),
+    }
+    if any(scaled.values()):
+        env = VecNormalize(env, **scaled, gamma=workload.model["gamma"])
+    model = SB3_PEERS[workload.algorithm]("MlpPolicy", env, seed=seed, device="cpu", **sb3_arguments(workload))
     model.set_logger(configure(str(folder), ["csv"]))
-    stopwatch = Stopwatch()
-    total_steps = (WARM_UP + rollouts) * ROWS
-    model.learn(total_steps, stopwatch, log_interval=TRAINER_DEFAULTS["log_every_n_steps"])
+    model.learn(stopwatch.total_steps, Laps(), log_interval=workload.log_every)
     env.close()
-    return stopwatch.stop - stopwatch.start, float(np.mean([episode["r"] for episode in model.ep_info_buffer]))
+    stopwatch.returns.extend(episode["r"] for episode in model.ep_info_buffer)
 
 
-def run_bare(env_id: str, rollouts: int, seed: int, folder: Path) -> Result:
-    """`bare_ppo.py`, whose defaults are the same hyperparameters."""
-    env = make_vector_env(env_id, NUM_ENVS)
-    updates = train_bare(env, seed, NUM_STEPS)
-    returns: deque[float] = deque(maxlen=100)
-    for _ in range(WARM_UP):
-        returns.extend(next(updates))
-    start = time.perf_counter()
-    for _ in range(rollouts):
-        returns.extend(next(updates))
-    seconds = time.perf_counter() - start
-    env.close()
-    return seconds, float(np.mean(returns))
+def sb3_arguments(workload: Workload) -> dict[str, Any]:
+    """The hyperparameters by the names that Stable-Baselines3 has for them."""
+    model = workload.model
+    arguments = {
+        "n_steps": workload.num_steps,
+        "learning_rate": _falling(model["lr"]) if model.get("lr_schedule") == "linear" else model["lr"],
+        "policy_kwargs": {"log_std_init": model.get("log_std_init", 0.0)},
+        **{name: model[name] for name in ("gamma", "gae_lambda", "vf_coef", "max_grad_norm")},
+    }
+    if workload.algorithm is PPO:
+        arguments |= {
+            "n_epochs": model["num_epochs"],
+            "batch_size": workload.rows // model["num_minibatches"],
+            "clip_range": model["clip_range"],
+        }
+    return arguments
 
 
-def run_envs(env_id: str, rollouts: int, seed: int, folder: Path) -> Result:
-    """The vector environment of `pg_lightning` under random actions drawn beforehand: no loop can be faster."""
-    env = make_vector_env(env_id, NUM_ENVS)
-    env.reset(seed=seed)
-    env.action_space.seed(seed)
-    actions = [env.action_space.sample() for _ in range(NUM_STEPS)]
-    returns: deque[float] = deque(maxlen=100)
-    running = np.zeros(NUM_ENVS)
-    start = 0.0
-    for i in range((WARM_UP + rollouts) * NUM_STEPS):
-        if i == WARM_UP * NUM_STEPS:
-            start = time.perf_counter()
-        _, rewards, terminated, truncated, _ = env.step(actions[i % NUM_STEPS])
-        running += rewards
-        ended = terminated | truncated
-        if ended.any():
-            returns.extend(running[ended])
-            running[ended] = 0.0
-    seconds = time.perf_counter() - start
-    env.close()
-    return seconds, float(np.mean(returns))
+def _falling(lr: float) -> Callable[[float], float]:
+    return lambda remaining: remaining * lr
 
 
-SYSTEMS: dict[str, Callable[[str, int, int, Path], Result]] = {
-    "pg_lightning PPO, fit": run_pg_lightning,
-    REFERENCE: run_sb3,
-    "bare PyTorch loop": run_bare,
+SB3, BARE = "Stable-Baselines3", "bare PyTorch loop"
+# A variant of `fit` is one more line: "fit, larger": partial(run_fit, hidden_sizes=[256, 256]).
+SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
     "envs, random actions": run_envs,
+    "envs and inference": run_collector,
+    "learning alone, fit": partial(run_fit, datamodule=ReplayDataModule),
+    BARE: run_bare,
+    "pg_lightning, fit": run_fit,
+    SB3: run_sb3,
 }
 
 
-def interval(ratios: np.ndarray, resamples: int = 10_000) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the median over repeats."""
-    picks = np.random.default_rng(0).integers(len(ratios), size=(resamples, len(ratios)))
-    low, high = np.quantile(np.median(ratios[picks], axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def measure(env_id: str, repeats: int, rollouts: int) -> dict[str, Any]:
+def measure(workload: Workload, repeats: int) -> dict[str, Any]:
     """Every system once per repeat, in turn; a system's seed is the repeat's number."""
-    results: dict[str, list[Result]] = {name: [] for name in SYSTEMS}
+    reference = SB3 if workload.algorithm in SB3_PEERS else BARE
+    names = [name for name in SYSTEMS if name != SB3 or reference == SB3]
+    runs: dict[str, list[Stopwatch]] = {name: [] for name in names}
     for repeat in range(repeats):
-        for name, run in SYSTEMS.items():
+        for name in names:
             gc.collect()
+            stopwatch = Stopwatch(workload.warm_up, workload.warm_up + workload.steps)
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-                results[name].append(run(env_id, rollouts, repeat, Path(folder)))
-    speeds = {name: np.array([rollouts * ROWS / seconds for seconds, _ in runs]) for name, runs in results.items()}
-    systems = {}
-    for name, runs in results.items():
-        ratios = speeds[name] / speeds[REFERENCE]
-        systems[name] = {
+                SYSTEMS[name](workload, stopwatch, repeat, Path(folder))
+            runs[name].append(stopwatch)
+    speeds = {name: np.array([run.steps_per_second for run in runs[name]]) for name in names}
+    ratios = {name: speeds[name] / speeds[reference] for name in names}
+    systems = {
+        name: {
             "steps_per_second": float(np.median(speeds[name])),
-            "ratio": float(np.median(ratios)),
-            "ratio_ci95": interval(ratios),
-            "return_mean": float(np.mean([mean for _, mean in runs])),
+            "ratio": float(np.median(ratios[name])),
+            "ratio_ci95": median_interval(ratios[name]),
+            "return_mean": mean_of_known([run.return_mean for run in runs[name]]),
+            "timed_steps": [run.timed_steps for run in runs[name]],
             "repeats": speeds[name].tolist(),
         }
-    return systems
+        for name in names
+    }
+    settings = asdict(workload) | {"algorithm": workload.algorithm.__name__, "warm_up": workload.warm_up}
+    return {"settings": settings, "reference": reference, "systems": systems}
+
+
+def mean_of_known(returns: list[float | None]) -> float | None:
+    known = [x for x in returns if x is not None]
+    return float(np.mean(known)) if known else None
+
+
+def table(name: str, report: dict[str, Any]) -> str:
+    """Markdown, one row a system."""
+    of = report["settings"]
+    lines = [
+        f"### {name}\n",
+        f"{of['algorithm']} on {of['env_id']}, {of['num_envs']} envs x {of['num_steps']} steps; "
+        f"{of['steps']:,} env steps a run after {of['warm_up']:,} to warm up\n",
+        f"| system | env steps/s | ratio to {report['reference']} [95 %] | return |",
+        "|---|--:|--:|--:|",
+    ]
+    for system, row in report["systems"].items():
+        low, high = row["ratio_ci95"]
+        mean = "–" if row["return_mean"] is None else f"{row['return_mean']:.1f}"
+        lines.append(
+            f"| {system} | {row['steps_per_second']:,.0f} | {row['ratio']:.2f} [{low:.2f}, {high:.2f}] | {mean} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Training speed in env steps per second.")
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved runs of each system")
-    parser.add_argument("--env", default="CartPole-v1", help="a Gymnasium id: Box observations, Discrete actions")
-    parser.add_argument("--rollouts", type=int, default=40, help=f"timed rollouts of {ROWS} env steps in each run")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", nargs="+", default=list(WORKLOADS), metavar="NAME", help=", ".join(WORKLOADS))
+    parser.add_argument("--repeats", type=positive, default=5, help="interleaved runs of each system (default: 5)")
+    parser.add_argument(
+        "--steps", type=positive, help="env steps on the clock in each run (default: the workload's own)"
+    )
+    parser.add_argument("--threads", type=positive, default=1, help="of PyTorch (default: 1)")
+    parser.add_argument("--json", type=Path, help="where to write the numbers, of every repeat too")
     arguments = parser.parse_args()
+    refuse_unknown(parser, "--workload", arguments.workload, WORKLOADS)
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
-    versions = {"pg_lightning": __version__, "python": platform.python_version()}
-    versions |= {module.__name__: module.__version__ for module in (torch, lightning, gymnasium, stable_baselines3)}
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
-    print(
-        f"{arguments.env}, {NUM_ENVS} envs x {NUM_STEPS} steps, {arguments.repeats} repeats of {arguments.rollouts} "
-        f"rollouts after {WARM_UP} to warm up, torch threads: {arguments.threads}\n"
-    )
-    systems = measure(arguments.env, arguments.repeats, arguments.rollouts)
-    print(f"{'':24}{'env steps/s':>12}{'ratio to SB3':>14}{'95 % interval':>17}{'return':>9}")
-    for name, row in systems.items():
-        low, high = row["ratio_ci95"]
-        print(
-            f"{name:24}{row['steps_per_second']:>12,.0f}{row['ratio']:>14.2f}{f'{low:.2f} to {high:.2f}':>17}"
-            f"{row['return_mean']:>9.1f}"
-        )
-    print("\nMedians over repeats, ratios within each; return: mean of the last 100 training episodes of each run.")
-    if arguments.json:
-        settings = {"env": arguments.env, "rollouts": arguments.rollouts, "threads": arguments.threads}
-        report = {"versions": versions, **settings, "num_envs": NUM_ENVS, "num_steps": NUM_STEPS, "systems": systems}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    report: dict[str, Any] = {"versions": versions(), "machine": machine(), "repeats": arguments.repeats}
+    report["workloads"] = {}
+    print(f"{listed(report['versions'])}\n{listed(report['machine'])}; {arguments.repeats} repeats\n", flush=True)
+    for name in arguments.workload:
+        workload = WORKLOADS[name]
+        if arguments.steps:
+            workload = replace(workload, steps=arguments.steps)
+        report["workloads"][name] = measure(workload, arguments.repeats)
+        print(table(name, report["workloads"][name]) + "\n", flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    print("Medians over repeats, ratios within each; return: mean of the last 100 training episodes of each run.")
 
 
 if __name__ == "__main__":
