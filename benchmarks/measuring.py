@@ -55,6 +55,10 @@ def median_interval(samples: np.ndarray) -> tuple[float, float]:
     return bootstrap(lambda x: np.median(x, axis=1), samples)
 
 
+def with_interval(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
 def refuse_unknown(
     parser: argparse.ArgumentParser, option: str, names: Collection[str], known: Collection[str]
 ) -> None:

@@ -42,7 +42,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from measuring import listed, machine, median_interval, positive, refuse_unknown, versions
+from measuring import listed, machine, median_interval, positive, refuse_unknown, versions, with_interval
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
@@ -281,14 +281,20 @@ def run_fit(
         eval_episodes=1,
     )
     module = make_model(workload, data.observation_space, data.action_space, stopwatch.total_steps, **model)
+    make_trainer(folder, Laps(), log_every_n_steps=workload.log_every).fit(module, data)
+
+
+def make_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    """As the command line makes it for `fit`: a log, checkpoints and progress."""
     checkpoints = [
         ModelCheckpoint(filename="best", monitor="val/return_mean", mode="max", enable_version_counter=False),
         ModelCheckpoint(filename="last", enable_version_counter=False),
     ]
-    callbacks = [EvaluateEverySteps(), EnvStepAxis(), *checkpoints, EnvStepProgress(), Laps()]
-    options = {"default_root_dir": folder, "accelerator": "cpu", "log_every_n_steps": workload.log_every}
-    logger = CSVLogger(folder, flush_logs_every_n_steps=1)
-    Trainer(logger=logger, callbacks=callbacks, **{**TRAINER_DEFAULTS, **options}).fit(module, data)
+    return Trainer(
+        logger=CSVLogger(folder, flush_logs_every_n_steps=1),
+        callbacks=[EvaluateEverySteps(), EnvStepAxis(), *checkpoints, EnvStepProgress(), *callbacks],
+        **{**TRAINER_DEFAULTS, "default_root_dir": folder, "accelerator": "cpu", **options},
+    )
 
 
 def make_model(
@@ -430,11 +436,9 @@ def table(name: str, report: dict[str, Any]) -> str:
         "|---|--:|--:|--:|",
     ]
     for system, row in report["systems"].items():
-        low, high = row["ratio_ci95"]
+        speed, ratio = f"{row['steps_per_second']:,.0f}", with_interval(row["ratio"], row["ratio_ci95"])
         mean = "–" if row["return_mean"] is None else f"{row['return_mean']:.1f}"
-        lines.append(
-            f"| {system} | {row['steps_per_second']:,.0f} | {row['ratio']:.2f} [{low:.2f}, {high:.2f}] | {mean} |"
-        )
+        lines.append(f"| {system} | {speed} | {ratio} | {mean} |")
     return "\n".join(lines)
 
 
