@@ -31,7 +31,7 @@ learn: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m learning -x tests/learning
 
 bench: $(VENV)/installed-dev
-	$(BIN)/pip install -q -e ".[bench]"
+	$(BIN)/pip install -q -e ".[bench,mujoco]"
 	$(BIN)/python benchmarks/throughput.py
 
 # torch comes first and alone: asked for by another package's range, pip would look at its newest build.

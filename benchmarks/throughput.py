@@ -1,6 +1,6 @@
 """Training speed in env steps per second, on a CPU: `pg_lightning` beside Stable-Baselines3, a bare loop and ceilings.
 
-    python benchmarks/throughput.py                                  # everything
+    python benchmarks/throughput.py                                  # everything; takes about ten minutes
     python benchmarks/throughput.py --workload ppo_cartpole a2c_cartpole --repeats 7 --json speed.json
 
 The systems of a workload do the same number of env steps with the same hyperparameters. The clock starts after a
@@ -8,6 +8,9 @@ warm-up and stops after the update with the last rollout. All run in this one pr
 that the repeats of different systems lie seconds apart and share whatever else the machine is doing: ratios are taken
 within a repeat. They share nothing but the imported libraries and torch's random stream, which each seeds for itself.
 The mean return of the last 100 training episodes stands beside each speed, to show that none is fast by learning less.
+
+The ceilings are the environments alone under random actions; these and the policy, with nothing learned; and `fit` on one
+rollout that it is handed again and again, with nothing collected.
 
 What is not alike: Stable-Baselines3 standardises the advantages of PPO within each minibatch, not within the rollout,
 uses an Adam that is not fused, and moves the statistics that it normalises by with every step, not every rollout. Its
@@ -55,6 +58,7 @@ from pg_lightning.cli import TRAINER_DEFAULTS
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.envs import make_vector_env
+from pg_lightning.errors import UserError
 from pg_lightning.rollout import Actor, Rollout
 
 
@@ -250,7 +254,7 @@ def run_fit(
     stopwatch: Stopwatch,
     seed: int,
     folder: Path,
-    datamodule: type[RolloutDataModule] = RolloutDataModule,
+    datamodule: Callable[..., RolloutDataModule] = RolloutDataModule,
     **model: Any,
 ) -> None:
     """`fit` with the logger and the callbacks of the command line, those that only act when it ends left out.
@@ -262,7 +266,7 @@ def run_fit(
         stopwatch: is told of every update.
         seed: of the run.
         folder: for the log and the checkpoints.
-        datamodule: where rollouts come from; a `partial` of a class gives it other arguments.
+        datamodule: makes what rollouts come from; a `partial` of the class gives it other arguments.
         **model: arguments of the algorithm, beside those of the workload or in their place.
     """
 
@@ -380,7 +384,7 @@ def _falling(lr: float) -> Callable[[float], float]:
 
 
 SB3, BARE = "Stable-Baselines3", "bare PyTorch loop"
-# A variant of `fit` is one more line: "fit, larger": partial(run_fit, hidden_sizes=[256, 256]).
+# A variant of `fit` is one more line: "fit, ReLU": partial(run_fit, activation="relu").
 SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
     "envs, random actions": run_envs,
     "envs and inference": run_collector,
@@ -464,7 +468,10 @@ def main() -> None:
         workload = WORKLOADS[name]
         if arguments.steps:
             workload = replace(workload, steps=arguments.steps)
-        report["workloads"][name] = measure(workload, arguments.repeats)
+        try:
+            report["workloads"][name] = measure(workload, arguments.repeats)
+        except UserError as error:
+            parser.exit(2, f"error: {name}: {error}\n")
         print(table(name, report["workloads"][name]) + "\n", flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(report, indent=1) + "\n")
