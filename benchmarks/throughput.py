@@ -9,8 +9,8 @@ that the repeats of different systems lie seconds apart and share whatever else 
 within a repeat. They share nothing but the imported libraries and torch's random stream, which each seeds for itself.
 The mean return of the last 100 training episodes stands beside each speed, to show that none is fast by learning less.
 
-The ceilings are the environments alone under random actions; these and the policy, with nothing learned; and `fit` on one
-rollout that it is handed again and again, with nothing collected.
+The ceilings are the environments alone, under random actions; the environments and the policy, with nothing learned;
+and `fit` on one rollout that it is handed again and again, with nothing collected.
 
 What is not alike: Stable-Baselines3 standardises the advantages of PPO within each minibatch, not within the rollout,
 uses an Adam that is not fused, and moves the statistics that it normalises by with every step, not every rollout. Its
