@@ -111,7 +111,7 @@ class RolloutDataModule(LightningDataModule):
         self.eval_max_episode_steps = eval_max_episode_steps
         self.collector: RolloutCollector | None = None
         self._eval_env: Any = None
-        env = make_env(env_id, env_kwargs, self.wrappers)
+        env = make_env(env_id, env_kwargs, self.wrappers, backend)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         env.close()
 
@@ -177,7 +177,7 @@ class RolloutDataModule(LightningDataModule):
         seeds = [env_seed(self.seed, stream, i) for i in range(rank, self.eval_episodes, world_size)]
         num_envs = max(1, min(self.num_envs, len(seeds)))
         if self._eval_env is None or self._eval_env.num_envs != num_envs:
-            backend = "async" if self.backend == "async" else "sync"
+            backend = self.backend if self.backend in ("async", "envpool") else "sync"
             self._eval_env = make_vector_env(
                 self.env_id, num_envs, self.env_kwargs, self.wrappers, cast(Any, backend), "disabled"
             )

@@ -13,9 +13,10 @@ from gymnasium import Space, spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from pg_lightning.class_path import ClassPath, resolve
+from pg_lightning.envs.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.errors import UserError
 
-Backend = Literal["sync", "async", "vector", "auto"]
+Backend = Literal["sync", "async", "vector", "envpool", "auto"]
 AutoresetName = Literal["next_step", "same_step", "disabled"]
 
 _MODES: dict[AutoresetName, AutoresetMode] = {
@@ -43,13 +44,19 @@ class OwnFinalObservation(gym.Wrapper[Any, Any, Any, Any]):
         return obs, reward, terminated, truncated, info
 
 
-def make_env(env_id: str, env_kwargs: dict[str, Any] | None = None, wrappers: Sequence[ClassPath] = ()) -> gym.Env:
+def make_env(
+    env_id: str,
+    env_kwargs: dict[str, Any] | None = None,
+    wrappers: Sequence[ClassPath] = (),
+    backend: Backend = "sync",
+) -> gym.Env:
     """One environment whose observations are arrays.
 
     Args:
         env_id: a Gymnasium id; `module:EnvId` imports the module that registers it first.
         env_kwargs: arguments of the environment.
         wrappers: class paths, or `{class_path, init_args}`, applied in this order.
+        backend: `envpool` for EnvPool's implementation, anything else for Gymnasium's.
 
     Returns:
         The environment, with `Discrete`, `MultiDiscrete`, `MultiBinary`, `Tuple` and `Dict` observations flattened
@@ -58,6 +65,9 @@ def make_env(env_id: str, env_kwargs: dict[str, Any] | None = None, wrappers: Se
     Raises:
         UserError: if the id, a wrapper, an argument or the observation space is of no use, naming which.
     """
+    if backend == "envpool":
+        _refuse_wrappers(wrappers, backend)
+        return PoolEnv(env_id, env_kwargs)
     try:
         env: gym.Env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
     except REFUSALS as error:
@@ -80,7 +90,7 @@ def make_vector_env(
     num_envs: int,
     env_kwargs: dict[str, Any] | None = None,
     wrappers: Sequence[ClassPath] = (),
-    backend: Literal["sync", "async", "vector"] = "sync",
+    backend: Literal["sync", "async", "vector", "envpool"] = "sync",
     autoreset_mode: AutoresetName | None = None,
 ) -> VectorEnv:
     """`num_envs` environments that step together.
@@ -89,7 +99,8 @@ def make_vector_env(
         env_id: see `make_env`, as `env_kwargs` and `wrappers`.
         num_envs: how many.
         backend: `sync` steps them in this process, one after the other; `async` in one process each, through shared
-            memory; `vector` uses the environment's own vectorised implementation.
+            memory; `vector` uses the environment's own vectorised implementation; `envpool` EnvPool's, where another
+            mode than its `next_step` has one pool for each environment, stepped one after the other.
         autoreset_mode: when an ended episode restarts; by default within the step, or as the vectorised
             implementation does it.
 
@@ -98,8 +109,11 @@ def make_vector_env(
     """
     if backend == "vector":
         return _make_vectorised(env_id, num_envs, env_kwargs, wrappers, autoreset_mode)
+    if backend == "envpool" and autoreset_mode in (None, "next_step"):
+        _refuse_wrappers(wrappers, backend)
+        return PoolVectorEnv(env_id, num_envs, env_kwargs)
     mode = _MODES[autoreset_mode or "same_step"]
-    make = partial(_make_for_mode, env_id, env_kwargs, wrappers, mode)
+    make = partial(_make_for_mode, env_id, env_kwargs, wrappers, mode, backend)
     if backend == "async":
         return AsyncVectorEnv([make] * num_envs, shared_memory=True, autoreset_mode=mode)
     return SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=mode)
@@ -114,6 +128,9 @@ def choose_backend(
     seconds: float = 0.25,
 ) -> tuple[Literal["sync", "async", "vector"], str]:
     """Measures each back-end that can run the environment with random actions.
+
+    EnvPool is left out: its environments are another implementation, with arguments and random numbers of their own,
+    so what a run trains on would depend on what happens to be installed.
 
     Returns:
         The fastest, and the reason in words.
@@ -146,9 +163,9 @@ def env_seed(seed: int, *key: int) -> int:
 
 
 def _make_for_mode(
-    env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[ClassPath], mode: AutoresetMode
+    env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[ClassPath], mode: AutoresetMode, backend: Backend
 ) -> gym.Env:
-    env = make_env(env_id, env_kwargs, wrappers)
+    env = make_env(env_id, env_kwargs, wrappers, backend)
     return OwnFinalObservation(env) if mode == AutoresetMode.SAME_STEP else env
 
 
@@ -159,8 +176,7 @@ def _make_vectorised(
     wrappers: Sequence[ClassPath],
     autoreset_mode: AutoresetName | None,
 ) -> VectorEnv:
-    if wrappers:
-        raise UserError("data.wrappers: backend 'vector' runs the environment's own vectorised code, without wrappers")
+    _refuse_wrappers(wrappers, "vector")
     try:
         env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **(env_kwargs or {}))
         if not isinstance(env.single_observation_space, spaces.Box) or not env.single_observation_space.shape:
@@ -175,6 +191,11 @@ def _make_vectorised(
             f"not {autoreset_mode}"
         )
     return env
+
+
+def _refuse_wrappers(wrappers: Sequence[ClassPath], backend: Backend) -> None:
+    if wrappers:
+        raise UserError(f"data.wrappers: backend {backend!r} runs vectorised code as it is, without wrappers")
 
 
 def _steps_per_second(env: VectorEnv, seconds: float) -> float:

@@ -1,0 +1,240 @@
+"""EnvPool behind Gymnasium's interface: the same spaces, ends, limits and dynamics; seeds; refusals in one line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from pg_lightning.envs import choose_backend, make_env, make_vector_env
+from pg_lightning.envs.pool import SAME_AS_GYMNASIUM, PoolEnv, PoolVectorEnv
+from pg_lightning.errors import UserError
+
+
+@pytest.fixture
+def envpool() -> Any:
+    return pytest.importorskip("envpool")
+
+
+def refusal(env_id: str = "CartPole-v1", env_kwargs: Any = None, **options: Any) -> str:
+    """The message, which must be one line."""
+    with pytest.raises(UserError) as caught:
+        make_vector_env(env_id, 2, env_kwargs, backend="envpool", **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def balance(obs: np.ndarray) -> np.ndarray:
+    """Keeps CartPole upright for as long as it takes."""
+    return (obs @ np.array([0.05, 0.2, 1.5, 0.5]) > 0).astype(np.int64)
+
+
+# Conformance.
+
+STATES = {
+    "CartPole-v1": lambda obs: obs,
+    "MountainCar-v0": lambda obs: obs,
+    "MountainCarContinuous-v0": lambda obs: obs,
+    "Pendulum-v1": lambda obs: [np.arctan2(obs[1], obs[0]), obs[2]],
+    "Acrobot-v1": lambda obs: [np.arctan2(obs[1], obs[0]), np.arctan2(obs[3], obs[2]), obs[4], obs[5]],
+}
+
+
+@pytest.mark.parametrize("env_id", STATES)
+def test_classic_control_goes_as_gymnasiums_from_the_same_state(envpool: Any, env_id: str) -> None:
+    pool, env = make_vector_env(env_id, 1, backend="envpool"), gym.make(env_id)
+    assert pool.single_observation_space == env.observation_space
+    assert pool.single_action_space == env.action_space
+    assert pool.observation_space.shape == (1, *env.observation_space.shape)  # type: ignore[misc]
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    obs, _ = pool.reset(seed=[1])
+    assert obs.dtype == env.observation_space.dtype
+    env.unwrapped.state = np.array(STATES[env_id](obs[0]), dtype=np.float64)  # type: ignore[attr-defined]
+    for _ in range(12):
+        action = env.action_space.sample()
+        got, expected = pool.step(np.array([action])), env.step(action)
+        for one, other in zip(got[:2], expected[:2], strict=True):
+            np.testing.assert_allclose(one[0], other, atol=1e-5)
+        assert (bool(got[2][0]), bool(got[3][0])) == expected[2:4]
+        if got[2][0]:
+            break
+
+
+def test_mujoco_goes_as_gymnasiums_from_the_same_state(envpool: Any) -> None:
+    pytest.importorskip("mujoco")
+    pool, env = make_vector_env("HalfCheetah-v5", 1, backend="envpool"), gym.make("HalfCheetah-v5")
+    assert (pool.single_observation_space, pool.single_action_space) == (env.observation_space, env.action_space)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    obs, _ = pool.reset(seed=[1])
+    env.unwrapped.set_state(np.array([0, *obs[0, :8]]), obs[0, 8:])  # type: ignore[attr-defined]
+    for _ in range(10):
+        action = env.action_space.sample()
+        got, expected = pool.step(action[None]), env.step(action)
+        np.testing.assert_allclose(got[0][0], expected[0], atol=1e-6)
+        np.testing.assert_allclose(got[1][0], expected[1], atol=1e-6)
+
+
+def test_time_limits_are_gymnasiums(envpool: Any) -> None:
+    for env_id in SAME_AS_GYMNASIUM:
+        ours = envpool.make_spec(env_id).config.max_episode_steps
+        assert ours == gym.spec(env_id).max_episode_steps, env_id
+
+
+def test_the_step_after_an_end_is_the_reset(envpool: Any) -> None:
+    env = make_vector_env("CartPole-v1", 3, backend="envpool")
+    assert isinstance(env, PoolVectorEnv)
+    assert env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+    env.reset(seed=[1, 2, 3])
+    before, resets = np.zeros(3, dtype=bool), 0
+    for _ in range(60):
+        obs, rewards, terminated, truncated, infos = env.step(np.array([0, 1, 0]))
+        assert np.array_equal(rewards == 0, before)
+        assert np.array_equal(infos["elapsed_step"] == 0, before)
+        assert np.abs(obs[before]).max(initial=0) <= 0.05
+        assert not (terminated | truncated)[before].any()
+        before, resets = terminated | truncated, resets + before.sum()
+    assert resets >= 12
+
+
+def test_at_the_time_limit_an_episode_is_cut_and_the_next_one_has_a_limit_too(envpool: Any) -> None:
+    env = make_vector_env("CartPole-v1", 2, backend="envpool")
+    obs, _ = env.reset(seed=[1, 2])
+    cuts = []
+    for step in range(1, 1003):
+        obs, rewards, terminated, truncated, _ = env.step(balance(obs))
+        assert not terminated.any()
+        if truncated.any():
+            assert truncated.all()
+            assert (rewards == 1).all()
+            cuts.append(step)
+        if step - 1 in cuts:
+            assert (rewards == 0).all()
+            assert np.abs(obs).max() <= 0.05
+    assert cuts == [500, 1001]
+
+
+@pytest.mark.parametrize("backend", ["sync", "envpool"])
+def test_what_ends_by_itself_in_the_step_of_the_limit_is_terminated_too(envpool: Any, backend: Any) -> None:
+    def first_end(seed: int, **env_kwargs: int) -> tuple[int, bool, bool]:
+        env = make_vector_env("CartPole-v1", 1, env_kwargs, backend=backend)
+        env.reset(seed=[seed])
+        for step in range(1, 100):
+            _, _, terminated, truncated, _ = env.step(np.array([1]))
+            if terminated[0] or truncated[0]:
+                return step, bool(terminated[0]), bool(truncated[0])
+        raise AssertionError
+
+    falls, *_ = first_end(6)
+    assert first_end(6, max_episode_steps=falls + 1) == (falls, True, False)
+    assert first_end(6, max_episode_steps=falls) == (falls, True, True)
+    assert first_end(6, max_episode_steps=falls - 1) == (falls - 1, False, True)
+
+
+@pytest.mark.parametrize("mode", ["same_step", "disabled"])
+def test_in_other_modes_each_environment_has_a_pool_and_lives_through_the_same(envpool: Any, mode: Any) -> None:
+    pool = make_vector_env("CartPole-v1", 2, backend="envpool")
+    env = make_vector_env("CartPole-v1", 2, backend="envpool", autoreset_mode=mode)
+    assert isinstance(env, SyncVectorEnv)
+    assert env.metadata["autoreset_mode"] == AutoresetMode[mode.upper()]
+    obs, one = pool.reset(seed=[4, 5])[0], env.reset(seed=[4, 5])[0]
+    for _ in range(8):
+        assert np.array_equal(obs, one)
+        obs, one = pool.step(np.array([0, 1]))[0], env.step(np.array([0, 1]))[0]
+
+
+def test_atari_is_envpools_own(envpool: Any) -> None:
+    env = make_vector_env("Breakout-v5", 2, {"max_episode_steps": 20}, backend="envpool")
+    obs, _ = env.reset(seed=[1, 2])
+    assert (obs.shape, obs.dtype) == ((2, 4, 84, 84), np.uint8)
+    for step in range(1, 43):
+        _, _, terminated, truncated, _ = env.step(np.array([0, 0]))
+        assert not terminated.any()
+        assert truncated.tolist() == [step in (20, 41)] * 2
+
+
+# Seeds.
+
+
+def play(env: Any, seed: Any, steps: int = 30) -> np.ndarray:
+    rows = [env.reset(seed=seed)[0]]
+    rows += [env.step(np.arange(env.num_envs) % 2)[0] for _ in range(steps)]
+    return np.stack([*rows, env.reset()[0]])
+
+
+def test_a_seed_is_one_stream_per_environment_however_many_there_are(envpool: Any) -> None:
+    env = make_vector_env("CartPole-v1", 3, backend="envpool")
+    seen = play(env, [7, 8, 9])
+    assert np.array_equal(seen, play(env, [7, 8, 9]))
+    assert np.array_equal(seen, play(make_vector_env("CartPole-v1", 3, {"num_threads": 1}, backend="envpool"), 7))
+    assert np.array_equal(seen[:, :1], play(make_vector_env("CartPole-v1", 1, backend="envpool"), [7]))
+    assert not np.array_equal(seen, play(env, [7, 8, 10]))
+    assert len(np.unique(seen[0], axis=0)) == 3
+
+
+def test_without_a_seed_every_pool_is_another_and_a_second_reset_goes_on(envpool: Any) -> None:
+    env, other = (make_vector_env("CartPole-v1", 2, backend="envpool") for _ in range(2))
+    firsts = [env.reset()[0], env.reset()[0], other.reset()[0]]
+    assert len(np.unique(np.concatenate(firsts), axis=0)) == 6
+    env.close()
+
+
+# Refusals.
+
+
+def test_what_is_not_installed_is_said(monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    assert refusal() == 'data.backend: envpool is not installed; pip install "pg_lightning[envpool]"'
+
+
+@pytest.mark.parametrize(
+    ("env_id", "cure"),
+    [
+        ("ALE/Breakout-v5", "name it so"),
+        ("Humanoid-v4", "'Humanoid-v5'"),
+        ("HalfCheetah-v3", "'HalfCheetah-v5'"),
+        ("LunarLander-v3", "another data.backend"),
+        ("WalkerWalk-v1", "another data.backend"),
+        ("NoSuchEnvironment-v0", "another data.backend"),
+        ("", "another data.backend"),
+    ],
+)
+def test_an_id_that_is_not_the_same_there_is_refused_with_the_cure(envpool: Any, env_id: str, cure: str) -> None:
+    message = refusal(env_id)
+    assert message.startswith("data.env_id: ")
+    assert repr(env_id) in message
+    assert cure in message
+
+
+@pytest.mark.parametrize("name", ["gravity", "seed", "num_envs", "batch_size"])
+def test_an_argument_that_is_not_the_users_is_named(envpool: Any, name: str) -> None:
+    message = refusal(env_kwargs={name: 1})
+    assert "data.env_kwargs" in message
+    assert name in message
+
+
+@pytest.mark.parametrize("limit", [0, "long"])
+def test_a_limit_that_is_none_is_refused(envpool: Any, limit: Any) -> None:
+    assert "data.env_kwargs" in refusal(env_kwargs={"max_episode_steps": limit})
+
+
+@pytest.mark.parametrize("mode", [None, "disabled"])
+def test_wrappers_are_refused(mode: Any) -> None:
+    assert "data.wrappers" in refusal(wrappers=["gymnasium.wrappers.TimeAwareObservation"], autoreset_mode=mode)
+
+
+def test_auto_leaves_envpool_out(envpool: Any) -> None:
+    assert "envpool" not in choose_backend("CartPole-v1", 2, seconds=0.01)[1]
+
+
+def test_one_environment_has_the_spaces_of_many(envpool: Any) -> None:
+    env, pool = make_env("Pendulum-v1", backend="envpool"), make_vector_env("Pendulum-v1", 2, backend="envpool")
+    assert isinstance(env, PoolEnv)
+    assert env.observation_space == pool.single_observation_space
+    assert env.action_space == pool.single_action_space
