@@ -55,8 +55,7 @@ class A3C(PolicyGradientModule):
         self.locked = locked
         # Made here, before the workers are forked, so that all of them write to the same memory.
         self._shared = SharedMemory(FlatParameters(self._groups()), self._normalizers())
-        for optimizer_ in self._make_optimizers(self._shared.weights):
-            self._shared.share_moments(optimizer_)
+        self._shared.share_moments(self._make_optimizer(self._shared.weights))
         self._sums: list[Tensor] = []
         self._copied_at = 0
 
@@ -85,8 +84,7 @@ class A3C(PolicyGradientModule):
         for weights, copy in zip(self._shared.weights, self._flat.groups, strict=True):
             weights.grad = copy.grad
         with self._exclusively():
-            for optimizer in self._optimizers():
-                optimizer.step()
+            self._optimizer().step()
         return norm
 
     def learned_parameters(self) -> list[nn.Parameter]:
@@ -110,8 +108,7 @@ class A3C(PolicyGradientModule):
                 shared.env_steps.fill_(self.env_steps)
                 shared.over.fill_(False)
             if self.shared_statistics:
-                for optimizer in self._optimizers():
-                    shared.use_moments(optimizer.optimizer, first)
+                shared.use_moments(self._optimizer().optimizer, first)
         self._sums = [normalizer.sums() for normalizer in self._normalizers()]
         self._copy()
 
@@ -181,7 +178,7 @@ class SharedMemory:
         optimizer.step()
         for weights in self.weights:
             state = optimizer.state.get(weights, {})
-            self.moments.setdefault(weights, {}).update({name: x.zero_().share_memory_() for name, x in state.items()})
+            self.moments[weights] = {name: x.zero_().share_memory_() for name, x in state.items()}
 
     def use_moments(self, optimizer: torch.optim.Optimizer, bring: bool) -> None:
         """Has an optimizer keep its moments in shared memory; those that it comes with are brought there or dropped."""

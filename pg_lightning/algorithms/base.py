@@ -54,7 +54,7 @@ class PolicyGradientModule(LightningModule):
         layer_norm: normalise the units of every hidden layer (`mlp`).
         memory: `lstm` or `gru` for tasks in which the past matters; gradients flow back through one rollout.
         memory_size: width of the memory.
-        shared_torso: actor and critic share torso and memory, and one optimizer with a parameter group each.
+        shared_torso: actor and critic share torso and memory.
         head: what turns features into π; null picks by the action space. For `Box`: `gaussian`, `squashed_gaussian` or
             `beta`. Or a class path.
         log_std_init: initial log standard deviation of Gaussian actions.
@@ -137,7 +137,6 @@ class PolicyGradientModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.ent_coef = ent_coef
         self.vf_coef = vf_coef
-        self.shared_torso = shared_torso
         self.env_steps = 0
         self._policy_version = 0
         spaces = {"observation_space": observation_space, "action_space": action_space}
@@ -285,18 +284,13 @@ class PolicyGradientModule(LightningModule):
         return metrics | {"train/policy_loss": policy_loss, "train/entropy": entropy, "train/grad_norm": norm}
 
     def gradient_step(self, loss: Tensor) -> Tensor:
-        """One backward pass, one clip over all parameters, one step of every optimizer.
+        """One backward pass, one clip over all parameters, one step of the optimizer.
 
         Returns:
             The norm of the gradient before clipping.
         """
         norm = self.backward_and_clip(loss)
-        scaler = self._scaler()
-        *others, last = self._optimizers()
-        for optimizer in others:
-            # Lightning ends every step with scaler.update(), after which the next would unscale once more.
-            scaler.step(optimizer.optimizer) if scaler is not None else optimizer.step()
-        last.step()
+        self._optimizer().step()
         return norm
 
     def backward_and_clip(self, loss: Tensor) -> Tensor:
@@ -304,9 +298,9 @@ class PolicyGradientModule(LightningModule):
         self._flat.zero_grad()
         self.manual_backward(loss)
         grads = self._flat.gather_grads()
-        if (scaler := self._scaler()) is not None:
-            for optimizer in self._optimizers():
-                scaler.unscale_(optimizer.optimizer)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(self._optimizer().optimizer)
         norm = grads.norm()
         grads *= (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
@@ -316,39 +310,31 @@ class PolicyGradientModule(LightningModule):
         return self._gather(value).mean() if self.trainer.world_size > 1 else value
 
     def learned_parameters(self) -> list[nn.Parameter]:
-        """What the optimizers change: the actor's parameters as one vector, and the critic's if there is one."""
+        """What the optimizer changes: the actor's parameters as one vector, and the critic's if there is one."""
         return self._flat.groups
 
     def configure_optimizers(self) -> Any:
-        """One optimizer for the actor and one for the critic, or one with a group each over a shared torso."""
+        """One optimizer, in which actor and critic are a group each with a learning rate of its own."""
         self._flat = FlatParameters(self._groups())
-        optimizers = self._make_optimizers(self.learned_parameters())
+        optimizer = self._make_optimizer(self.learned_parameters())
         if self.lr_schedule != "plateau":
-            return optimizers
+            return optimizer
         # The default threshold, relative to the best, would call any return near a negative best an improvement.
-        plateau: dict[str, Any] = {"mode": "max", "factor": 0.5, "patience": 4, "threshold_mode": "abs"}
-        return optimizers, [ReduceLROnPlateau(optimizer, **plateau) for optimizer in optimizers]
+        return [optimizer], [ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=4, threshold_mode="abs")]
 
     def _groups(self) -> list[list[nn.Parameter]]:
         return [group for group in self.network.parameter_groups() if group]
 
-    def _make_optimizers(self, vectors: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-        rates = (self.lr, self.critic_lr)
-        groups = [{"params": [vector], "lr": lr} for vector, lr in zip(vectors, rates, strict=False)]
-        make = OPTIMIZERS[self._optimizer_name]
-        return [make(groups)] if self.shared_torso else [make([group]) for group in groups]
+    def _make_optimizer(self, vectors: list[nn.Parameter]) -> torch.optim.Optimizer:
+        settings = zip(("actor", "critic"), vectors, (self.lr, self.critic_lr), strict=False)
+        groups = [{"name": name, "params": [vector], "lr": lr} for name, vector, lr in settings]
+        return OPTIMIZERS[self._optimizer_name](groups)
 
-    def _optimizers(self) -> list[Any]:
-        optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
-
-    def _scaler(self) -> Any:
-        """Of the gradients, under 16-mixed precision."""
-        return getattr(self.trainer.precision_plugin, "scaler", None)
+    def _optimizer(self) -> Any:
+        return self.optimizers()
 
     def _set_learning_rates(self, factor: float) -> None:
-        groups = [group for optimizer in self._optimizers() for group in optimizer.param_groups]
-        for group, lr in zip(groups, (self.lr, self.critic_lr), strict=False):
+        for group, lr in zip(self._optimizer().param_groups, (self.lr, self.critic_lr), strict=False):
             group["lr"] = lr * factor
 
     def _count_env_steps(self, count: int) -> int:
@@ -424,18 +410,23 @@ class PolicyGradientModule(LightningModule):
         self._log(
             dict(zip(names, stacked.tolist(), strict=True))
             | {
-                "train/learning_rate": self._optimizers()[0].param_groups[0]["lr"],
+                "train/learning_rate": self._optimizer().param_groups[0]["lr"],
                 "time/steps_per_second": (self.env_steps - steps) / (self._clock[0] - then),
             }
         )
 
     def _log(self, metrics: dict[str, float], trainer_result: bool = False) -> None:
-        """To callbacks through `self.log`, to loggers directly: their x-axis is env steps, exact beyond 2²⁴."""
+        """To callbacks, and to loggers directly: their x-axis is env steps, exact beyond 2²⁴.
+
+        Past `self.log`, which costs 0.1 to 0.3 ms per key, except where its results are what the Trainer returns.
+        """
         metrics["time/env_steps"] = float(self.env_steps)
-        self.log_dict(metrics, logger=trainer_result)
-        if not trainer_result:
-            for logger in self.loggers:
-                logger.log_metrics(metrics, step=self.env_steps)
+        if trainer_result:
+            self.log_dict(metrics)
+            return
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.env_steps)
 
     # The checkpoint: counters beside the weights, and what the policy was trained for, in plain types.
 

@@ -179,7 +179,7 @@ def test_a_worker_that_comes_when_worker_0_has_ended_ends_too(fit):
                 time.sleep(0.01)
             super().on_train_start()
 
-    trainer = {"strategy": HogwildStrategy(), "devices": 2, "max_steps": 6}
+    trainer = {"strategy": HogwildStrategy(), "devices": 2, "max_steps": 3}
     data = {"num_envs": 4, "num_steps": 8, "total_steps": 10**6, "eval_every_steps": 10**6, "eval_episodes": 1}
     module = fit("CartPole-v1", data, algorithm=Late, trainer=trainer)
     assert module.rollouts[0] == 3

@@ -121,7 +121,7 @@ class Watched(PPO):
     def gradient_step(self, loss):
         self.losses.append(loss.item())
         self.weights.append(weights_of(self))
-        self.learning_rates.append([g["lr"] for o in self._optimizers() for g in o.param_groups])
+        self.learning_rates.append([g["lr"] for g in self._optimizer().param_groups])
         norm = super().gradient_step(loss)
         self.gradients.append({name: p.grad.double().numpy().copy() for name, p in self.network.named_parameters()})
         self.clipped.append(self._flat.grads.double().numpy().copy())
