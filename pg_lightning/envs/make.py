@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import Space, spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from pg_lightning.class_path import ClassPath, resolve
 from pg_lightning.envs.pool import PoolEnv, PoolVectorEnv
+from pg_lightning.envs.serial import SerialVectorEnv
 from pg_lightning.errors import UserError
 
 Backend = Literal["sync", "async", "vector", "envpool", "auto"]
@@ -113,10 +114,11 @@ def make_vector_env(
         _refuse_wrappers(wrappers, backend)
         return PoolVectorEnv(env_id, num_envs, env_kwargs)
     mode = _MODES[autoreset_mode or "same_step"]
-    make = partial(_make_for_mode, env_id, env_kwargs, wrappers, mode, backend)
+    make: Callable[[], gym.Env] = partial(make_env, env_id, env_kwargs, wrappers, backend)
     if backend == "async":
-        return AsyncVectorEnv([make] * num_envs, shared_memory=True, autoreset_mode=mode)
-    return SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=mode)
+        make_own = partial(_with_own_final_observation, make) if mode == AutoresetMode.SAME_STEP else make
+        return AsyncVectorEnv([make_own] * num_envs, shared_memory=True, autoreset_mode=mode)
+    return SerialVectorEnv([make] * num_envs, copy=False, autoreset_mode=mode)
 
 
 def choose_backend(
@@ -162,11 +164,8 @@ def env_seed(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence(entropy=seed, spawn_key=key).generate_state(1)[0] >> 1)
 
 
-def _make_for_mode(
-    env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[ClassPath], mode: AutoresetMode, backend: Backend
-) -> gym.Env:
-    env = make_env(env_id, env_kwargs, wrappers, backend)
-    return OwnFinalObservation(env) if mode == AutoresetMode.SAME_STEP else env
+def _with_own_final_observation(make: Callable[[], gym.Env]) -> gym.Env:
+    return OwnFinalObservation(make())
 
 
 def _make_vectorised(

@@ -146,7 +146,7 @@ def test_the_vector_backend_refuses_what_it_cannot_do() -> None:
 
 @pytest.mark.parametrize("mode", [None, "same_step", "next_step", "disabled"])
 def test_auto_takes_the_fastest_and_says_what_it_measured(monkeypatch: Any, mode: Any) -> None:
-    speeds = {"SyncVectorEnv": 10.0, "AsyncVectorEnv": 20.0, "CartPoleVectorEnv": 30.0}
+    speeds = {"SerialVectorEnv": 10.0, "AsyncVectorEnv": 20.0, "CartPoleVectorEnv": 30.0}
     monkeypatch.setattr(
         "pg_lightning.envs.make._steps_per_second", lambda env, seconds: speeds[type(env.unwrapped).__name__]
     )
