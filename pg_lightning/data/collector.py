@@ -77,6 +77,8 @@ class RolloutCollector:
 
         obs[0] = self._obs
         playing = np.ones(N, dtype=bool)
+        next_step = self.mode == AutoresetMode.NEXT_STEP
+        all_valid = not (next_step or self.whole_episodes)
         t = 0
         try:
             with actor.acting():
@@ -106,23 +108,23 @@ class RolloutCollector:
                         actor.env_actions(action).cpu().numpy()
                     )
                     self._mask = _action_mask(infos)
-                    in_reset_row = self._in_reset_row
-                    valid[t] = playing & ~in_reset_row
-                    rewards[t] *= valid[t]
+                    ended = terminated[t] | truncated[t]
+                    begins = ended
+                    if not all_valid:
+                        valid[t] = playing & ~self._in_reset_row
+                        rewards[t] *= valid[t]
+                    if next_step:
+                        begins, self._in_reset_row = self._in_reset_row, ended
                     self._returns += rewards[t]
                     self._lengths += valid[t]
-                    ended = terminated[t] | truncated[t]
-                    if self.mode == AutoresetMode.NEXT_STEP:
-                        self._in_reset_row = ended
-                    begins = in_reset_row if self.mode == AutoresetMode.NEXT_STEP else ended
                     if self._state is not None and begins.any():
                         self._state = self._state * torch.from_numpy(~begins).unsqueeze(1).to(self._state.device)
                     t += 1
-                    if not ended.any():
+                    if not np.count_nonzero(ended):
                         continue
                     for n in np.flatnonzero(ended & playing):
                         episodes.append((self._returns[n], self._lengths[n]))
-                        if truncated[t - 1, n] and not terminated[t - 1, n] and self.mode != AutoresetMode.NEXT_STEP:
+                        if truncated[t - 1, n] and not terminated[t - 1, n] and not next_step:
                             final = infos["final_obs"][n] if self.mode == AutoresetMode.SAME_STEP else obs[t, n]
                             final_obs.append(np.array(final, dtype=self._obs_dtype))
                             final_rows.append((t - 1) * N + int(n))
