@@ -68,6 +68,7 @@ class PPO(PolicyGradientModule):
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
+        self._clip_range: Any = clip_range
         self.kl_penalty: Tensor | None
         self.register_buffer("kl_penalty", None if kl_penalty is None else torch.tensor(kl_penalty))
 
@@ -95,34 +96,48 @@ class PPO(PolicyGradientModule):
         with torch.no_grad():
             samples.old_log_probs = self.network.policy(samples).log_prob(samples.actions)
         clip_range = self.clip_range * (self.remaining if self.clip_schedule == "linear" else 1.0)
-        steps: list[Tensor] = []
+        # A number that changes would be compiled anew each time.
+        self._clip_range = torch.tensor(clip_range, device=self.device) if self.compiles else clip_range
+        steps: list[dict[str, Tensor]] = []
         for batch in samples.epochs(self.num_epochs, self.num_minibatches):
-            pi, values = self.network(batch)
-            log_ratio = pi.log_prob(batch.actions) - batch.old_log_probs
-            if self.kl_penalty is None:
-                policy_loss = clipped_surrogate_loss(log_ratio, batch.advantages, clip_range)
-            else:
-                policy_loss = kl_penalized_loss(log_ratio, batch.advantages, self.kl_penalty)
-            if self.clip_range_vf is None:
-                critic_loss = value_loss(values, batch.returns)
-            else:
-                critic_loss = clipped_value_loss(values, batch.old_values, batch.returns, self.clip_range_vf)
-            entropy = pi.entropy().mean()
-            with torch.no_grad():
-                kl = approximate_kl(log_ratio)
-                clipped = (log_ratio.expm1().abs() > clip_range).float().mean()
+            loss, metrics = self._loss(batch)
             ends_early = self.target_kl is not None and self.kl_penalty is None and steps
-            if ends_early and self.mean_over_ranks(kl) > 1.5 * cast(float, self.target_kl):
+            if ends_early and self.mean_over_ranks(metrics["train/approx_kl"]) > 1.5 * cast(float, self.target_kl):
                 break
-            norm = self.gradient_step(policy_loss + self.vf_coef * critic_loss - self.ent_coef * entropy)
-            steps.append(torch.stack([policy_loss.detach(), critic_loss.detach(), entropy.detach(), kl, clipped, norm]))
-        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
-        metrics = {f"train/{name}": mean for name, mean in zip(names, torch.stack(steps).mean(0), strict=True)}
-        metrics["train/explained_variance"] = explained_variance(samples.old_values, samples.returns)
+            metrics["train/grad_norm"] = self.gradient_step(loss)
+            steps.append(metrics)
+        means = {name: torch.stack([metrics[name] for metrics in steps]).mean() for name in steps[0]}
+        means["train/explained_variance"] = explained_variance(samples.old_values, samples.returns)
         if self.kl_penalty is None:
-            return metrics | {"train/clip_range": torch.tensor(clip_range, device=self.device)}
+            return means | {"train/clip_range": torch.tensor(clip_range, device=self.device)}
         self._adapt_penalty(samples)
-        return metrics | {"train/kl_penalty": self.kl_penalty}
+        return means | {"train/kl_penalty": self.kl_penalty}
+
+    def loss(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        """The surrogate, the squared error of V and the entropy bonus; and what is to be logged of it."""
+        pi, values = self.network(batch)
+        log_ratio = pi.log_prob(batch.actions) - batch.old_log_probs
+        if self.kl_penalty is None:
+            policy_loss = clipped_surrogate_loss(log_ratio, batch.advantages, self._clip_range)
+        else:
+            policy_loss = kl_penalized_loss(log_ratio, batch.advantages, self.kl_penalty)
+        if self.clip_range_vf is None:
+            critic_loss = value_loss(values, batch.returns)
+        else:
+            critic_loss = clipped_value_loss(values, batch.old_values, batch.returns, self.clip_range_vf)
+        entropy = pi.entropy().mean()
+        loss = policy_loss + self.vf_coef * critic_loss
+        if self.ent_coef:
+            loss = loss - self.ent_coef * entropy
+        with torch.no_grad():
+            metrics = {
+                "train/policy_loss": policy_loss.detach(),
+                "train/value_loss": critic_loss.detach(),
+                "train/entropy": entropy.detach(),
+                "train/approx_kl": approximate_kl(log_ratio),
+                "train/clip_fraction": (log_ratio.expm1().abs() > self._clip_range).float().mean(),
+            }
+        return loss, metrics
 
     @torch.no_grad()
     def _adapt_penalty(self, samples: Samples) -> None:

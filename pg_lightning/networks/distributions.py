@@ -8,7 +8,6 @@ float32 or better whatever the precision of the network.
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -49,11 +48,14 @@ class Categorical:
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = at_least_float32(logits)
+        self._log_probs: Tensor | None = None
 
-    @cached_property
+    @property
     def log_probs(self) -> Tensor:
         """log π of every choice, `[B, n]`."""
-        return self.logits.log_softmax(-1)
+        if self._log_probs is None:
+            self._log_probs = self.logits.log_softmax(-1)
+        return self._log_probs
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Exponential race: argmin of E_a / p_a with E_a ~ Exp(1) picks a with probability p_a."""

@@ -1,16 +1,18 @@
 import inspect
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from gymnasium import spaces
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, IterableDataset
 
-from pg_lightning.algorithms import PPO, PolicyGradientModule
+from pg_lightning.algorithms import A2C, PPO, PolicyGradientModule
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Episode, Rollout
 
@@ -566,6 +568,7 @@ class Widening(torch.nn.Module):
         return obs.repeat(1, self.times)
 
 
+COMMON_SPACES = {"observation_space": OBSERVATIONS, "action_space": BOX}
 COMMON = {"observation_space": OBSERVATIONS, "action_space": BOX, "lr": 0.05, "num_epochs": 2, "num_minibatches": 2}
 
 # For every option: another value than the default, and what else must be set for it to matter.
@@ -622,13 +625,47 @@ def same_weights(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("name", options_of(PolicyGradientModule, PPO))
+@pytest.mark.parametrize("name", sorted({*options_of(PolicyGradientModule, PPO)} - {"compile"}))
 def test_every_option_changes_what_is_learned(name):
     assert name in OPTIONS, f"{name} is an option without a test: say in OPTIONS which other value it is to be given"
     other, needs = OPTIONS[name]
     default = weights_after_training(**needs)
     assert same_weights(default, weights_after_training(**needs)), "training must repeat itself for this test"
     assert not same_weights(default, weights_after_training(**needs, **{name: other}))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_a_compiled_loss_teaches_the_same(algorithm):
+    """Over three rollouts, the second of which has fewer rows, while ε shrinks."""
+
+    def learn(**options):
+        torch.manual_seed(0)
+        shrinking = {"clip_schedule": "linear", "clip_range": 0.01, "num_minibatches": 1} if algorithm is PPO else {}
+        module = algorithm(
+            **COMMON_SPACES, hidden_sizes=[4], lr=0.01, ent_coef=0.01, total_steps=120, **shrinking, **options
+        )
+        rollouts = [make_rollout(seed=0), make_rollout(seed=1, next_step=True), make_rollout(seed=2)]
+        return weights_of(fit(module, *[replace(r, policy_version=k) for k, r in enumerate(rollouts)]))
+
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    eager, compiled = learn(), learn(compile=True)
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2, "not compiled, or ever anew"
+    for name in eager:
+        np.testing.assert_allclose(compiled[name], eager[name], rtol=0, atol=2e-6)
+
+
+def test_a_compiled_memory_is_refused():
+    with pytest.raises(UserError, match=r"model.compile.*memory.*set it to false"):
+        make_ppo(compile=True, memory="gru")
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"model.compile.*C\+\+ compiler.*false"):
+        make_ppo(compile=True)
 
 
 def test_values_scaled_by_statistics_of_one_process_are_refused_where_there_are_more():
