@@ -157,6 +157,7 @@ class PolicyGradientModule(LightningModule):
         self._episodes = EpisodeStatistics()
         self._evaluation = EpisodeStatistics()
         self._backward_is_watched = True
+        self._is_logged = True
         self._clock = (0.0, 0)
 
     # What an algorithm is: its update.
@@ -237,16 +238,19 @@ class PolicyGradientModule(LightningModule):
         if self.reward_scaler is not None:
             self.reward_scaler.update(rollout.rewards, rollout.done, rollout.valid)
             rollout = replace(rollout, rewards=self.reward_scaler(rollout.rewards))
+        every = cast(Any, self.trainer).log_every_n_steps
+        ends = self.env_steps + rollout.env_steps * self.trainer.world_size >= self.total_steps
+        self._is_logged = ends or bool(every and (self._policy_version + 1) % every == 0)
         metrics = self.update(rollout)
         if self.network.normalizer is not None:
             self.network.normalizer.statistics.update(rollout.obs[:-1][rollout.valid])
         self._policy_version += 1
         self.env_steps = self._count_env_steps(rollout.env_steps)
-        self._episodes.update(rollout.episode_returns, rollout.episode_lengths)
+        if len(rollout.episode_returns):
+            self._episodes.update(rollout.episode_returns, rollout.episode_lengths)
         if self.env_steps >= self.total_steps:
             self.trainer.should_stop = True
-        every = cast(Any, self.trainer).log_every_n_steps
-        if (every and self._policy_version % every == 0) or self.trainer.should_stop:
+        if self._is_logged or self.trainer.should_stop:
             self._log_training(metrics)
 
     @property
@@ -288,7 +292,8 @@ class PolicyGradientModule(LightningModule):
         if self.has_critic:
             pi, values = self.network(batch)
             metrics["train/value_loss"] = value_loss(values, batch.returns)
-            metrics["train/explained_variance"] = explained_variance(values.detach(), batch.returns)
+            if self._is_logged:
+                metrics["train/explained_variance"] = explained_variance(values.detach(), batch.returns)
         else:
             pi = self.network.policy(batch)
         policy_loss = policy_gradient_loss(pi.log_prob(batch.actions), batch.advantages)

@@ -129,15 +129,12 @@ class PPO(PolicyGradientModule):
         loss = policy_loss + self.vf_coef * critic_loss
         if self.ent_coef:
             loss = loss - self.ent_coef * entropy
-        with torch.no_grad():
-            metrics = {
-                "train/policy_loss": policy_loss.detach(),
-                "train/value_loss": critic_loss.detach(),
-                "train/entropy": entropy.detach(),
-                "train/approx_kl": approximate_kl(log_ratio),
-                "train/clip_fraction": (log_ratio.expm1().abs() > self._clip_range).float().mean(),
-            }
-        return loss, metrics
+        metrics = {"train/policy_loss": policy_loss, "train/value_loss": critic_loss, "train/entropy": entropy}
+        if self._is_logged or self.target_kl is not None:
+            with torch.no_grad():
+                metrics["train/approx_kl"] = approximate_kl(log_ratio)
+                metrics["train/clip_fraction"] = (log_ratio.expm1().abs() > self._clip_range).float().mean()
+        return loss, {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()
     def _adapt_penalty(self, samples: Samples) -> None:
