@@ -39,9 +39,11 @@ from pathlib import Path
 from typing import Any
 
 import bare_loops
+import gymnasium
 import numpy as np
 import stable_baselines3
 import torch
+import torch._dynamo
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -383,6 +385,12 @@ def _falling(lr: float) -> Callable[[float], float]:
     return lambda remaining: remaining * lr
 
 
+def run_compiled(*run: Any, **data: Any) -> None:
+    """`fit` with `model.compile`, which the warm-up pays for; of earlier modules nothing is kept, as in a process."""
+    torch._dynamo.reset()
+    run_fit(*run, datamodule=partial(RolloutDataModule, **data), compile=True)
+
+
 SB3, BARE = "Stable-Baselines3", "bare PyTorch loop"
 # A variant of `fit` is one more line: "fit, ReLU": partial(run_fit, activation="relu").
 SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
@@ -391,14 +399,30 @@ SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
     "learning alone, fit": partial(run_fit, datamodule=ReplayDataModule),
     BARE: run_bare,
     "pg_lightning, fit": run_fit,
+    "fit, backend vector": partial(run_fit, datamodule=partial(RolloutDataModule, backend="vector")),
+    "fit, compile": run_compiled,
+    "fit, backend vector, compile": partial(run_compiled, backend="vector"),
+    "fit, overlap": partial(run_fit, datamodule=partial(RolloutDataModule, overlap=True)),
+    "fit, overlap, compile": partial(run_compiled, overlap=True),
     SB3: run_sb3,
 }
+
+
+def systems_of(workload: Workload) -> list[str]:
+    """Those that can run it: not every environment has vectorised code, nor may every algorithm learn a step late."""
+    is_vectorised = gymnasium.spec(workload.env_id).vector_entry_point is not None
+    able = {"vector": is_vectorised, "overlap": workload.algorithm.corrects_policy_lag}
+    return [
+        name
+        for name in SYSTEMS
+        if (name != SB3 or workload.algorithm in SB3_PEERS) and all(can for word, can in able.items() if word in name)
+    ]
 
 
 def measure(workload: Workload, repeats: int) -> dict[str, Any]:
     """Every system once per repeat, in turn; a system's seed is the repeat's number."""
     reference = SB3 if workload.algorithm in SB3_PEERS else BARE
-    names = [name for name in SYSTEMS if name != SB3 or reference == SB3]
+    names = systems_of(workload)
     runs: dict[str, list[Stopwatch]] = {name: [] for name in names}
     for repeat in range(repeats):
         for name in names:
