@@ -39,6 +39,8 @@ class Rollout:
         env_steps: number of valid rows.
         action_mask: `[T, N, A]`, non-zero where an action was allowed; None if the environment does not say.
         state: `[N, S]` of the policy's memory before the first row; None for a policy without memory.
+        log_probs: `[T, N]` log π(a|s) of the policy that acted, 0 where not valid; None unless that policy may be older
+            than the one that learns.
     """
 
     obs: Tensor
@@ -56,6 +58,7 @@ class Rollout:
     env_steps: int
     action_mask: Tensor | None = None
     state: Tensor | None = None
+    log_probs: Tensor | None = None
 
     @property
     def done(self) -> Tensor:
@@ -104,7 +107,7 @@ class Samples:
         advantages: `[B]`.
         returns: `[B]` the critic's regression targets.
         old_values: `[B]` V(s) before the update, in the unit of the targets.
-        old_log_probs: `[B]` log π(a|s) of the policy that acted; None where nothing asks for it.
+        old_log_probs: `[B]` log π(a|s) of the policy that acted; None where the rollout brings none and nothing asks.
         action_mask: `[B, A]` non-zero where an action is allowed, or None.
         sequences: how rows hang together, for a policy with memory, else None.
     """
@@ -135,6 +138,7 @@ class Samples:
             advantages=rows(advantages),
             returns=rows(returns),
             old_values=rows(values),
+            old_log_probs=None if rollout.log_probs is None else rows(rollout.log_probs),
             action_mask=None if rollout.action_mask is None else rows(rollout.action_mask),
             sequences=sequences,
         )
@@ -232,6 +236,10 @@ class Actor(Protocol):
 
         `action_mask` `[N, A]` is non-zero where an action is allowed; `state` `[N, S]` is the memory before.
         """
+        ...
+
+    def log_probs(self, rollout: Rollout) -> Tensor:
+        """log π(a|s) `[T, N]` of the actions of a rollout that this policy has played, 0 where not valid."""
         ...
 
     def env_actions(self, actions: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
@@ -76,6 +76,7 @@ class PolicyGradientModule(LightningModule):
     has_critic: ClassVar[bool] = True
     needs_whole_episodes: ClassVar[bool] = False
     is_asynchronous: ClassVar[bool] = False
+    corrects_policy_lag: ClassVar[bool] = False
     _optimizer_name: OptimizerName
 
     def __init__(
@@ -152,6 +153,7 @@ class PolicyGradientModule(LightningModule):
         self._loss = torch.compile(self.loss) if compile else self.loss
         self.env_steps = 0
         self._policy_version = 0
+        self._previous_version = 0
         spaces = {"observation_space": observation_space, "action_space": action_space}
         self._spaces = {name: " ".join(str(space).split()) for name, space in spaces.items()}
         self._episodes = EpisodeStatistics()
@@ -177,6 +179,16 @@ class PolicyGradientModule(LightningModule):
         name, data = type(self).__name__, getattr(self.trainer, "datamodule", None)
         if data is not None and self.needs_whole_episodes and not data.whole_episodes:
             raise UserError(f"data.whole_episodes: {name} learns from whole episodes; set it to true")
+        if getattr(data, "overlap", False):
+            if not self.corrects_policy_lag:
+                raise UserError(
+                    f"data.overlap: {name} learns from rollouts of its current policy only; set it to false"
+                )
+            if hasattr(self.trainer.strategy, "num_workers"):
+                raise UserError(
+                    "data.overlap: with trainer.strategy hogwild one worker plays while another learns anyway; "
+                    "set it to false"
+                )
         if self.trainer.world_size > 1 and self.network.value_normalizer is not None:
             raise UserError(
                 "model.normalize_values: each process would scale its critic by statistics of its own; leave it out"
@@ -196,8 +208,13 @@ class PolicyGradientModule(LightningModule):
     @contextmanager
     def acting(self) -> Iterator[None]:
         """No gradients, and the precision that the Trainer learns in: else the first ratio π/π_old would not be 1."""
-        with torch.inference_mode(), self.trainer.precision_plugin.forward_context(), self.network.acting():
+        with torch.inference_mode(), self._precision(), self.network.acting():
             yield
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """The Trainer's, on the device that it learns on; elsewhere the weights' own."""
+        learns_here = self.device.type == self.trainer.strategy.root_device.type
+        return self.trainer.precision_plugin.forward_context() if learns_here else nullcontext()
 
     def initial_state(self, num_envs: int) -> Tensor | None:
         """The empty memory `[N, S]` that an episode begins with; None for a policy without memory."""
@@ -216,6 +233,16 @@ class PolicyGradientModule(LightningModule):
         pi, state = self.network.act(obs.to(self.device), mask, state)
         return pi.mode if deterministic else pi.sample(generator), state
 
+    def log_probs(self, rollout: Rollout) -> Tensor:
+        """log π(a|s) `[T, N]` of the actions of a rollout that this policy has played, 0 where not valid."""
+        with torch.inference_mode(), self._precision():
+            zeros = torch.zeros_like(rollout.rewards)
+            if rollout.env_steps == 0:
+                return zeros
+            samples = Samples.of(rollout, zeros, zeros, zeros)
+            log_probs = self.network.policy(samples).log_prob(samples.actions)
+            return zeros.to(log_probs.dtype).masked_scatter(rollout.valid, log_probs)
+
     def env_actions(self, actions: Tensor) -> Tensor:
         """Actions as the environment wants them."""
         return self.network.actor_head.env_actions(actions)
@@ -224,11 +251,15 @@ class PolicyGradientModule(LightningModule):
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """Learns from one rollout, then moves counters, statistics and logs."""
-        if rollout.policy_version != self._policy_version:
+        # A rollout that brings its log-probabilities was begun when the one before was handed over.
+        expected = self._policy_version if rollout.log_probs is None else self._previous_version
+        if rollout.policy_version != expected:
             raise RuntimeError(
                 f"off-policy data: the rollout was collected by policy {rollout.policy_version}, this is policy "
-                f"{self._policy_version}; rollouts must not be prefetched (give the dataset a length)"
+                f"{self._policy_version}, to learn from policy {expected}; rollouts must not be prefetched (give the "
+                "dataset a length)"
             )
+        self._previous_version = self._policy_version
         if rollout.env_steps == 0:
             return
         if self.needs_whole_episodes and unfinished(rollout.done, rollout.valid).any():
@@ -242,6 +273,9 @@ class PolicyGradientModule(LightningModule):
         ends = self.env_steps + rollout.env_steps * self.trainer.world_size >= self.total_steps
         self._is_logged = ends or bool(every and (self._policy_version + 1) % every == 0)
         metrics = self.update(rollout)
+        if rollout.log_probs is not None:
+            lag = self._policy_version - rollout.policy_version
+            metrics["train/policy_lag"] = torch.tensor(float(lag), device=self.device)
         if self.network.normalizer is not None:
             self.network.normalizer.statistics.update(rollout.obs[:-1][rollout.valid])
         self._policy_version += 1
@@ -262,7 +296,7 @@ class PolicyGradientModule(LightningModule):
 
     @torch.no_grad()
     def samples(self, rollout: Rollout, gae_lambda: float, normalize_advantage: bool) -> Samples:
-        """The valid rows with values, GAE(λ) advantages and λ-returns: the policy is still the one that acted."""
+        """The valid rows with values, GAE(λ) advantages and λ-returns, by the critic as it is before the update."""
         values, next_values = self.network.values(rollout)
         advantages = gae(
             rollout.rewards,
@@ -433,6 +467,7 @@ class PolicyGradientModule(LightningModule):
             )
         if self.reward_scaler is not None:
             self.reward_scaler.restart()
+        self._previous_version = self._policy_version
         self._backward_is_watched = self._is_backward_watched()
         self._clock = (time.perf_counter(), self.env_steps)
 

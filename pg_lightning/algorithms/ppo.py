@@ -39,6 +39,8 @@ class PPO(PolicyGradientModule):
         **kwargs: see `PolicyGradientModule`.
     """
 
+    corrects_policy_lag = True
+
     def __init__(
         self,
         gae_lambda: float = 0.95,
@@ -93,8 +95,9 @@ class PPO(PolicyGradientModule):
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """`num_epochs` x `num_minibatches` gradient steps on the surrogate: eq. 9 of the paper with eq. 7 or 8."""
         samples = self.samples(rollout, self.gae_lambda, self.normalize_advantage)
-        with torch.no_grad():
-            samples.old_log_probs = self.network.policy(samples).log_prob(samples.actions)
+        if samples.old_log_probs is None:
+            with torch.no_grad():
+                samples.old_log_probs = self.network.policy(samples).log_prob(samples.actions)
         clip_range = self.clip_range * (self.remaining if self.clip_schedule == "linear" else 1.0)
         # A number that changes would be compiled anew each time.
         self._clip_range = torch.tensor(clip_range, device=self.device) if self.compiles else clip_range

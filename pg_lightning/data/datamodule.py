@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from pg_lightning.class_path import ClassPath
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.evaluation import EvaluationDataset
+from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.envs import AutoresetName, Backend, choose_backend, env_seed, make_env, make_vector_env
 from pg_lightning.errors import UserError, require
 from pg_lightning.rollout import Actor, Rollout
@@ -22,13 +26,14 @@ TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT = range(5)
 
 
 class RolloutDataset(IterableDataset[Rollout]):
-    """Rollouts without end, each collected when it is asked for, under the policy of that moment.
+    """Rollouts without end, each collected when it is asked for, under the policy of that moment; with a
+    `CollectorProcess`, begun when the one before was asked for, under the policy of that moment.
 
     It has a length only because Lightning fetches one batch ahead from a dataset that has none, which would collect
     every rollout one update too early.
     """
 
-    def __init__(self, collector: RolloutCollector, actor: Actor, length: int) -> None:
+    def __init__(self, collector: RolloutCollector | CollectorProcess, actor: Actor, length: int) -> None:
         self.collector = collector
         self.actor = actor
         self.length = length
@@ -53,6 +58,9 @@ class RolloutDataModule(LightningDataModule):
         num_steps: env steps T per environment and rollout; with `whole_episodes` the least.
         whole_episodes: every environment starts afresh with each rollout and plays on to the end of an episode; with
             `num_steps: 1` that is one episode each.
+        overlap: a second process plays the next rollout while this one learns from the last, so that an iteration takes
+            as long as the slower of both, not their sum. Each rollout is one update old, which PPO corrects for; other
+            algorithms refuse it.
         total_steps: the budget, in env steps over all processes; training stops at the first rollout boundary at or
             past it.
         backend: `sync` steps the environments in this process, `async` in one process each, `vector` uses the
@@ -77,6 +85,7 @@ class RolloutDataModule(LightningDataModule):
         num_envs: int = 8,
         num_steps: int = 128,
         whole_episodes: bool = False,
+        overlap: bool = False,
         total_steps: int = 100_000,
         backend: Backend = "sync",
         autoreset_mode: AutoresetName | None = None,
@@ -102,6 +111,7 @@ class RolloutDataModule(LightningDataModule):
         self.num_envs = num_envs
         self.num_steps = num_steps
         self.whole_episodes = whole_episodes
+        self.overlap = overlap
         self.total_steps = total_steps
         self.backend = backend
         self.autoreset_mode = autoreset_mode
@@ -109,7 +119,7 @@ class RolloutDataModule(LightningDataModule):
         self.eval_episodes = eval_episodes
         self.eval_deterministic = eval_deterministic
         self.eval_max_episode_steps = eval_max_episode_steps
-        self.collector: RolloutCollector | None = None
+        self.collector: RolloutCollector | CollectorProcess | None = None
         self._eval_env: Any = None
         env = make_env(env_id, env_kwargs, self.wrappers, backend)
         self.observation_space, self.action_space = env.observation_space, env.action_space
@@ -121,7 +131,13 @@ class RolloutDataModule(LightningDataModule):
         return torch.initial_seed()
 
     def setup(self, stage: str) -> None:
-        """Settles the back-end if that was left to measurement."""
+        """Settles the back-end if that was left to measurement.
+
+        Raises:
+            UserError: if a process of its own is asked for that the system cannot fork.
+        """
+        if stage == "fit" and self.overlap and "fork" not in multiprocessing.get_all_start_methods():
+            raise UserError("data.overlap: forks a process, which this system cannot; set it to false")
         if stage == "fit" and self.backend == "auto":
             self.backend, reason = choose_backend(
                 self.env_id, self.num_envs, self.env_kwargs, self.wrappers, self.autoreset_mode
@@ -129,7 +145,7 @@ class RolloutDataModule(LightningDataModule):
             rank_zero_info(f"data.backend auto: {reason}")
 
     def train_dataloader(self) -> DataLoader[Rollout]:
-        """Rollouts; the environments start here."""
+        """Rollouts; the environments start here, or with `overlap` when the first is asked for."""
         assert self.trainer is not None
         actor = cast(Any, self.trainer.lightning_module)
         # At least every other row is an env step, so this many rollouts are more than the budget can take.
@@ -139,6 +155,12 @@ class RolloutDataModule(LightningDataModule):
         rank = self.trainer.global_rank
         # A resumed run has its own seeds: it must not live through the episodes of its first part again.
         key = (rank, actor.env_steps)
+        seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
+        make = partial(self._make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
+        self.collector = CollectorProcess(make) if self.overlap else make()
+        return _loader(RolloutDataset(self.collector, actor, length))
+
+    def _make_collector(self, seeds: list[int], action_seed: int) -> RolloutCollector:
         env = make_vector_env(
             self.env_id,
             self.num_envs,
@@ -147,16 +169,14 @@ class RolloutDataModule(LightningDataModule):
             cast(Any, self.backend),
             self.autoreset_mode,
         )
-        seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
-        self.collector = RolloutCollector(
+        return RolloutCollector(
             env,
             self.num_steps,
             seeds[0] if self.backend == "vector" else seeds,
-            env_seed(self.seed, TRAIN_ACTIONS, *key),
+            action_seed,
             self.whole_episodes,
             self.eval_max_episode_steps,
         )
-        return _loader(RolloutDataset(self.collector, actor, length))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Episodes from the same seeds at every call, so that evaluations of one run compare policies, not luck."""
@@ -192,6 +212,11 @@ class RolloutDataModule(LightningDataModule):
                 record=stream == PREDICT,
             )
         )
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Ends the processes too that play rollouts or environments: Lightning calls no `teardown` then."""
+        with suppress(Exception):  # of environments that were interrupted: it would hide what went wrong before
+            self.teardown("fit")
 
     def teardown(self, stage: str) -> None:
         """Closes the environments."""

@@ -4,12 +4,10 @@ Each runs the Trainer's own loop, as if alone: there are no collectives, and gra
 share is what the module put into shared memory before the fork. Worker 0 alone evaluates, logs and saves.
 """
 
-import ctypes
 import io
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -34,14 +32,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from pg_lightning.errors import UserError
-
-GRACE = 3.0  # seconds from SIGTERM, after which Lightning ends with the batch, to SIGKILL
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PR_SET_PDEATHSIG = 1
-
-
-class WorkerError(RuntimeError):
-    """A worker died, or raised what is not the user's mistake. The message names the worker and the cause."""
+from pg_lightning.processes import GRACE, SIGNALS, WorkerError, cause_of_death, die_with, signals_held
 
 
 class HogwildStrategy(SingleDeviceStrategy):
@@ -136,7 +127,7 @@ class HogwildLauncher(_Launcher):
     def _start(self, *work: Any) -> list[Connection]:
         context = multiprocessing.get_context("fork")
         readers = []
-        with _signals_held():  # a worker must not hear them before it has its own handlers
+        with signals_held():  # a worker must not hear them before it has its own handlers
             for rank in range(self._strategy.num_workers):
                 reader, writer = context.Pipe(duplex=False)
                 worker = context.Process(target=self._work, args=(rank, os.getpid(), writer, *work))
@@ -150,7 +141,7 @@ class HogwildLauncher(_Launcher):
         self, rank: int, main: int, writer: Connection, trainer: Any, function: Callable, args: Any, kwargs: Any
     ) -> None:
         """What a worker does: all of its life is here."""
-        _die_with(main)
+        die_with(main)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process then ends the workers
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -192,7 +183,7 @@ class HogwildLauncher(_Launcher):
                     outcomes[rank] = reader.recv()
                 except (EOFError, OSError):
                     self._workers[rank].join(GRACE)
-                    raise _error(rank, _cause(self._workers[rank].exitcode)) from None
+                    raise _error(rank, cause_of_death(self._workers[rank].exitcode)) from None
                 if isinstance(outcomes[rank], Exception):
                     raise outcomes[rank]
         return outcomes
@@ -203,7 +194,7 @@ class HogwildLauncher(_Launcher):
             worker.join(max(0.0, deadline - time.monotonic()))
 
     def _stop(self) -> None:
-        with _signals_held():  # a second Ctrl-C waits until no worker is left
+        with signals_held():  # a second Ctrl-C waits until no worker is left
             self.kill(signal.SIGTERM)
             self._join(GRACE)
             self.kill(signal.SIGKILL)
@@ -244,30 +235,6 @@ def _take_over(trainer: Any, results: bytes) -> None:
 
 def _error(rank: int, cause: str) -> WorkerError:
     return WorkerError(f"strategy hogwild: worker {rank} {cause}")
-
-
-def _cause(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return f"was killed by {signal.Signals(-exitcode).name}"
-    return f"exited with code {exitcode} before its training ended"
-
-
-def _die_with(main: int) -> None:
-    """Has the kernel kill this process when the main process dies, were it by SIGKILL. Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != main:
-        os._exit(1)
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM take effect afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -318,9 +318,9 @@ def divide_by_zero():
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed by SIGKILL$"),
         (lambda: os.kill(os.getpid(), signal.SIGSEGV), "was killed by SIGSEGV$"),
         (lambda: os.kill(os.getpid(), signal.SIGTERM), "was stopped by SIGTERM$"),
-        (lambda: os._exit(3), "exited with code 3 before its training ended$"),
-        (lambda: os._exit(0), "exited with code 0 before its training ended$"),
-        (lambda: sys.exit(4), "exited with code 4 before its training ended$"),
+        (lambda: os._exit(3), "exited with code 3 before training ended$"),
+        (lambda: os._exit(0), "exited with code 0 before training ended$"),
+        (lambda: sys.exit(4), "exited with code 4 before training ended$"),
     ],
     ids=["exception", "SIGKILL", "SIGSEGV", "SIGTERM", "_exit 3", "_exit 0", "sys.exit"],
 )
