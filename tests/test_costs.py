@@ -21,7 +21,7 @@ COSTS = {
     "PPO": (PPO, "CartPole-v1", 32, {}, 3111.0, 2854.0),
     "PPO, normalised Box": (PPO, "Pendulum-v1", 32, {"normalize_obs": True}, 3855.2, 3326.8),
     "A2C": (A2C, "CartPole-v1", 5, {}, 289.0, 351.4),
-    "A2C, one step": (A2C, "CartPole-v1", 1, {}, 209.0, 199.8),
+    "A2C, one step": (A2C, "CartPole-v1", 1, {}, 209.0, 200.8),
 }
 
 

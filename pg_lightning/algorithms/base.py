@@ -280,7 +280,7 @@ class PolicyGradientModule(LightningModule):
             self.network.normalizer.statistics.update(rollout.obs[:-1][rollout.valid])
         self._policy_version += 1
         self.env_steps = self._count_env_steps(rollout.env_steps)
-        if len(rollout.episode_returns):
+        if len(rollout.episode_returns) or not self._episodes.update_called:
             self._episodes.update(rollout.episode_returns, rollout.episode_lengths)
         if self.env_steps >= self.total_steps:
             self.trainer.should_stop = True
