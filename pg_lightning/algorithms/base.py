@@ -229,9 +229,11 @@ class PolicyGradientModule(LightningModule):
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the memory after them."""
-        mask = None if action_mask is None else action_mask.to(self.device)
-        pi, state = self.network.act(obs.to(self.device), mask, state)
-        return pi.mode if deterministic else pi.sample(generator), state
+        obs, mask = obs.to(self.device), None if action_mask is None else action_mask.to(self.device)
+        if not deterministic:
+            return self.network.sample(obs, generator, mask, state)
+        pi, state = self.network.act(obs, mask, state)
+        return pi.mode, state
 
     def log_probs(self, rollout: Rollout) -> Tensor:
         """log π(a|s) `[T, N]` of the actions of a rollout that this policy has played, 0 where not valid."""
@@ -326,7 +328,7 @@ class PolicyGradientModule(LightningModule):
         if self.has_critic:
             pi, values = self.network(batch)
             metrics["train/value_loss"] = value_loss(values, batch.returns)
-            if self._is_logged:
+            if self._is_logged or self.compiles:
                 metrics["train/explained_variance"] = explained_variance(values.detach(), batch.returns)
         else:
             pi = self.network.policy(batch)

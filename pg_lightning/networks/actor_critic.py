@@ -21,6 +21,7 @@ from pg_lightning.networks.torsos import MLP, Activation, Memory, MemoryKind, Na
 from pg_lightning.rollout import Rollout, Samples, Sequences
 
 FEW_ROWS = 64  # up to which NumPy, whose calls cost less, is ahead of torch, and uses one thread
+NOISE_STEPS = 16  # for which noise is drawn at once
 
 
 class ActorCritic(nn.Module):
@@ -100,7 +101,7 @@ class ActorCritic(nn.Module):
         features = _out_features(self.actor_memory or self.actor_torso)
         self.actor_head = make_head(features, action_space, head, log_std_init, state_dependent_std)
         self.critic_head = nn.Linear(_out_features(self.critic_memory or self.critic_torso), 1) if critic else None
-        self._short_way: Callable[[Tensor, Tensor | None], Distribution] | None = None
+        self._sampler: Callable[[Tensor, torch.Generator], Tensor] | None = None
         orthogonal_(self.actor_head.linear, 0.01)
         if self.critic_head is not None:
             orthogonal_(self.critic_head, 1.0)
@@ -126,42 +127,61 @@ class ActorCritic(nn.Module):
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Inside, where weights must stay what and where they are, `act` takes the shortest way for a few rows."""
-        self._short_way = self._policy_in_numpy()
+        """Inside, where weights must stay what and where they are, `sample` takes the shortest way for a few rows."""
+        self._sampler = self._sampler_in_numpy()
         try:
             yield
         finally:
-            self._short_way = None
+            self._sampler = None
 
-    def _policy_in_numpy(self) -> Callable[[Tensor, Tensor | None], Distribution] | None:
-        """π for observations and mask, for an MLP in float32 on a CPU, else None."""
+    def _sampler_in_numpy(self) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+        """Actions for observations, for an MLP in float32 on a CPU under a head that NumPy can sample from, else None.
+
+        Of a step's calls most cost more than their arithmetic: NumPy's cost a third of torch's, and noise is drawn for
+        many steps at once.
+        """
         torso, head, normalizer = self.actor_torso, self.actor_head, self.normalizer
         weight = head.linear.weight
-        if (
-            not (type(torso) is MLP and torso.has_numpy_form and self.actor_memory is None)
-            or not isinstance(head, Head)
-            or type(head).forward is not Head.forward
-            or weight.dtype != torch.float32
-            or weight.device.type != "cpu"
-            or torch.is_autocast_enabled("cpu")
-        ):
+        if not isinstance(head, Head) or type(torso) is not MLP or not torso.has_numpy_form:
+            return None
+        if self.actor_memory is not None or weight.dtype != torch.float32 or weight.device.type != "cpu":
+            return None
+        sampling = head.in_numpy()
+        if sampling is None or torch.is_autocast_enabled("cpu"):
             return None
         features, last, bias = torso.in_numpy(), weight.detach().numpy().T, head.linear.bias.detach().numpy()
+        noise: Iterator[np.ndarray] = iter(())
 
-        def policy(obs: Tensor, action_mask: Tensor | None) -> Distribution:
+        def sample(obs: Tensor, generator: torch.Generator) -> Tensor:
+            nonlocal noise
             x = obs.float() if normalizer is None else normalizer(obs.float())
-            return head.distribution(
-                torch.from_numpy(features(x.reshape(len(x), -1).numpy()) @ last + bias), action_mask
-            )
+            outputs = features(x.reshape(len(x), -1).numpy()) @ last
+            outputs += bias
+            if (drawn := next(noise, None)) is None:
+                block = torch.empty(NOISE_STEPS, *outputs.shape)
+                noise = iter(sampling.draw(block, generator).numpy())
+                drawn = next(noise)
+            return torch.from_numpy(sampling.sample(outputs, drawn))
 
-        return policy
+        return sample
+
+    def sample(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions `[N, *action]` drawn from π(·|s) for observations `[N, *obs]`, and the memory `[N, S]` after them."""
+        if self._sampler is not None and action_mask is None and len(obs) <= FEW_ROWS:
+            return self._sampler(obs, generator), None
+        pi, state = self.act(obs, action_mask, state)
+        return pi.sample(generator), state
 
     def act(
         self, obs: Tensor, action_mask: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Distribution, Tensor | None]:
         """π(·|s) for observations `[N, *obs]`, and the memory `[N, S]` after them."""
-        if self._short_way is not None and len(obs) <= FEW_ROWS:
-            return self._short_way(obs, action_mask), None
         x = self._input(obs)
         features = self.actor_torso(x)
         if self.actor_memory is None or state is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +45,22 @@ class Head(nn.Module):
     def env_actions(self, actions: Tensor) -> Tensor:
         """Actions `[N, *action]` in the shape, range and dtype of the action space."""
         raise NotImplementedError
+
+    def in_numpy(self) -> SamplingInNumpy | None:
+        """How NumPy samples what `distribution` would give without a mask; None leaves it to torch."""
+        return None
+
+
+class SamplingInNumpy(NamedTuple):
+    """A sample as a function of the outputs of `linear` and of noise that does not depend on them.
+
+    Attributes:
+        draw: fills a tensor in the shape of the outputs with noise.
+        sample: actions `[N, *action]` from outputs and noise `[N, O]`.
+    """
+
+    draw: Callable[[Tensor, torch.Generator], Tensor]
+    sample: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _forbidden(allowed: Tensor) -> Tensor:
@@ -90,6 +107,15 @@ class CategoricalHead(Head):
             _check_mask(action_mask, *logits.shape)
             logits = logits.masked_fill(_forbidden(action_mask != 0), torch.finfo(logits.dtype).min)
         return Categorical(logits)
+
+    def in_numpy(self) -> SamplingInNumpy | None:
+        """The exponential race of `Categorical.sample`."""
+        if not _is_own(self, CategoricalHead):
+            return None
+        return SamplingInNumpy(
+            draw=lambda block, generator: block.exponential_(generator=generator).log_(),
+            sample=lambda logits, noise: (logits - noise).argmax(-1),
+        )
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Adds the space's first action, `Discrete(start=…)`."""
@@ -202,6 +228,22 @@ def _log_half_widths(head: str, space: spaces.Box) -> float:
 LOG_STD_BOUNDS = (-20.0, 2.0)
 
 
+def _is_own(head: Head, known: type[Head]) -> bool:
+    """Whether a head's distribution is that of the class known here, not one that a subclass has changed."""
+    return type(head).distribution is known.distribution and type(head).forward is Head.forward
+
+
+def _gaussian_in_numpy(log_std: nn.Parameter | None) -> SamplingInNumpy | None:
+    """μ + σ ε; a σ that depends on the state is left to torch."""
+    if log_std is None:
+        return None
+    std = log_std.detach().exp().numpy()
+    return SamplingInNumpy(
+        draw=lambda block, generator: block.normal_(generator=generator),
+        sample=lambda mean, noise: mean + std * noise,
+    )
+
+
 def _gaussian_outputs(
     num_features: int, space: spaces.Box, log_std_init: float, state_dependent_std: bool
 ) -> tuple[nn.Linear, nn.Parameter | None]:
@@ -249,6 +291,10 @@ class DiagonalGaussianHead(Head):
         _refuse_mask(action_mask)
         return DiagonalGaussian(*_mean_and_log_std(outputs, self.log_std, self.log_std_init))
 
+    def in_numpy(self) -> SamplingInNumpy | None:
+        """μ + σ ε with a σ that is a parameter."""
+        return _gaussian_in_numpy(self.log_std) if _is_own(self, DiagonalGaussianHead) else None
+
     def env_actions(self, actions: Tensor) -> Tensor:
         """The actions in the shape of the space, clipped to its bounds."""
         return self.bounds.clip(actions)
@@ -281,6 +327,10 @@ class SquashedGaussianHead(Head):
         _refuse_mask(action_mask)
         mean, log_std = _mean_and_log_std(outputs, self.log_std, self.log_std_init)
         return SquashedGaussian(mean, log_std, self.log_scale)
+
+    def in_numpy(self) -> SamplingInNumpy | None:
+        """μ + σ ε with a σ that is a parameter."""
+        return _gaussian_in_numpy(self.log_std) if _is_own(self, SquashedGaussianHead) else None
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """low + (high − low)(tanh u + 1)/2 in the shape of the space."""

@@ -147,37 +147,55 @@ def test_an_observation_space_without_vector_form_is_named():
         network(spaces.Discrete(3))
 
 
-SPACES = {
-    "categorical": spaces.Discrete(3, start=1),
-    "multi-categorical": spaces.MultiDiscrete([2, 3]),
-    "bernoulli": spaces.MultiBinary(3),
-    "gaussian": spaces.Box(-1, 1, (2,)),
-}
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"activation": "relu"}, {"normalize_obs": True}, {"hidden_sizes": []}, {"shared_torso": True}],
     ids=str,
 )
-@pytest.mark.parametrize("actions", SPACES.values(), ids=SPACES)
-def test_the_short_way_gives_the_same_policy_and_follows_the_weights(actions, options):
-    net = ActorCritic(spaces.Box(-1, 1, (2, 3)), actions, **options)
-    obs = torch.randn(8, 2, 3)
-
-    def outputs():
-        pi = net.act(obs)[0]
-        return torch.cat([pi.mode.double().flatten(), pi.log_prob(pi.mode).flatten()])
-
+@pytest.mark.parametrize(
+    ("actions", "head"),
+    [
+        (spaces.Discrete(3, start=1), None),
+        *((spaces.Box(-1, 1, (2,)), name) for name in ("gaussian", "squashed_gaussian")),
+    ],
+    ids=["categorical", "gaussian", "squashed"],
+)
+def test_the_short_way_samples_the_same_policy_and_follows_the_weights(actions, head, options):
+    net = ActorCritic(spaces.Box(-1, 1, (2, 3)), actions, head=head, **options)
+    obs = torch.randn(8, 2, 3).repeat_interleave(8, 0)
+    generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         for _ in range(2):
-            long = outputs()
+            pi = net.act(obs)[0]
             with net.acting():
-                assert net._short_way is not None
-                torch.testing.assert_close(outputs(), long, rtol=1e-5, atol=1e-6)
-            assert net._short_way is None
+                assert net._sampler is not None
+                samples = torch.stack([net.sample(obs, generator)[0] for _ in range(700)])
+            assert net._sampler is None
+            assert samples.dtype == pi.sample(generator).dtype
+            assert samples[0].shape == pi.sample(generator).shape
+            # Each of the 8 observations, 5,600 times.
+            seen, mean = samples.unflatten(1, (8, 8)).transpose(1, 2).flatten(0, 1).double(), pi.mode[::8]
+            if head is None:
+                for choice, probability in enumerate(pi.log_probs[::8].exp().T):
+                    share = (seen == choice).double().mean(0)
+                    np.testing.assert_allclose(share, probability, atol=4 * 0.5 / 5600**0.5)
+            else:
+                std = net.actor_head.log_std.exp()
+                np.testing.assert_allclose((seen.mean(0) - mean) / std, 0, atol=4.5 / 5600**0.5)
+                np.testing.assert_allclose(seen.std(0) / std, 1, atol=4.5 / (2 * 5600) ** 0.5)
             for parameter in net.parameters():
-                parameter.add_(torch.randn_like(parameter))
+                parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+def test_noise_is_not_used_twice():
+    net = ActorCritic(spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (1,)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        drawn = []
+        for _ in range(3):
+            with net.acting():
+                drawn += [net.sample(torch.zeros(8, 1), generator)[0] for _ in range(40)]
+    assert len(torch.cat(drawn).unique()) == 3 * 40 * 8
 
 
 class TemperedHead(CategoricalHead):
@@ -185,14 +203,27 @@ class TemperedHead(CategoricalHead):
         return Categorical(super().forward(features, action_mask).logits / 10)
 
 
+class ColdHead(CategoricalHead):
+    def distribution(self, outputs, action_mask=None):
+        return super().distribution(outputs * 10, action_mask)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"layer_norm": True}, {"activation": "elu"}, {"memory": "gru"}, {"head": f"{__name__}.TemperedHead"}],
+    [
+        {"layer_norm": True},
+        {"activation": "elu"},
+        {"memory": "gru"},
+        {"head": f"{__name__}.TemperedHead"},
+        {"head": f"{__name__}.ColdHead"},
+    ],
     ids=str,
 )
 def test_there_is_no_short_way_round_what_numpy_does_not_know(options):
     net = ActorCritic(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), **options)
     with net.acting():
-        assert net._short_way is None
-    with net.double().acting():
-        assert net._short_way is None
+        assert net._sampler is None
+    with ActorCritic(spaces.Box(-1, 1, (3,)), spaces.Discrete(2)).double().acting():
+        assert net._sampler is None
+    with torch.autocast("cpu", torch.bfloat16), net.acting():
+        assert net._sampler is None
