@@ -401,7 +401,6 @@ SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
     "pg_lightning, fit": run_fit,
     "fit, backend vector": partial(run_fit, datamodule=partial(RolloutDataModule, backend="vector")),
     "fit, compile": run_compiled,
-    "fit, backend vector, compile": partial(run_compiled, backend="vector"),
     "fit, overlap": partial(run_fit, datamodule=partial(RolloutDataModule, overlap=True)),
     "fit, overlap, compile": partial(run_compiled, overlap=True),
     SB3: run_sb3,
@@ -411,7 +410,11 @@ SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
 def systems_of(workload: Workload) -> list[str]:
     """Those that can run it: not every environment has vectorised code, nor may every algorithm learn a step late."""
     is_vectorised = gymnasium.spec(workload.env_id).vector_entry_point is not None
-    able = {"vector": is_vectorised, "overlap": workload.algorithm.corrects_policy_lag}
+    able = {
+        "vector": is_vectorised,
+        "overlap": workload.algorithm.corrects_policy_lag,
+        "compile": not workload.whole_episodes,
+    }
     return [
         name
         for name in SYSTEMS

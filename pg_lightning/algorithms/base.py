@@ -189,6 +189,11 @@ class PolicyGradientModule(LightningModule):
                     "data.overlap: with trainer.strategy hogwild one worker plays while another learns anyway; "
                     "set it to false"
                 )
+        if self.compiles and getattr(data, "rows_vary", False):
+            raise UserError(
+                "model.compile: it would compile anew for every number of rows, and that varies with data.whole_episodes "
+                "and where environments reset at the next step; set it to false, or data.backend to sync"
+            )
         if self.trainer.world_size > 1 and self.network.value_normalizer is not None:
             raise UserError(
                 "model.normalize_values: each process would scale its critic by statistics of its own; leave it out"
@@ -328,7 +333,7 @@ class PolicyGradientModule(LightningModule):
         if self.has_critic:
             pi, values = self.network(batch)
             metrics["train/value_loss"] = value_loss(values, batch.returns)
-            if self._is_logged or self.compiles:
+            if self.compiles or self._is_logged:
                 metrics["train/explained_variance"] = explained_variance(values.detach(), batch.returns)
         else:
             pi = self.network.policy(batch)

@@ -133,7 +133,7 @@ class PPO(PolicyGradientModule):
         if self.ent_coef:
             loss = loss - self.ent_coef * entropy
         metrics = {"train/policy_loss": policy_loss, "train/value_loss": critic_loss, "train/entropy": entropy}
-        if self._is_logged or self.compiles or self.target_kl is not None:
+        if self.compiles or self._is_logged or self.target_kl is not None:
             with torch.no_grad():
                 metrics["train/approx_kl"] = approximate_kl(log_ratio)
                 metrics["train/clip_fraction"] = (log_ratio.expm1().abs() > self._clip_range).float().mean()

@@ -126,6 +126,12 @@ class RolloutDataModule(LightningDataModule):
         env.close()
 
     @property
+    def rows_vary(self) -> bool:
+        """Whether rollouts may differ in how many of their rows are env steps."""
+        same = self.autoreset_mode or ("same_step" if self.backend in ("sync", "async") else "next_step")
+        return self.whole_episodes or same == "next_step"
+
+    @property
     def seed(self) -> int:
         """The run's seed: the one given to `seed_everything`, else the one that torch chose."""
         return torch.initial_seed()

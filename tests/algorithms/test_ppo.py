@@ -13,6 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, IterableDataset
 
 from pg_lightning.algorithms import A2C, PPO, PolicyGradientModule
+from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Episode, Rollout
 
@@ -637,7 +638,7 @@ def test_every_option_changes_what_is_learned(name):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
 def test_a_compiled_loss_teaches_the_same(algorithm):
-    """Over three rollouts, the second of which has fewer rows, while ε shrinks."""
+    """Over three rollouts, while ε shrinks."""
 
     def learn(**options):
         torch.manual_seed(0)
@@ -645,7 +646,7 @@ def test_a_compiled_loss_teaches_the_same(algorithm):
         module = algorithm(
             **COMMON_SPACES, hidden_sizes=[4], lr=0.01, ent_coef=0.01, total_steps=120, **shrinking, **options
         )
-        rollouts = [make_rollout(seed=0), make_rollout(seed=1, next_step=True), make_rollout(seed=2)]
+        rollouts = [make_rollout(seed=seed) for seed in range(3)]
         return weights_of(fit(module, *[replace(r, policy_version=k) for k, r in enumerate(rollouts)]))
 
     torch._dynamo.reset()
@@ -659,6 +660,17 @@ def test_a_compiled_loss_teaches_the_same(algorithm):
 def test_a_compiled_memory_is_refused():
     with pytest.raises(UserError, match=r"model.compile.*memory.*set it to false"):
         make_ppo(compile=True, memory="gru")
+
+
+@pytest.mark.parametrize(
+    "data", [{"autoreset_mode": "next_step"}, {"backend": "vector"}, {"whole_episodes": True}], ids=str
+)
+def test_compiling_for_rollouts_of_ever_another_size_is_refused(data):
+    module = make_ppo(compile=True)
+    rollouts = RolloutDataModule("CartPole-v1", **data)
+    module._trainer = SimpleNamespace(world_size=1, strategy=None, datamodule=rollouts)
+    with pytest.raises(UserError, match=r"model.compile.*set it to false, or data.backend to sync"):
+        module.setup("fit")
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
