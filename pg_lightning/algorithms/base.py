@@ -191,7 +191,7 @@ class PolicyGradientModule(LightningModule):
                 )
         if self.compiles and getattr(data, "rows_vary", False):
             raise UserError(
-                "model.compile: it would compile anew for every number of rows, and that varies with data.whole_episodes "
+                "model.compile: it would compile anew for every number of rows, which varies with data.whole_episodes "
                 "and where environments reset at the next step; set it to false, or data.backend to sync"
             )
         if self.trainer.world_size > 1 and self.network.value_normalizer is not None:
