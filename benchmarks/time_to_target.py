@@ -237,7 +237,10 @@ def finite(x: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--config", nargs="+", default=["ppo_cartpole_fast", "ppo_cartpole"], help="paths, or names of shipped ones (default: ppo_cartpole)"
+        "--config",
+        nargs="+",
+        default=["ppo_cartpole_fast", "ppo_cartpole"],
+        help="paths, or names of shipped ones (default: ppo_cartpole_fast ppo_cartpole)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(1, 11)), help="(default: 1 to 10)")
     parser.add_argument("--target", type=float, default=475.0, help="mean return (default: 475)")
