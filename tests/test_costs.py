@@ -21,7 +21,7 @@ COSTS = {
     "PPO": (PPO, "CartPole-v1", 32, {}, 2965.0, 2680.0),
     "PPO, normalised Box": (PPO, "Pendulum-v1", 32, {"normalize_obs": True}, 3713.2, 3026.8),
     "A2C": (A2C, "CartPole-v1", 5, {}, 271.0, 329.6),
-    "A2C, one step": (A2C, "CartPole-v1", 1, {}, 211.0, 206.4),
+    "A2C, one step": (A2C, "CartPole-v1", 1, {}, 211.0, 207.4),
 }
 
 

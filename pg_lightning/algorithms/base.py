@@ -150,7 +150,7 @@ class PolicyGradientModule(LightningModule):
         self.ent_coef = ent_coef
         self.vf_coef = vf_coef
         self.compiles = compile
-        self._loss = torch.compile(self.loss) if compile else self.loss
+        self._compiled_loss: Any = None
         self.env_steps = 0
         self._policy_version = 0
         self._previous_version = 0
@@ -277,7 +277,8 @@ class PolicyGradientModule(LightningModule):
             self.reward_scaler.update(rollout.rewards, rollout.done, rollout.valid)
             rollout = replace(rollout, rewards=self.reward_scaler(rollout.rewards))
         every = cast(Any, self.trainer).log_every_n_steps
-        ends = self.env_steps + rollout.env_steps * self.trainer.world_size >= self.total_steps
+        # With several processes every one must decide alike, and none knows yet how far the others have come.
+        ends = self.trainer.world_size == 1 and self.env_steps + rollout.env_steps >= self.total_steps
         self._is_logged = ends or bool(every and (self._policy_version + 1) % every == 0)
         metrics = self.update(rollout)
         if rollout.log_probs is not None:
@@ -344,9 +345,13 @@ class PolicyGradientModule(LightningModule):
             loss = loss - self.ent_coef * entropy
         return loss, metrics | {"train/policy_loss": policy_loss, "train/entropy": entropy}
 
+    def loss_of(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss`, compiled if that was asked for."""
+        return (self._compiled_loss or self.loss)(batch)
+
     def policy_gradient_step(self, samples: Samples) -> dict[str, Tensor]:
         """One gradient step on `loss`."""
-        loss, metrics = self._loss(samples)
+        loss, metrics = self.loss_of(samples)
         return metrics | {"train/grad_norm": self.gradient_step(loss)}
 
     def gradient_step(self, loss: Tensor) -> Tensor:
@@ -367,10 +372,10 @@ class PolicyGradientModule(LightningModule):
         else:
             loss.backward()
         grads = self._flat.gather_grads()
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            scaler.unscale_(self._optimizer().optimizer)
         norm = grads.norm()
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:  # the step will unscale them, by a factor that a clip commutes with
+            norm = norm / scaler.scale(torch.ones_like(norm))
         grads *= (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
@@ -381,7 +386,11 @@ class PolicyGradientModule(LightningModule):
         )
         hooks = ("on_before_backward", "on_after_backward")
         listeners = [(self, LightningModule), *((callback, Callback) for callback in cast(Any, self.trainer).callbacks)]
-        overridden = any(getattr(type(x), hook) is not getattr(base, hook) for x, base in listeners for hook in hooks)
+        overridden = any(
+            hook in vars(x) or getattr(type(x), hook) is not getattr(base, hook)
+            for x, base in listeners
+            for hook in hooks
+        )
         return not plain or overridden or type(self).backward is not LightningModule.backward
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
@@ -476,6 +485,7 @@ class PolicyGradientModule(LightningModule):
             self.reward_scaler.restart()
         self._previous_version = self._policy_version
         self._backward_is_watched = self._is_backward_watched()
+        self._compiled_loss = torch.compile(self.loss) if self.compiles else None
         self._clock = (time.perf_counter(), self.env_steps)
 
     def _log_training(self, metrics: dict[str, Tensor]) -> None:

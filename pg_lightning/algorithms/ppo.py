@@ -103,7 +103,7 @@ class PPO(PolicyGradientModule):
         self._clip_range = torch.tensor(clip_range, device=self.device) if self.compiles else clip_range
         steps: list[dict[str, Tensor]] = []
         for batch in samples.epochs(self.num_epochs, self.num_minibatches):
-            loss, metrics = self._loss(batch)
+            loss, metrics = self.loss_of(batch)
             ends_early = self.target_kl is not None and self.kl_penalty is None and steps
             if ends_early and self.mean_over_ranks(metrics["train/approx_kl"]) > 1.5 * cast(float, self.target_kl):
                 break

@@ -34,7 +34,7 @@ class SerialVectorEnv(SyncVectorEnv):
             if terminated or truncated:
                 infos = self._add_info(infos, {"final_obs": np.array(observation)}, i)
                 observation, info = env.reset()
-            observations[i] = observation
+            np.copyto(observations[i], observation)
             if info:
                 infos = self._add_info(infos, info, i)
         return observations, self._rewards, self._terminations, self._truncations, infos

@@ -146,6 +146,8 @@ class ActorCritic(nn.Module):
             return None
         if self.actor_memory is not None or weight.dtype != torch.float32 or weight.device.type != "cpu":
             return None
+        if type(head.linear) is not nn.Linear or head.linear.bias is None:
+            return None
         sampling = head.in_numpy()
         if sampling is None or torch.is_autocast_enabled("cpu"):
             return None
@@ -157,7 +159,8 @@ class ActorCritic(nn.Module):
             x = obs.float() if normalizer is None else normalizer(obs.float())
             outputs = features(x.reshape(len(x), -1).numpy()) @ last
             outputs += bias
-            if (drawn := next(noise, None)) is None:
+            drawn = next(noise, None)
+            if drawn is None or drawn.shape != outputs.shape:
                 block = torch.empty(NOISE_STEPS, *outputs.shape)
                 noise = iter(sampling.draw(block, generator).numpy())
                 drawn = next(noise)

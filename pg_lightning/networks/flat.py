@@ -36,9 +36,11 @@ class FlatParameters:
             raise UserError(f"model.torso: all parameters must have one dtype, not {sorted(map(str, dtypes))}")
         self.values = torch.cat([parameter.detach().flatten() for parameter in self._parameters])
         self.grads = torch.zeros_like(self.values)
-        self._sizes = [parameter.numel() for parameter in self._parameters]
-        for parameter, part in zip(self._parameters, self.values.split(self._sizes), strict=True):
+        numels = [parameter.numel() for parameter in self._parameters]
+        for parameter, part in zip(self._parameters, self.values.split(numels), strict=True):
             parameter.data = part.view_as(parameter)
+        parts = zip(self._parameters, self.grads.split(numels), strict=True)
+        self._grads = [part.view_as(parameter) for parameter, part in parts]
         sizes = [sum(parameter.numel() for parameter in group) for group in groups]
         self.groups = [nn.Parameter(part) for part in self.values.split(sizes)]
         for group, part in zip(self.groups, self.grads.split(sizes), strict=True):
@@ -50,9 +52,15 @@ class FlatParameters:
             parameter.grad = None
 
     def gather_grads(self) -> Tensor:
-        """Copies the gradients of the parameters to `grads`, 0 for one that has none, and returns it."""
+        """Copies the gradients of the parameters to `grads`, 0 for one that has none, and returns it.
+
+        Afterwards they are views of it: what is done to one is done to the other.
+        """
         grads = [
             (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
             for parameter in self._parameters
         ]
-        return torch.cat(grads, out=self.grads)
+        torch.cat(grads, out=self.grads)
+        for parameter, part in zip(self._parameters, self._grads, strict=True):
+            parameter.grad = part
+        return self.grads

@@ -1,3 +1,4 @@
+import copy
 import inspect
 import shutil
 from dataclasses import replace
@@ -8,7 +9,8 @@ import pytest
 import torch
 import torch._dynamo
 from gymnasium import spaces
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -410,10 +412,11 @@ def test_the_gradient_of_actor_and_critic_is_clipped_as_one_vector(shared_torso)
     np.testing.assert_array_equal(gradient(2 * norm)[0], free)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 @pytest.mark.parametrize("shared_torso", [False, True], ids=["separate", "shared"])
-def test_a_scaled_loss_moves_actor_and_critic_as_far_as_a_plain_one(shared_torso):
+def test_a_scaled_loss_moves_actor_and_critic_as_far_as_a_plain_one(shared_torso, optimizer):
     def changes(**trainer):
-        module = make_ppo(shared_torso=shared_torso, lr=0.001, num_minibatches=1)
+        module = make_ppo(shared_torso=shared_torso, lr=0.001, num_minibatches=1, optimizer=optimizer)
         before = weights_of(module)
         after = weights_of(fit(module, make_rollout(), **trainer))
         return [abs(after[name] - before[name]).max() for name in before]
@@ -655,6 +658,46 @@ def test_a_compiled_loss_teaches_the_same(algorithm):
     assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2, "not compiled, or ever anew"
     for name in eager:
         np.testing.assert_allclose(compiled[name], eager[name], rtol=0, atol=2e-6)
+
+
+def test_a_copy_of_a_module_to_be_compiled_learns_itself():
+    module = copy.deepcopy(make_ppo(compile=True))
+    torch._dynamo.reset()
+    before = weights_of(module)
+    assert not same_weights(before, weights_of(fit(module, make_rollout())))
+
+
+class Watching(Callback):
+    """Looks at each gradient before the step, and forbids it."""
+
+    def __init__(self):
+        self.norms, self.backward_passes = [], 0
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        grads = [p.grad for p in module.network.parameters()]
+        self.norms.append(torch.cat([grad.flatten() for grad in grads]).norm().item())
+        for grad in grads:
+            grad.zero_()
+
+
+def test_a_callback_sees_the_clipped_gradient_and_may_change_it():
+    watching = Watching()
+    module = make_ppo(max_grad_norm=0.1, num_epochs=1, num_minibatches=2)
+    before = weights_of(module)
+    after = weights_of(fit(module, make_rollout(), callbacks=[watching]))
+    assert watching.norms == [pytest.approx(0.1, rel=1e-3)] * 2
+    assert same_weights(before, after)
+
+
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_after_backward"])
+def test_hooks_around_a_backward_pass_are_called_where_there_are_any(hook):
+    calls = []
+    fit(
+        make_ppo(num_epochs=1, num_minibatches=2),
+        make_rollout(),
+        callbacks=[LambdaCallback(**{hook: lambda *_: calls.append(1)})],
+    )
+    assert len(calls) == 2
 
 
 def test_a_compiled_memory_is_refused():

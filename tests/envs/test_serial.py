@@ -63,3 +63,17 @@ def test_it_is_gymnasiums_but_for_the_infos_that_nobody_reads(mode, actions):
         if mode == AutoresetMode.DISABLED and (ended := steps[0][2] | steps[0][3]).any():
             steps = [env.reset(options={"reset_mask": ended.copy()}) for env in (ours, theirs)]
     assert ends > 10 or mode != AutoresetMode.SAME_STEP
+
+
+def test_observations_of_another_kind_than_the_space_says_are_refused():
+    class Floats(Countdown):
+        observation_space = spaces.Box(0, 255, (2,), np.uint8)
+
+        def reset(self, **kwargs):
+            obs, info = super().reset(**kwargs)
+            return obs.astype(np.uint8), info
+
+    env = SerialVectorEnv([lambda: Floats(spaces.Discrete(2))] * 2, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    env.reset(seed=0)
+    with pytest.raises(TypeError, match="same_kind"):
+        env.step(np.zeros(2, int))

@@ -208,9 +208,29 @@ class ColdHead(CategoricalHead):
         return super().distribution(outputs * 10, action_mask)
 
 
+def test_noise_has_the_shape_of_the_outputs():
+    net = ActorCritic(spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (1,)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(), net.acting():
+        net.sample(torch.zeros(1, 1), generator)
+        assert len(net.sample(torch.zeros(4, 1), generator)[0].unique()) == 4
+
+
+class HalvingHead(CategoricalHead):
+    def __init__(self, num_features, space):
+        super().__init__(num_features, space)
+
+        class Halving(torch.nn.Linear):
+            def forward(self, x):
+                return super().forward(x) / 2
+
+        self.linear = Halving(num_features, int(space.n))
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        {"head": f"{__name__}.HalvingHead"},
         {"layer_norm": True},
         {"activation": "elu"},
         {"memory": "gru"},
