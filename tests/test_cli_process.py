@@ -77,3 +77,26 @@ def test_two_processes_share_the_budget_and_one_run_folder(tiny, tmp_path):
     assert [row["step"] for row in rows if "train/policy_loss" in row] == [256, 512, 768]
     assert [row["step"] for row in rows if "val/return_mean" in row] == [256, 512, 640, 768]
     assert finished.stdout.count("run:   ") == 1
+
+
+def test_processes_with_rollouts_of_other_sizes_end_together():
+    """With whole episodes each rank has rows of its own number: none may go into a collective alone, or both wait."""
+    script = """
+from lightning.pytorch import Trainer, seed_everything
+from pg_lightning.algorithms import REINFORCEBaseline
+from pg_lightning.data import RolloutDataModule
+
+for total_steps in (260, 400):
+    seed_everything(1)
+    shape = {"num_envs": 2, "num_steps": 1, "whole_episodes": True}
+    data = RolloutDataModule("CartPole-v1", **shape, total_steps=total_steps, eval_episodes=2)
+    spaces = {"observation_space": data.observation_space, "action_space": data.action_space}
+    module = REINFORCEBaseline(**spaces, total_steps=total_steps)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=-1, log_every_n_steps=1000, **quiet)
+    trainer.fit(module, data)
+    print("ended at", total_steps)
+"""
+    command = [sys.executable, "-c", script]
+    finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert finished.stdout.count("ended at") == 2, finished.stderr
