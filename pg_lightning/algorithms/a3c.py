@@ -54,7 +54,7 @@ class A3C(PolicyGradientModule):
         self.shared_statistics = shared_statistics
         self.locked = locked
         # Made here, before the workers are forked, so that all of them write to the same memory.
-        self._shared = SharedMemory(FlatParameters(self._groups()), self._normalizers())
+        self._shared = SharedMemory(FlatParameters(self.network.parameter_groups()), self._normalizers())
         self._shared.share_moments(self._make_optimizer(self._shared.weights))
         self._sums: list[Tensor] = []
         self._copied_at = 0

@@ -66,7 +66,7 @@ class PolicyGradientModule(LightningModule):
         normalize_obs: scale observations by their running mean and variance.
         normalize_values: the critic learns targets scaled by their running mean and variance.
         scale_rewards: divide rewards by the running standard deviation of the discounted return.
-        compile: have `torch.compile` make one kernel or few of the loss and one of its gradient. It takes 10 to 30 s
+        compile: have `torch.compile` make one kernel or few of the loss and one of its gradient. It takes 10 to 25 s
             when training begins, which pays in runs of millions of steps: see docs/performance.md.
 
     Raises:
@@ -403,15 +403,12 @@ class PolicyGradientModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer, in which actor and critic are a group each with a learning rate of its own."""
-        self._flat = FlatParameters(self._groups())
+        self._flat = FlatParameters(self.network.parameter_groups())
         optimizer = self._make_optimizer(self.learned_parameters())
         if self.lr_schedule != "plateau":
             return optimizer
         # The default threshold, relative to the best, would call any return near a negative best an improvement.
         return [optimizer], [ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=4, threshold_mode="abs")]
-
-    def _groups(self) -> list[list[nn.Parameter]]:
-        return [group for group in self.network.parameter_groups() if group]
 
     def _make_optimizer(self, vectors: list[nn.Parameter]) -> torch.optim.Optimizer:
         settings = zip(("actor", "critic"), vectors, (self.lr, self.critic_lr), strict=False)

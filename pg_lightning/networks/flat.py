@@ -17,8 +17,8 @@ class FlatParameters:
     take the same step on a vector as on its parts.
 
     Args:
-        groups: parameters of one dtype on one device. Where the module is moved or converted afterwards they are views
-            no longer: make this anew.
+        groups: parameters of one dtype on one device; a group without any is left out. Where the module is moved or
+            converted afterwards they are views no longer: make this anew.
 
     Attributes:
         values: `[P]`, all of them.
@@ -41,7 +41,7 @@ class FlatParameters:
             parameter.data = part.view_as(parameter)
         parts = zip(self._parameters, self.grads.split(numels), strict=True)
         self._grads = [part.view_as(parameter) for parameter, part in parts]
-        sizes = [sum(parameter.numel() for parameter in group) for group in groups]
+        sizes = [sum(parameter.numel() for parameter in group) for group in groups if group]
         self.groups = [nn.Parameter(part) for part in self.values.split(sizes)]
         for group, part in zip(self.groups, self.grads.split(sizes), strict=True):
             group.grad = part
