@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import warnings
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +20,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed import DistError
+from torch.distributed.constants import default_pg_timeout
 
 from pg_lightning.algorithms import PolicyGradientModule
 from pg_lightning.callbacks import (
@@ -28,6 +32,7 @@ from pg_lightning.callbacks import (
     EvaluateEverySteps,
     EvaluationReport,
     LearningCurve,
+    RankWatch,
     TrajectoryWriter,
 )
 from pg_lightning.data import RolloutDataModule
@@ -45,7 +50,9 @@ LOGGER_PRESETS: dict[str, Any] = {
     "tensorboard": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "."}},
     "wandb": {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "pg_lightning"}},
 }
-MISTAKES = (UserError, MisconfigurationException, WorkerError)
+# How long ranks wait for one that hangs, unless the strategy is given with a timeout of its own.
+RANK_TIMEOUT = timedelta(minutes=5)
+MISTAKES = (UserError, MisconfigurationException, WorkerError, DistError)
 
 # What jsonargparse says of bad input.
 UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Option ')([^\s'=]+)(?!.*before)")
@@ -127,14 +134,18 @@ class CLI(LightningCLI):
             if not sys.stdout.isatty():
                 config.enable_progress_bar = False
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except UserError:
             raise
         except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"trainer: {error}") from error
+        strategy = trainer.strategy
+        if isinstance(strategy, DDPStrategy) and strategy._timeout == default_pg_timeout:
+            strategy._timeout = RANK_TIMEOUT
+        return trainer
 
     def _fit_callbacks(self, config: Any, given: list[Callback]) -> list[Callback]:
-        callbacks: list[Callback] = [EvaluateEverySteps()]
+        callbacks: list[Callback] = [EvaluateEverySteps(), RankWatch()]
         if config.barebones:
             return callbacks
         if not config.fast_dev_run:

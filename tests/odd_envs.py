@@ -1,5 +1,7 @@
 """Environments that are hard on a trainer. Importing this module registers them."""
 
+import os
+import signal
 from typing import Any
 
 import gymnasium as gym
@@ -77,6 +79,22 @@ class BreaksDown(Bandit):
         return float("nan") if self.what == "reward" and self.total >= 200 else 0.0
 
 
+class Saboteur(Bandit):
+    """In its 200th step ends or stops the process that it is in, if that is rank 1, or raises there."""
+
+    def __init__(self, deed: str) -> None:
+        self.deed = deed
+        self.total = 0
+
+    def step(self, action: Any) -> Any:
+        self.total += 1
+        if self.total == 200 and os.environ.get("LOCAL_RANK") == "1":
+            if self.deed == "OSError":
+                raise OSError("the environment has lost its world")
+            os.kill(os.getpid(), signal.Signals[self.deed])
+        return super().step(action)
+
+
 class TextObservation(Bandit):
     observation_space = spaces.Text(3)
 
@@ -85,5 +103,5 @@ class IntegerBoxAction(Bandit):
     action_space = spaces.Box(0, 3, (1,), np.int64)
 
 
-for _class in (Flat, Fading, Lottery, BreaksDown, TextObservation, IntegerBoxAction):
+for _class in (Flat, Fading, Lottery, BreaksDown, Saboteur, TextObservation, IntegerBoxAction):
     gym.register(f"{_class.__name__}-v0", entry_point=_class)

@@ -2,6 +2,7 @@
 
 from pg_lightning.callbacks.evaluation import EvaluateEverySteps, EvaluationReport, TrajectoryWriter
 from pg_lightning.callbacks.progress import EnvStepProgress
+from pg_lightning.callbacks.ranks import RankWatch
 from pg_lightning.callbacks.tracking import EnvStepAxis, LearningCurve
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "EvaluateEverySteps",
     "EvaluationReport",
     "LearningCurve",
+    "RankWatch",
     "TrajectoryWriter",
 ]

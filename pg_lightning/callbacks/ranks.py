@@ -1,0 +1,85 @@
+"""Processes that train together end together, and say which of them was at fault."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with
+
+# What gloo and NCCL say, among other things, when a rank is gone or too late.
+COLLECTIVE_ERRORS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe")
+
+
+class RankWatch(Callback):
+    """When a rank dies or hangs, the others end too, with one line that names it and, as far as it is known, the cause.
+
+    A rank that is gone breaks the collective that the others are in, at once; one that hangs, when the timeout of the
+    process group is over. Each rank that ends leaves word of why in the store that all share: its own error, or that
+    it only noticed. Whoever has left no word was killed, hangs, or has lost its host.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Has the ranks that rank 0 has started end with it, were it killed."""
+        if trainer.local_rank > 0 and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+            die_with(os.getppid())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves word of this rank's error; if it is that of another, makes that the cause of the exception."""
+        if trainer.world_size == 1 or not dist.is_initialized():
+            return
+        children = _children(trainer)
+        text = str(exception).lower()
+        only_noticed = isinstance(exception, RuntimeError) and any(words in text for words in COLLECTIVE_ERRORS)
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            store.set(_word_of(trainer.global_rank), "" if only_noticed else f"ended with {_one_line(exception)}")
+        except RuntimeError:  # it is kept by rank 0, or by the launcher on its host
+            exception.__cause__ = WorkerError("trainer.strategy: rank 0 or its host does not answer")
+            return
+        if only_noticed:
+            culprits = _culprits(store, trainer, children)
+            exception.__cause__ = WorkerError(f"trainer.strategy: {culprits or _one_line(exception)}")
+
+
+def _children(trainer: Trainer) -> dict[int, subprocess.Popen[bytes]]:
+    """The ranks that this one has started, taken from Lightning's observer: it would kill this process before it could
+    say which of them has died. They end with this process in any case."""
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return {}
+    children = dict(enumerate(launcher.procs, start=trainer.global_rank + 1))
+    launcher.procs.clear()
+    return children
+
+
+def _culprits(store: dist.Store, trainer: Trainer, children: dict[int, subprocess.Popen[bytes]]) -> str:
+    """What became of the ranks that have not just noticed, as one sentence; waits a little for them to say it."""
+    others = [rank for rank in range(trainer.world_size) if rank != trainer.global_rank]
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline and not all(store.check([_word_of(rank)]) for rank in others):
+        time.sleep(0.1)
+    found = []
+    for rank in others:
+        if store.check([_word_of(rank)]):
+            word = store.get(_word_of(rank)).decode()
+        elif rank in children and children[rank].poll() is not None:
+            word = cause_of_death(children[rank].returncode)
+        else:
+            word = "does not answer: it hangs, was killed, or has lost its host"
+        if word:
+            found.append(f"rank {rank} {word}")
+    return "; ".join(found)
+
+
+def _word_of(rank: int) -> str:
+    return f"pg_lightning/why rank {rank} ended"
+
+
+def _one_line(exception: BaseException) -> str:
+    return " ".join(f"{type(exception).__name__}: {exception}".split())
