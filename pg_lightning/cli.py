@@ -22,9 +22,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.distributed import DistError
 from torch.distributed.constants import default_pg_timeout
 
+from pg_lightning.accelerator import choose_accelerator
 from pg_lightning.algorithms import PolicyGradientModule
 from pg_lightning.callbacks import (
     EnvStepAxis,
@@ -122,6 +124,11 @@ class CLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         given = _listed(config.callbacks)
         if self.subcommand == "fit":
+            # Where several processes are asked for, each would measure for itself: the choice is Lightning's.
+            if config.accelerator == "auto" and config.devices in ("auto", 1, "1") and "WORLD_SIZE" not in os.environ:
+                config.accelerator, reason = choose_accelerator(self.model, self.datamodule)
+                config.devices = 1
+                rank_zero_info(f"trainer.accelerator auto: {reason}")
             config.callbacks = [*self._fit_callbacks(config, given), *given]
             if config.barebones:
                 config.log_every_n_steps = None

@@ -71,14 +71,16 @@ class Rollout:
         return (self.timesteps == 0) & self.valid
 
     def to(self, device: torch.device | str) -> Rollout:
-        """The same rollout with every tensor on `device`."""
-        if self.obs.device == torch.device(device):
+        """The same rollout with every tensor on `device`; from page-locked memory to a GPU, which waits for nothing."""
+        device = torch.device(device)
+        if self.obs.device == device:
             return self
+        pinned = device.type == "cuda" and self.obs.device.type == "cpu"
         moved: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
-                moved[f.name] = value.to(device, non_blocking=True)
+                moved[f.name] = (value.pin_memory() if pinned else value).to(device, non_blocking=True)
         return replace(self, **moved)
 
 
