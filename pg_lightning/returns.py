@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pg_lightning.ranks import Gather, moments
+
 
 def reward_to_go(rewards: Tensor, done: Tensor, valid: Tensor, gamma: float) -> Tensor:
     """Discounted return from each step to the end of its episode (Sutton & Barto 2018, eq. 3.8 and 3.9).
@@ -69,7 +71,7 @@ def episode_return(returns: Tensor, timesteps: Tensor, valid: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def mean_of_other_episodes(returns: Tensor, episodes: Tensor) -> Tensor:
+def mean_of_other_episodes(returns: Tensor, episodes: Tensor, gather: Gather | None = None) -> Tensor:
     """For every row the mean of G over the rows of all *other* episodes: a baseline from the batch itself.
 
     It does not depend on the row's own actions, so it leaves the mean of the gradient where it is. A mean that includes
@@ -78,18 +80,29 @@ def mean_of_other_episodes(returns: Tensor, episodes: Tensor) -> Tensor:
     Args:
         returns: `[B]` G.
         episodes: `[B]` int64, the episode of every row, numbered from 0.
+        gather: brings the tensors of all ranks together, each of which has episodes of its own.
 
     Returns:
         `[B]`; 0 if there is only one episode.
     """
     sums = torch.zeros(len(returns), dtype=returns.dtype, device=returns.device).index_add_(0, episodes, returns)
     counts = torch.bincount(episodes, minlength=len(returns)).to(returns.dtype)
-    return ((sums.sum() - sums) / (counts.sum() - counts).clamp(min=1.0))[episodes]
+    total, count = sums.sum(), counts.sum()
+    if gather is not None:
+        total, count = gather(torch.stack([total, count])).sum(0)
+    return ((total - sums) / (count - counts).clamp(min=1.0))[episodes]
 
 
-def standardize(x: Tensor) -> Tensor:
-    """`[B]` shifted to mean 0 and scaled to standard deviation 1; a single number has neither and stays."""
-    return (x - x.mean()) / (x.std() + 1e-8) if len(x) > 1 else x
+def standardize(x: Tensor, gather: Gather | None = None) -> Tensor:
+    """`[B]` shifted to mean 0 and scaled to standard deviation 1; a single number has neither and stays.
+
+    With several ranks, `gather` brings their tensors together: mean and deviation are those of the numbers of all.
+    """
+    if gather is None:
+        return (x - x.mean()) / (x.std() + 1e-8) if len(x) > 1 else x
+    count, mean, var = moments(x, gather)
+    std = (var * count / (count - 1).clamp(min=1.0)).sqrt()
+    return torch.where(count > 1, (x - mean) / (std + 1e-8), x).to(x.dtype)
 
 
 def gae(

@@ -161,11 +161,11 @@ class Samples:
         sequences = Sequences(state[chosen], starts[:, chosen], valid[:, chosen])
         return replace(self, obs=self.obs[:, chosen], sequences=sequences, **self._rows(is_chosen[valid]))
 
-    def minibatches(self, num_minibatches: int) -> Iterator[Samples]:
+    def minibatches(self, num_minibatches: int, keep_empty: bool = False) -> Iterator[Samples]:
         """Cuts a fresh random permutation into `num_minibatches` parts whose sizes differ by at most one row.
 
-        No row is dropped. With fewer rows than minibatches there are as many minibatches as rows. For a policy with
-        memory whole sequences are dealt out instead of rows.
+        No row is dropped. With fewer rows than minibatches there are as many minibatches as rows, unless those that
+        are left with none are to be kept. For a policy with memory whole sequences are dealt out instead of rows.
         """
         whole = self.sequences is not None
         count = len(self.sequences.state) if self.sequences is not None else len(self)
@@ -174,13 +174,13 @@ class Samples:
         bounds = [count * i // num_minibatches for i in range(num_minibatches + 1)]
         for start, stop in pairwise(bounds):
             batch = self.of_environments(order[start:stop].sort().values) if whole else shuffled[start:stop]
-            if len(batch):
+            if len(batch) or keep_empty:
                 yield batch
 
-    def epochs(self, num_epochs: int, num_minibatches: int) -> Iterator[Samples]:
+    def epochs(self, num_epochs: int, num_minibatches: int, keep_empty: bool = False) -> Iterator[Samples]:
         """The minibatches of `num_epochs` passes, each over a permutation of its own."""
         for _ in range(num_epochs):
-            yield from self.minibatches(num_minibatches)
+            yield from self.minibatches(num_minibatches, keep_empty)
 
     def _rows(self, index: Tensor | slice) -> dict[str, Any]:
         names = ("actions", "advantages", "returns", "old_values", "old_log_probs", "action_mask")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pg_lightning.algorithms.base import OptimizerName, PolicyGradientModule
+from pg_lightning.algorithms.base import Normalize, OptimizerName, PolicyGradientModule
 from pg_lightning.errors import require
 from pg_lightning.rollout import Rollout
 
@@ -19,7 +19,8 @@ class A2C(PolicyGradientModule):
 
     Args:
         gae_lambda: λ of the advantage estimates.
-        normalize_advantage: standardise the advantages of a rollout.
+        normalize_advantage: standardise the advantages of a rollout, those of all ranks together; with `per_rank`
+            each its own.
         optimizer: RMSprop as in the paper, or Adam.
         **kwargs: see `PolicyGradientModule`.
     """
@@ -27,7 +28,7 @@ class A2C(PolicyGradientModule):
     def __init__(
         self,
         gae_lambda: float = 1.0,
-        normalize_advantage: bool = False,
+        normalize_advantage: Normalize = False,
         optimizer: OptimizerName = "rmsprop",
         **kwargs: Any,
     ) -> None:

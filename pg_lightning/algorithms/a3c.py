@@ -78,9 +78,9 @@ class A3C(PolicyGradientModule):
             self._shared.updates += 1
         return metrics | {"train/staleness": staleness}
 
-    def gradient_step(self, loss: Tensor) -> Tensor:
+    def gradient_step(self, loss: Tensor, rows: int) -> Tensor:
         """One step of the shared weights along the gradient of the copy; returns the gradient's norm."""
-        norm = self.backward_and_clip(loss)
+        norm = self.backward_and_clip(loss, rows)
         for weights, copy in zip(self._shared.weights, self._flat.groups, strict=True):
             weights.grad = copy.grad
         with self._exclusively():

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pg_lightning.algorithms.base import PolicyGradientModule
+from pg_lightning.algorithms.base import Normalize, PolicyGradientModule
 from pg_lightning.rollout import Rollout
 
 
@@ -17,11 +17,12 @@ class OneStepActorCritic(PolicyGradientModule):
     gradient (a semi-gradient, §9.3). With `data.num_steps: 1` it learns after every step of the environments.
 
     Args:
-        normalize_advantage: standardise the TD errors of a rollout.
+        normalize_advantage: standardise the TD errors of a rollout, those of all ranks together; with `per_rank`
+            each its own.
         **kwargs: see `PolicyGradientModule`.
     """
 
-    def __init__(self, normalize_advantage: bool = False, **kwargs: Any) -> None:
+    def __init__(self, normalize_advantage: Normalize = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.normalize_advantage = normalize_advantage
 

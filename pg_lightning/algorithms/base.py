@@ -15,7 +15,7 @@ import torch
 from gymnasium import Space
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -23,10 +23,12 @@ from pg_lightning.class_path import ClassPath
 from pg_lightning.errors import UserError, require
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.metrics import EpisodeStatistics, explained_variance
-from pg_lightning.networks import Activation, ActorCritic, FlatParameters, MemoryKind, RewardScaler
+from pg_lightning.networks import Activation, ActorCritic, FlatParameters, MemoryKind, RewardScaler, RunningMeanVar
+from pg_lightning.ranks import Gather, add_up, gather, weighted_mean
 from pg_lightning.returns import gae, standardize, unfinished
 from pg_lightning.rollout import Episode, Rollout, Samples
 
+Normalize = bool | Literal["per_rank"]
 Schedule = Literal["constant", "linear"]
 LRSchedule = Literal["constant", "linear", "plateau"]
 OptimizerName = Literal["adam", "rmsprop"]
@@ -161,6 +163,8 @@ class PolicyGradientModule(LightningModule):
         self._backward_is_watched = True
         self._is_logged = True
         self._clock = (0.0, 0)
+        self._gather: Gather | None = None
+        self._rows: list[int] = []
 
     # What an algorithm is: its update.
 
@@ -194,9 +198,10 @@ class PolicyGradientModule(LightningModule):
                 "model.compile: it would compile anew for every number of rows, which varies with data.whole_episodes "
                 "and where environments reset at the next step; set it to false, or data.backend to sync"
             )
-        if self.trainer.world_size > 1 and self.network.value_normalizer is not None:
+        strategy = self.trainer.strategy
+        if self.trainer.world_size > 1 and not isinstance(strategy, DDPStrategy) and not self.is_asynchronous:
             raise UserError(
-                "model.normalize_values: each process would scale its critic by statistics of its own; leave it out"
+                f"trainer.strategy: {name} learns on several devices with ddp, not {type(strategy).__name__}"
             )
         if getattr(self.trainer.strategy, "num_workers", 1) > 1 and not self.is_asynchronous:
             raise UserError(
@@ -267,27 +272,30 @@ class PolicyGradientModule(LightningModule):
                 "dataset a length)"
             )
         self._previous_version = self._policy_version
-        if rollout.env_steps == 0:
+        self._rows = [rollout.env_steps]
+        if self._gather is not None:
+            self._rows = self._gather(torch.tensor(rollout.env_steps, device=self.device)).tolist()
+        env_steps = sum(self._rows)
+        if env_steps == 0:
             return
         if self.needs_whole_episodes and unfinished(rollout.done, rollout.valid).any():
             raise UserError(f"{type(self).__name__} learns from whole episodes, and one in a rollout does not end")
         if self.lr_schedule != "plateau":  # also where it is constant: a resumed run may ask for another rate
             self._set_learning_rates(self.remaining if self.lr_schedule == "linear" else 1.0)
         if self.reward_scaler is not None:
-            self.reward_scaler.update(rollout.rewards, rollout.done, rollout.valid)
+            self.reward_scaler.update(rollout.rewards, rollout.done, rollout.valid, self._gather)
             rollout = replace(rollout, rewards=self.reward_scaler(rollout.rewards))
         every = cast(Any, self.trainer).log_every_n_steps
-        # With several processes every one must decide alike, and none knows yet how far the others have come.
-        ends = self.trainer.world_size == 1 and self.env_steps + rollout.env_steps >= self.total_steps
+        ends = self.env_steps + env_steps >= self.total_steps
         self._is_logged = ends or bool(every and (self._policy_version + 1) % every == 0)
         metrics = self.update(rollout)
         if rollout.log_probs is not None:
             lag = self._policy_version - rollout.policy_version
             metrics["train/policy_lag"] = torch.tensor(float(lag), device=self.device)
         if self.network.normalizer is not None:
-            self.network.normalizer.statistics.update(rollout.obs[:-1][rollout.valid])
+            self.network.normalizer.statistics.update(rollout.obs[:-1][rollout.valid], self._gather)
         self._policy_version += 1
-        self.env_steps = self._count_env_steps(rollout.env_steps)
+        self.env_steps = self._count_env_steps(env_steps)
         if len(rollout.episode_returns) or not self._episodes.update_called:
             self._episodes.update(rollout.episode_returns, rollout.episode_lengths)
         if self.env_steps >= self.total_steps:
@@ -303,7 +311,7 @@ class PolicyGradientModule(LightningModule):
     # Pieces that updates are made of.
 
     @torch.no_grad()
-    def samples(self, rollout: Rollout, gae_lambda: float, normalize_advantage: bool) -> Samples:
+    def samples(self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize) -> Samples:
         """The valid rows with values, GAE(λ) advantages and λ-returns, by the critic as it is before the update."""
         values, next_values = self.network.values(rollout)
         advantages = gae(
@@ -319,11 +327,15 @@ class PolicyGradientModule(LightningModule):
         samples = Samples.of(rollout, advantages, advantages + values, values)
         normalizer = self.network.value_normalizer
         if normalizer is not None:
-            normalizer.update(samples.returns, cast(nn.Linear, self.network.critic_head))
+            normalizer.update(samples.returns, cast(nn.Linear, self.network.critic_head), self._gather)
             samples.returns, samples.old_values = normalizer(samples.returns), normalizer(samples.old_values)
         if normalize_advantage:
-            samples.advantages = standardize(samples.advantages)
+            samples.advantages = standardize(samples.advantages, self.gather_for(normalize_advantage))
         return samples
+
+    def gather_for(self, normalize_advantage: Normalize) -> Gather | None:
+        """What brings together the numbers of all ranks that are standardised as one; None if each does its own."""
+        return None if normalize_advantage == "per_rank" else self._gather
 
     def loss(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         """−mean( A log π(a|s) ), the squared error of V and the entropy bonus; and what is to be logged of it.
@@ -352,26 +364,38 @@ class PolicyGradientModule(LightningModule):
     def policy_gradient_step(self, samples: Samples) -> dict[str, Tensor]:
         """One gradient step on `loss`."""
         loss, metrics = self.loss_of(samples)
-        return metrics | {"train/grad_norm": self.gradient_step(loss)}
+        return metrics | {"train/grad_norm": self.gradient_step(loss, len(samples))}
 
-    def gradient_step(self, loss: Tensor) -> Tensor:
+    def gradient_step(self, loss: Tensor, rows: int) -> Tensor:
         """One backward pass, one clip over all parameters, one step of the optimizer.
+
+        With several ranks each must take equally many steps; one that has no rows left takes them too, with 0.
+
+        Args:
+            loss: the mean over some rows.
+            rows: how many, by which gradients are averaged over ranks.
 
         Returns:
             The norm of the gradient before clipping.
         """
-        norm = self.backward_and_clip(loss)
+        norm = self.backward_and_clip(loss, rows)
         self._optimizer().step()
         return norm
 
-    def backward_and_clip(self, loss: Tensor) -> Tensor:
-        """The gradient of a loss, scaled down to the norm that is allowed; returns its norm before that."""
+    def backward_and_clip(self, loss: Tensor, rows: int) -> Tensor:
+        """The gradient of a loss over `rows`, those of all ranks, scaled down to the norm that is allowed.
+
+        Returns:
+            Its norm before that.
+        """
         self._flat.zero_grad()
         if self._backward_is_watched:
             self.manual_backward(loss)
         else:
             loss.backward()
         grads = self._flat.gather_grads()
+        if self._gather is not None:
+            self._flat.average_grads(rows / sum(self._rows), add_up)
         norm = grads.norm()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:  # the step will unscale them, by a factor that a clip commutes with
@@ -382,7 +406,7 @@ class PolicyGradientModule(LightningModule):
     def _is_backward_watched(self) -> bool:
         """Whether anything but autograd has a part in a backward pass: else Lightning would only ask every callback."""
         plain = type(self.trainer.precision_plugin) is Precision and isinstance(
-            self.trainer.strategy, SingleDeviceStrategy
+            self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)
         )
         hooks = ("on_before_backward", "on_after_backward")
         listeners = [(self, LightningModule), *((callback, Callback) for callback in cast(Any, self.trainer).callbacks)]
@@ -393,9 +417,17 @@ class PolicyGradientModule(LightningModule):
         )
         return not plain or overridden or type(self).backward is not LightningModule.backward
 
-    def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """The mean of a scalar over all processes: every rank must decide alike, or the others wait for ever."""
-        return self._gather(value).mean() if self.trainer.world_size > 1 else value
+    def mean_over_ranks(self, value: Tensor, rows: int) -> Tensor:
+        """The mean of a scalar over the rows of all ranks: all must decide alike, or some wait for the others for ever.
+
+        Args:
+            value: the mean over the rows of this rank.
+            rows: how many; with 0 the value does not count, though it be NaN.
+        """
+        if self._gather is None:
+            return value
+        told = self._gather(torch.stack([value.double(), value.new_tensor(rows, dtype=torch.float64)]))
+        return weighted_mean(told[:, :1], told[:, 1]).squeeze(0)
 
     def learned_parameters(self) -> list[nn.Parameter]:
         """What the optimizer changes: the actor's parameters as one vector, and the critic's if there is one."""
@@ -423,13 +455,8 @@ class PolicyGradientModule(LightningModule):
             group["lr"] = lr * factor
 
     def _count_env_steps(self, count: int) -> int:
-        """Env steps so far of all processes, with `count` new ones of this."""
-        if self.trainer.world_size > 1:
-            count = int(self._gather(torch.tensor(count, device=self.device)).sum())
+        """Env steps so far, with `count` new ones."""
         return self.env_steps + count
-
-    def _gather(self, value: Tensor) -> Tensor:
-        return cast(Tensor, self.all_gather(value))
 
     # Evaluation: one batch is one whole episode.
 
@@ -481,6 +508,12 @@ class PolicyGradientModule(LightningModule):
         if self.reward_scaler is not None:
             self.reward_scaler.restart()
         self._previous_version = self._policy_version
+        self._gather = None
+        if self.trainer.world_size > 1:
+            self._gather = gather
+            # Not DDP's wrapper, which has made the weights equal: it would add up gradients bucket by bucket, whatever
+            # number of rows they are of, and before every update overwrite what ranks have with what rank 0 has.
+            self.trainer.strategy.model = self
         self._backward_is_watched = self._is_backward_watched()
         self._compiled_loss = torch.compile(self.loss) if self.compiles else None
         self._clock = (time.perf_counter(), self.env_steps)
@@ -491,8 +524,8 @@ class PolicyGradientModule(LightningModule):
             metrics |= {"rollout/return_mean": returns.mean(), "rollout/length_mean": lengths.mean()}
         names = list(metrics)
         stacked = torch.stack([metrics[name].detach().double() for name in names])
-        if self.trainer.world_size > 1:
-            stacked = self._gather(stacked).mean(0)
+        if self._gather is not None:
+            stacked = self._mean_of_equals(stacked)
         then, steps = self._clock
         self._clock = (time.perf_counter(), self.env_steps)
         self._log(
@@ -502,6 +535,26 @@ class PolicyGradientModule(LightningModule):
                 "time/steps_per_second": (self.env_steps - steps) / (self._clock[0] - then),
             }
         )
+
+    def _mean_of_equals(self, metrics: Tensor) -> Tensor:
+        """The mean of metrics `[M]` over the rows of all ranks, whose weights are compared on that occasion.
+
+        Raises:
+            UserError: if they differ. On every rank, so that none waits for another.
+        """
+        kept = [self._flat.values, *self.buffers(recurse=False)]
+        kept += [x for module in self.modules() if isinstance(module, RunningMeanVar) for x in module.buffers()]
+        sums = [x.nan_to_num().double().sum() for x in kept] + [x.nan_to_num().double().abs().sum() for x in kept]
+        told = cast(Gather, self._gather)(torch.cat([metrics, torch.stack(sums).to(metrics.device)]))
+        metrics, sums, sizes = told.split([len(metrics), len(kept), len(kept)], 1)
+        # Not to the last bit, which may differ between kinds of processors.
+        if strangers := [r for r, is_far in enumerate(((sums - sums[0]).abs() > 1e-6 * sizes[0]).any(1)) if is_far]:
+            raise UserError(
+                f"trainer.devices: weights or statistics of rank {', '.join(map(str, strangers))} differ from those of "
+                f"rank 0 after {self._policy_version} updates; {type(self).__name__}.update must change weights by "
+                "gradient_step and decide by what all ranks know"
+            )
+        return weighted_mean(metrics, torch.tensor(self._rows, dtype=metrics.dtype, device=metrics.device))
 
     def _log(self, metrics: dict[str, float], trainer_result: bool = False) -> None:
         """To callbacks, and to loggers directly: their x-axis is env steps, exact beyond 2²⁴.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from pg_lightning.algorithms.base import PolicyGradientModule, Schedule
+from pg_lightning.algorithms.base import Normalize, PolicyGradientModule, Schedule
 from pg_lightning.errors import UserError, require
 from pg_lightning.losses import (
     approximate_kl,
@@ -30,7 +31,8 @@ class PPO(PolicyGradientModule):
         clip_range: ε, how far π/π_old may move from 1 before its gradient stops.
         clip_schedule: `linear` shrinks ε to 0 over the budget.
         clip_range_vf: clips the change of the value function likewise, in units of the (scaled) return; off if null.
-        normalize_advantage: shift and scale the advantages of a rollout to mean 0 and standard deviation 1.
+        normalize_advantage: shift and scale the advantages of a rollout to mean 0 and standard deviation 1, those of
+            all ranks together; with `per_rank` each its own.
         target_kl: ends an update when the estimated KL(π_old ‖ π) passes 1.5 times this; off if null.
         kl_penalty: β of the penalty (§4 of the paper), instead of clipping. With a `target_kl`, β is doubled after an
             update that went further than 1.5 times it and halved after one that went less far than 1/1.5 of it; no
@@ -49,7 +51,7 @@ class PPO(PolicyGradientModule):
         clip_range: float = 0.2,
         clip_schedule: Schedule = "constant",
         clip_range_vf: float | None = None,
-        normalize_advantage: bool = True,
+        normalize_advantage: Normalize = True,
         target_kl: float | None = None,
         kl_penalty: float | None = None,
         **kwargs: Any,
@@ -101,20 +103,29 @@ class PPO(PolicyGradientModule):
         clip_range = self.clip_range * (self.remaining if self.clip_schedule == "linear" else 1.0)
         # A number that changes would be compiled anew each time.
         self._clip_range = torch.tensor(clip_range, device=self.device) if self.compiles else clip_range
-        steps: list[dict[str, Tensor]] = []
-        for batch in samples.epochs(self.num_epochs, self.num_minibatches):
+        steps: list[tuple[int, dict[str, Tensor]]] = []
+        for batch in self._minibatches(samples):
             loss, metrics = self.loss_of(batch)
             ends_early = self.target_kl is not None and self.kl_penalty is None and steps
-            if ends_early and self.mean_over_ranks(metrics["train/approx_kl"]) > 1.5 * cast(float, self.target_kl):
-                break
-            metrics["train/grad_norm"] = self.gradient_step(loss)
-            steps.append(metrics)
-        means = {name: torch.stack([metrics[name] for metrics in steps]).mean() for name in steps[0]}
+            if ends_early:
+                kl = self.mean_over_ranks(metrics["train/approx_kl"], len(batch))
+                if kl > 1.5 * cast(float, self.target_kl):
+                    break
+            metrics["train/grad_norm"] = self.gradient_step(loss, len(batch))
+            steps.append((len(batch), metrics))
+        told = [metrics for rows, metrics in steps if rows] or [metrics for _, metrics in steps]
+        means = {name: torch.stack([metrics[name] for metrics in told]).mean() for name in told[0]}
         means["train/explained_variance"] = explained_variance(samples.old_values, samples.returns)
         if self.kl_penalty is None:
             return means | {"train/clip_range": torch.tensor(clip_range, device=self.device)}
         self._adapt_penalty(samples)
         return means | {"train/kl_penalty": self.kl_penalty}
+
+    def _minibatches(self, samples: Samples) -> Iterator[Samples]:
+        """Those of all epochs; with several ranks as many on each, on some perhaps without rows."""
+        if self._gather is None:
+            return samples.epochs(self.num_epochs, self.num_minibatches)
+        return samples.epochs(self.num_epochs, min(self.num_minibatches, max(self._rows)), keep_empty=True)
 
     def loss(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         """The surrogate, the squared error of V and the entropy bonus; and what is to be logged of it."""
@@ -145,6 +156,6 @@ class PPO(PolicyGradientModule):
         if self.target_kl is None or self.kl_penalty is None or samples.old_log_probs is None:
             return
         log_ratio = self.network.policy(samples).log_prob(samples.actions) - samples.old_log_probs
-        kl = self.mean_over_ranks(approximate_kl(log_ratio))
+        kl = self.mean_over_ranks(approximate_kl(log_ratio), len(samples))
         self.kl_penalty *= 2.0 if kl > 1.5 * self.target_kl else 0.5 if kl < self.target_kl / 1.5 else 1.0
         self.kl_penalty.clamp_(1e-6, 1e6)

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pg_lightning.algorithms.base import PolicyGradientModule
+from pg_lightning.algorithms.base import Normalize, PolicyGradientModule
 from pg_lightning.errors import UserError, require
+from pg_lightning.ranks import moments
 from pg_lightning.returns import episode_index, episode_return, mean_of_other_episodes, reward_to_go, standardize
 from pg_lightning.rollout import Rollout, Samples
 
@@ -27,8 +28,8 @@ class REINFORCE(PolicyGradientModule):
         baseline: what is subtracted from the returns: nothing, the mean over the other episodes of the rollout, or a
             moving average over the rollouts before. None of them changes the mean of the gradient.
         baseline_decay: share of the old average that a rollout leaves (`moving_average`).
-        normalize_advantage: standardise the returns of a rollout, after the baseline. Not with a moving average: it
-            would cancel.
+        normalize_advantage: standardise the returns of a rollout, after the baseline; of all ranks together, with
+            `per_rank` each its own. Not with a moving average: it would cancel.
         discount_objective: weigh G_t by γ^t, as the theorem has it for the discounted return from the first state
             (Sutton & Barto, the algorithm in §13.3). Almost nobody does: late steps then hardly count. G_0 is
             discounted from the first state as it is.
@@ -44,7 +45,7 @@ class REINFORCE(PolicyGradientModule):
         causal: bool = True,
         baseline: Baseline = "none",
         baseline_decay: float = 0.9,
-        normalize_advantage: bool = True,
+        normalize_advantage: Normalize = True,
         discount_objective: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -74,7 +75,7 @@ class REINFORCE(PolicyGradientModule):
         samples = Samples.of(rollout, returns, returns, torch.zeros_like(returns))
         samples.advantages = samples.returns - self._baseline(rollout, samples.returns)
         if self.normalize_advantage:
-            samples.advantages = standardize(samples.advantages)
+            samples.advantages = standardize(samples.advantages, self.gather_for(self.normalize_advantage))
         if self.discount_objective:
             samples.advantages = samples.advantages * self.gamma ** rollout.timesteps[rollout.valid]
         return self.policy_gradient_step(samples)
@@ -82,10 +83,11 @@ class REINFORCE(PolicyGradientModule):
     def _baseline(self, rollout: Rollout, returns: Tensor) -> Tensor:
         """`[B]`: independent of the action that it is subtracted for, so that E[ b ∇log π(a|s) ] = 0 (§13.4)."""
         if self.baseline == "batch_mean":
-            return mean_of_other_episodes(returns, episode_index(rollout.timesteps, rollout.valid))
+            return mean_of_other_episodes(returns, episode_index(rollout.timesteps, rollout.valid), self._gather)
         before = self.baseline_value.nan_to_num().to(returns.dtype)
         if self.baseline == "moving_average":
             kept = torch.where(self.baseline_value.isnan(), 0.0, self.baseline_decay)
-            self.baseline_value.copy_(kept * before + (1 - kept) * returns.mean())
+            now = returns.mean() if self._gather is None else moments(returns, self._gather)[1]
+            self.baseline_value.copy_(kept * before + (1 - kept) * now)
             return before.expand_as(returns)
         return torch.zeros_like(returns)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pg_lightning.algorithms.base import PolicyGradientModule
+from pg_lightning.algorithms.base import Normalize, PolicyGradientModule
 from pg_lightning.rollout import Rollout
 
 
@@ -17,7 +17,8 @@ class REINFORCEBaseline(PolicyGradientModule):
     observation stands for what would have followed.
 
     Args:
-        normalize_advantage: standardise the advantages of a rollout.
+        normalize_advantage: standardise the advantages of a rollout, those of all ranks together; with `per_rank`
+            each its own.
         discount_objective: weigh step t by γ^t, as the theorem has it for the discounted return from the first state.
         **kwargs: see `PolicyGradientModule`.
     """
@@ -26,7 +27,7 @@ class REINFORCEBaseline(PolicyGradientModule):
 
     def __init__(
         self,
-        normalize_advantage: bool = True,
+        normalize_advantage: Normalize = True,
         discount_objective: bool = False,
         **kwargs: Any,
     ) -> None:

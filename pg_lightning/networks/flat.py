@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,9 @@ class FlatParameters:
         if len(dtypes := {parameter.dtype for parameter in self._parameters}) > 1:
             raise UserError(f"model.torso: all parameters must have one dtype, not {sorted(map(str, dtypes))}")
         self.values = torch.cat([parameter.detach().flatten() for parameter in self._parameters])
-        self.grads = torch.zeros_like(self.values)
+        # One more than there are parameters: the weight of the gradients, which travels with them.
+        self._weighted = self.values.new_zeros(len(self.values) + 1)
+        self.grads = self._weighted[:-1]
         numels = [parameter.numel() for parameter in self._parameters]
         for parameter, part in zip(self._parameters, self.values.split(numels), strict=True):
             parameter.data = part.view_as(parameter)
@@ -64,3 +66,19 @@ class FlatParameters:
         for parameter, part in zip(self._parameters, self._grads, strict=True):
             parameter.grad = part
         return self.grads
+
+    def average_grads(self, weight: float, add_up: Callable[[Tensor], None]) -> None:
+        """Replaces `grads`, which `gather_grads` has collected, by their weighted mean over all ranks.
+
+        Args:
+            weight: of this rank, in [0, 1]; with 0 its gradients do not count, though they be NaN. Where all are 0,
+                the mean is.
+            add_up: replaces a tensor by its sum over all ranks; called once, for the gradients and the weight.
+        """
+        if weight:
+            self.grads *= weight
+        else:
+            self.grads.zero_()
+        self._weighted[-1].fill_(weight)
+        add_up(self._weighted)
+        self.grads /= self._weighted[-1].clamp(min=torch.finfo(self.grads.dtype).tiny)

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
 from pg_lightning.algorithms import A2C, PPO, PolicyGradientModule
@@ -123,11 +124,11 @@ class Watched(PPO):
         self.metrics.append(super().update(rollout))
         return dict(self.metrics[-1])
 
-    def gradient_step(self, loss):
+    def gradient_step(self, loss, rows):
         self.losses.append(loss.item())
         self.weights.append(weights_of(self))
         self.learning_rates.append([g["lr"] for g in self._optimizer().param_groups])
-        norm = super().gradient_step(loss)
+        norm = super().gradient_step(loss, rows)
         self.gradients.append({name: p.grad.double().numpy().copy() for name, p in self.network.named_parameters()})
         self.clipped.append(self._flat.grads.double().numpy().copy())
         return norm
@@ -723,10 +724,10 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
         make_ppo(compile=True)
 
 
-def test_values_scaled_by_statistics_of_one_process_are_refused_where_there_are_more():
-    module = make_ppo(normalize_values=True)
-    module._trainer = SimpleNamespace(world_size=2, strategy=None, datamodule=None)
-    with pytest.raises(UserError, match=r"model.normalize_values.*leave it out"):
+def test_strategies_that_split_a_model_over_processes_are_refused():
+    module = make_ppo()
+    module._trainer = SimpleNamespace(world_size=2, strategy=FSDPStrategy(), datamodule=None)
+    with pytest.raises(UserError, match=r"trainer.strategy: .*with ddp, not FSDPStrategy"):
         module.setup("fit")
 
 
