@@ -48,7 +48,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [in_features, *hidden_sizes]
-        self.out_features = sizes[-1]
+        self.in_features, self.out_features = sizes[0], sizes[-1]
         self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
         self.norms = nn.ModuleList(nn.LayerNorm(o) for o in hidden_sizes) if layer_norm else None
         self.activation = ACTIVATIONS[activation]
@@ -57,7 +57,7 @@ class MLP(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Features of the last hidden layer, activated."""
-        x = obs.reshape(len(obs), -1)
+        x = obs.reshape(len(obs), self.in_features)  # not -1: there may be no rows
         norms, activation = self.norms, self.activation
         # Acting calls this once per environment step with a handful of rows: calling each layer as a module would
         # double its cost.
