@@ -9,14 +9,14 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class EpisodeStatistics(Metric):
-    """Returns and lengths of whole episodes, gathered over ranks."""
+    """Returns and lengths of whole episodes, gathered over ranks unless `sync_on_compute` is false."""
 
     full_state_update = False
     returns: list[Tensor]
     lengths: list[Tensor]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         self.add_state("returns", default=[], dist_reduce_fx="cat")
         self.add_state("lengths", default=[], dist_reduce_fx="cat")
 

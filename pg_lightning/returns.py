@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pg_lightning.ranks import Gather, moments
+from pg_lightning.ranks import Gather, Moments
 
 
 def reward_to_go(rewards: Tensor, done: Tensor, valid: Tensor, gamma: float) -> Tensor:
@@ -93,14 +93,16 @@ def mean_of_other_episodes(returns: Tensor, episodes: Tensor, gather: Gather | N
     return ((total - sums) / (count - counts).clamp(min=1.0))[episodes]
 
 
-def standardize(x: Tensor, gather: Gather | None = None) -> Tensor:
+def standardize(x: Tensor, moments: Moments | None = None) -> Tensor:
     """`[B]` shifted to mean 0 and scaled to standard deviation 1; a single number has neither and stays.
 
-    With several ranks, `gather` brings their tensors together: mean and deviation are those of the numbers of all.
+    Args:
+        x: `[B]`.
+        moments: number, mean and biased variance of what `x` is a part of, if it is one.
     """
-    if gather is None:
+    if moments is None:
         return (x - x.mean()) / (x.std() + 1e-8) if len(x) > 1 else x
-    count, mean, var = moments(x, gather)
+    count, mean, var = torch.as_tensor(moments[0]), *moments[1:]
     std = (var * count / (count - 1).clamp(min=1.0)).sqrt()
     return torch.where(count > 1, (x - mean) / (std + 1e-8), x).to(x.dtype)
 

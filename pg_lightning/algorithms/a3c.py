@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pg_lightning.algorithms.base import OptimizerName, PolicyGradientModule
 from pg_lightning.errors import UserError, require
 from pg_lightning.networks import FlatParameters, RunningMeanVar
-from pg_lightning.rollout import Rollout
+from pg_lightning.rollout import Rollout, Samples
 
 
 class A3C(PolicyGradientModule):
@@ -78,9 +78,9 @@ class A3C(PolicyGradientModule):
             self._shared.updates += 1
         return metrics | {"train/staleness": staleness}
 
-    def gradient_step(self, loss: Tensor, rows: int) -> Tensor:
+    def gradient_step(self, loss: Tensor, batch: Samples) -> Tensor:
         """One step of the shared weights along the gradient of the copy; returns the gradient's norm."""
-        norm = self.backward_and_clip(loss, rows)
+        norm = self.backward_and_clip(loss, batch)
         for weights, copy in zip(self._shared.weights, self._flat.groups, strict=True):
             weights.grad = copy.grad
         with self._exclusively():

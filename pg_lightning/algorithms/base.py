@@ -24,7 +24,17 @@ from pg_lightning.errors import UserError, require
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.metrics import EpisodeStatistics, explained_variance
 from pg_lightning.networks import Activation, ActorCritic, FlatParameters, MemoryKind, RewardScaler, RunningMeanVar
-from pg_lightning.ranks import Gather, add_up, gather, weighted_mean
+from pg_lightning.ranks import (
+    Gather,
+    Moments,
+    add_up,
+    gather,
+    gather_together,
+    merged,
+    moments,
+    sums,
+    weighted_mean,
+)
 from pg_lightning.returns import gae, standardize, unfinished
 from pg_lightning.rollout import Episode, Rollout, Samples
 
@@ -158,13 +168,14 @@ class PolicyGradientModule(LightningModule):
         self._previous_version = 0
         spaces = {"observation_space": observation_space, "action_space": action_space}
         self._spaces = {name: " ".join(str(space).split()) for name, space in spaces.items()}
-        self._episodes = EpisodeStatistics()
+        self._episodes = EpisodeStatistics(sync_on_compute=False)
         self._evaluation = EpisodeStatistics()
         self._backward_is_watched = True
         self._is_logged = True
         self._clock = (0.0, 0)
         self._gather: Gather | None = None
         self._rows: list[int] = []
+        self._takes_in = False
 
     # What an algorithm is: its update.
 
@@ -272,10 +283,7 @@ class PolicyGradientModule(LightningModule):
                 "dataset a length)"
             )
         self._previous_version = self._policy_version
-        self._rows = [rollout.env_steps]
-        if self._gather is not None:
-            self._rows = self._gather(torch.tensor(rollout.env_steps, device=self.device)).tolist()
-        env_steps = sum(self._rows)
+        env_steps, seen = self._take_in(rollout) if self._takes_in else (rollout.env_steps, {})
         if env_steps == 0:
             return
         if self.needs_whole_episodes and unfinished(rollout.done, rollout.valid).any():
@@ -283,7 +291,7 @@ class PolicyGradientModule(LightningModule):
         if self.lr_schedule != "plateau":  # also where it is constant: a resumed run may ask for another rate
             self._set_learning_rates(self.remaining if self.lr_schedule == "linear" else 1.0)
         if self.reward_scaler is not None:
-            self.reward_scaler.update(rollout.rewards, rollout.done, rollout.valid, self._gather)
+            self.reward_scaler.statistics.merge(*seen["returns"])
             rollout = replace(rollout, rewards=self.reward_scaler(rollout.rewards))
         every = cast(Any, self.trainer).log_every_n_steps
         ends = self.env_steps + env_steps >= self.total_steps
@@ -293,7 +301,7 @@ class PolicyGradientModule(LightningModule):
             lag = self._policy_version - rollout.policy_version
             metrics["train/policy_lag"] = torch.tensor(float(lag), device=self.device)
         if self.network.normalizer is not None:
-            self.network.normalizer.statistics.update(rollout.obs[:-1][rollout.valid], self._gather)
+            self.network.normalizer.statistics.merge(*seen["obs"])
         self._policy_version += 1
         self.env_steps = self._count_env_steps(env_steps)
         if len(rollout.episode_returns) or not self._episodes.update_called:
@@ -302,6 +310,21 @@ class PolicyGradientModule(LightningModule):
             self.trainer.should_stop = True
         if self._is_logged or self.trainer.should_stop:
             self._log_training(metrics)
+
+    def _take_in(self, rollout: Rollout) -> tuple[int, dict[str, Moments]]:
+        """The env steps of all ranks' rollouts, and the moments of what running statistics are kept of."""
+        batches = {}
+        if self.reward_scaler is not None:
+            batches["returns"] = self.reward_scaler.follow(rollout.rewards, rollout.done, rollout.valid)
+        if self.network.normalizer is not None:
+            batches["obs"] = rollout.obs[:-1][rollout.valid]
+        if self._gather is None:
+            return rollout.env_steps, {name: moments(x) for name, x in batches.items()} if rollout.env_steps else {}
+        rows = torch.tensor(rollout.env_steps, dtype=torch.float64, device=self.device)
+        told, *parts = gather_together(rows, *map(sums, batches.values()))
+        self._rows = [int(n) for n in told.tolist()]
+        env_steps = sum(self._rows)
+        return env_steps, dict(zip(batches, map(merged, parts), strict=True)) if env_steps else {}
 
     @property
     def remaining(self) -> float:
@@ -327,15 +350,20 @@ class PolicyGradientModule(LightningModule):
         samples = Samples.of(rollout, advantages, advantages + values, values)
         normalizer = self.network.value_normalizer
         if normalizer is not None:
-            normalizer.update(samples.returns, cast(nn.Linear, self.network.critic_head), self._gather)
+            normalizer.update(self.moments(samples.returns), cast(nn.Linear, self.network.critic_head))
             samples.returns, samples.old_values = normalizer(samples.returns), normalizer(samples.old_values)
         if normalize_advantage:
-            samples.advantages = standardize(samples.advantages, self.gather_for(normalize_advantage))
+            samples.advantages = self.standardized(samples.advantages, normalize_advantage)
         return samples
 
-    def gather_for(self, normalize_advantage: Normalize) -> Gather | None:
-        """What brings together the numbers of all ranks that are standardised as one; None if each does its own."""
-        return None if normalize_advantage == "per_rank" else self._gather
+    def moments(self, x: Tensor) -> Moments:
+        """Number, mean and variance of the numbers `[B]` of all ranks."""
+        return moments(x) if self._gather is None else merged(self._gather(sums(x)))
+
+    def standardized(self, x: Tensor, normalize_advantage: Normalize) -> Tensor:
+        """`[B]` shifted and scaled to mean 0 and deviation 1, as one with those of the other ranks, or by itself."""
+        together = self._gather is not None and normalize_advantage != "per_rank"
+        return standardize(x, self.moments(x) if together else None)
 
     def loss(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         """−mean( A log π(a|s) ), the squared error of V and the entropy bonus; and what is to be logged of it.
@@ -364,26 +392,26 @@ class PolicyGradientModule(LightningModule):
     def policy_gradient_step(self, samples: Samples) -> dict[str, Tensor]:
         """One gradient step on `loss`."""
         loss, metrics = self.loss_of(samples)
-        return metrics | {"train/grad_norm": self.gradient_step(loss, len(samples))}
+        return metrics | {"train/grad_norm": self.gradient_step(loss, samples)}
 
-    def gradient_step(self, loss: Tensor, rows: int) -> Tensor:
+    def gradient_step(self, loss: Tensor, batch: Samples) -> Tensor:
         """One backward pass, one clip over all parameters, one step of the optimizer.
 
-        With several ranks each must take equally many steps; one that has no rows left takes them too, with 0.
+        With several ranks each must take equally many steps; one that has no rows left takes them without.
 
         Args:
-            loss: the mean over some rows.
-            rows: how many, by which gradients are averaged over ranks.
+            loss: a mean over rows.
+            batch: those rows: by their number gradients are averaged over ranks.
 
         Returns:
             The norm of the gradient before clipping.
         """
-        norm = self.backward_and_clip(loss, rows)
+        norm = self.backward_and_clip(loss, batch)
         self._optimizer().step()
         return norm
 
-    def backward_and_clip(self, loss: Tensor, rows: int) -> Tensor:
-        """The gradient of a loss over `rows`, those of all ranks, scaled down to the norm that is allowed.
+    def backward_and_clip(self, loss: Tensor, batch: Samples) -> Tensor:
+        """The gradient of a loss over the rows of a batch, of all ranks, scaled down to the norm that is allowed.
 
         Returns:
             Its norm before that.
@@ -395,7 +423,7 @@ class PolicyGradientModule(LightningModule):
             loss.backward()
         grads = self._flat.gather_grads()
         if self._gather is not None:
-            self._flat.average_grads(rows / sum(self._rows), add_up)
+            self._flat.average_grads(len(batch) / sum(self._rows), add_up)
         norm = grads.norm()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:  # the step will unscale them, by a factor that a clip commutes with
@@ -417,16 +445,16 @@ class PolicyGradientModule(LightningModule):
         )
         return not plain or overridden or type(self).backward is not LightningModule.backward
 
-    def mean_over_ranks(self, value: Tensor, rows: int) -> Tensor:
+    def mean_over_ranks(self, value: Tensor, batch: Samples) -> Tensor:
         """The mean of a scalar over the rows of all ranks: all must decide alike, or some wait for the others for ever.
 
         Args:
             value: the mean over the rows of this rank.
-            rows: how many; with 0 the value does not count, though it be NaN.
+            batch: those rows; without any the value does not count, though it be NaN.
         """
         if self._gather is None:
             return value
-        told = self._gather(torch.stack([value.double(), value.new_tensor(rows, dtype=torch.float64)]))
+        told = self._gather(torch.stack([value.double(), value.new_tensor(len(batch), dtype=torch.float64)]))
         return weighted_mean(told[:, :1], told[:, 1]).squeeze(0)
 
     def learned_parameters(self) -> list[nn.Parameter]:
@@ -514,18 +542,20 @@ class PolicyGradientModule(LightningModule):
             # Not DDP's wrapper, which has made the weights equal: it would add up gradients bucket by bucket, whatever
             # number of rows they are of, and before every update overwrite what ranks have with what rank 0 has.
             self.trainer.strategy.model = self
+        statistics = (self.reward_scaler, self.network.normalizer, self._gather)
+        self._takes_in = any(x is not None for x in statistics)
         self._backward_is_watched = self._is_backward_watched()
         self._compiled_loss = torch.compile(self.loss) if self.compiles else None
         self._clock = (time.perf_counter(), self.env_steps)
 
     def _log_training(self, metrics: dict[str, Tensor]) -> None:
         returns, lengths = self._episodes.collect()
-        if len(returns):
+        if self._gather is not None:
+            metrics = self._metrics_of_ranks(metrics, returns, lengths)
+        elif len(returns):
             metrics |= {"rollout/return_mean": returns.mean(), "rollout/length_mean": lengths.mean()}
         names = list(metrics)
         stacked = torch.stack([metrics[name].detach().double() for name in names])
-        if self._gather is not None:
-            stacked = self._mean_of_equals(stacked)
         then, steps = self._clock
         self._clock = (time.perf_counter(), self.env_steps)
         self._log(
@@ -536,25 +566,35 @@ class PolicyGradientModule(LightningModule):
             }
         )
 
-    def _mean_of_equals(self, metrics: Tensor) -> Tensor:
-        """The mean of metrics `[M]` over the rows of all ranks, whose weights are compared on that occasion.
+    def _metrics_of_ranks(self, metrics: dict[str, Tensor], returns: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Means over the rows and over the episodes of all ranks, whose weights are compared on that occasion.
 
         Raises:
             UserError: if they differ. On every rank, so that none waits for another.
         """
+        own = torch.stack([x.detach().double() for x in metrics.values()])
+        episodes = torch.stack(
+            [returns.double().sum(), lengths.double().sum(), returns.new_tensor(len(returns)).double()]
+        )
         kept = [self._flat.values, *self.buffers(recurse=False)]
         kept += [x for module in self.modules() if isinstance(module, RunningMeanVar) for x in module.buffers()]
-        sums = [x.nan_to_num().double().sum() for x in kept] + [x.nan_to_num().double().abs().sum() for x in kept]
-        told = cast(Gather, self._gather)(torch.cat([metrics, torch.stack(sums).to(metrics.device)]))
-        metrics, sums, sizes = told.split([len(metrics), len(kept), len(kept)], 1)
-        # Not to the last bit, which may differ between kinds of processors.
-        if strangers := [r for r, is_far in enumerate(((sums - sums[0]).abs() > 1e-6 * sizes[0]).any(1)) if is_far]:
+        state = torch.stack([f(x.double().nan_to_num()) for x in kept for f in (torch.sum, _size)])
+        own, episodes, state = gather_together(own, episodes.to(own.device), state.to(own.device))
+        state, sizes = state[:, 0::2], state[:, 1::2]
+        # Not to the last bit: it may differ between kinds of processors.
+        apart = ((state - state[0]).abs() > 1e-6 * sizes[0]).any(1).nonzero().flatten().tolist()
+        if apart:
             raise UserError(
-                f"trainer.devices: weights or statistics of rank {', '.join(map(str, strangers))} differ from those of "
+                f"trainer.devices: weights or statistics of rank {', '.join(map(str, apart))} differ from those of "
                 f"rank 0 after {self._policy_version} updates; {type(self).__name__}.update must change weights by "
                 "gradient_step and decide by what all ranks know"
             )
-        return weighted_mean(metrics, torch.tensor(self._rows, dtype=metrics.dtype, device=metrics.device))
+        means = weighted_mean(own, torch.tensor(self._rows, dtype=own.dtype, device=own.device))
+        metrics = dict(zip(metrics, means, strict=True))
+        total_return, total_length, count = episodes.sum(0)
+        if count:
+            metrics |= {"rollout/return_mean": total_return / count, "rollout/length_mean": total_length / count}
+        return metrics
 
     def _log(self, metrics: dict[str, float], trainer_result: bool = False) -> None:
         """To callbacks, and to loggers directly: their x-axis is env steps, exact beyond 2²⁴.
@@ -612,3 +652,7 @@ class PolicyGradientModule(LightningModule):
             )
         self.env_steps = state["env_steps"]
         self._policy_version = state["policy_version"]
+
+
+def _size(x: Tensor) -> Tensor:
+    return x.abs().sum()

@@ -103,18 +103,19 @@ class PPO(PolicyGradientModule):
         clip_range = self.clip_range * (self.remaining if self.clip_schedule == "linear" else 1.0)
         # A number that changes would be compiled anew each time.
         self._clip_range = torch.tensor(clip_range, device=self.device) if self.compiles else clip_range
-        steps: list[tuple[int, dict[str, Tensor]]] = []
-        for batch in self._minibatches(samples):
+        steps: list[dict[str, Tensor]] = []
+        without_rows: list[dict[str, Tensor]] = []
+        for i, batch in enumerate(self._minibatches(samples)):
             loss, metrics = self.loss_of(batch)
-            ends_early = self.target_kl is not None and self.kl_penalty is None and steps
+            ends_early = self.target_kl is not None and self.kl_penalty is None and i > 0
             if ends_early:
-                kl = self.mean_over_ranks(metrics["train/approx_kl"], len(batch))
+                kl = self.mean_over_ranks(metrics["train/approx_kl"], batch)
                 if kl > 1.5 * cast(float, self.target_kl):
                     break
-            metrics["train/grad_norm"] = self.gradient_step(loss, len(batch))
-            steps.append((len(batch), metrics))
-        told = [metrics for rows, metrics in steps if rows] or [metrics for _, metrics in steps]
-        means = {name: torch.stack([metrics[name] for metrics in told]).mean() for name in told[0]}
+            metrics["train/grad_norm"] = self.gradient_step(loss, batch)
+            (steps if self._gather is None or len(batch) else without_rows).append(metrics)
+        steps = steps or without_rows
+        means = {name: torch.stack([metrics[name] for metrics in steps]).mean() for name in steps[0]}
         means["train/explained_variance"] = explained_variance(samples.old_values, samples.returns)
         if self.kl_penalty is None:
             return means | {"train/clip_range": torch.tensor(clip_range, device=self.device)}
@@ -156,6 +157,6 @@ class PPO(PolicyGradientModule):
         if self.target_kl is None or self.kl_penalty is None or samples.old_log_probs is None:
             return
         log_ratio = self.network.policy(samples).log_prob(samples.actions) - samples.old_log_probs
-        kl = self.mean_over_ranks(approximate_kl(log_ratio), len(samples))
+        kl = self.mean_over_ranks(approximate_kl(log_ratio), samples)
         self.kl_penalty *= 2.0 if kl > 1.5 * self.target_kl else 0.5 if kl < self.target_kl / 1.5 else 1.0
         self.kl_penalty.clamp_(1e-6, 1e6)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from pg_lightning.algorithms.base import Normalize, PolicyGradientModule
 from pg_lightning.errors import UserError, require
-from pg_lightning.ranks import moments
-from pg_lightning.returns import episode_index, episode_return, mean_of_other_episodes, reward_to_go, standardize
+from pg_lightning.returns import episode_index, episode_return, mean_of_other_episodes, reward_to_go
 from pg_lightning.rollout import Rollout, Samples
 
 Baseline = Literal["none", "batch_mean", "moving_average"]
@@ -75,7 +74,7 @@ class REINFORCE(PolicyGradientModule):
         samples = Samples.of(rollout, returns, returns, torch.zeros_like(returns))
         samples.advantages = samples.returns - self._baseline(rollout, samples.returns)
         if self.normalize_advantage:
-            samples.advantages = standardize(samples.advantages, self.gather_for(self.normalize_advantage))
+            samples.advantages = self.standardized(samples.advantages, self.normalize_advantage)
         if self.discount_objective:
             samples.advantages = samples.advantages * self.gamma ** rollout.timesteps[rollout.valid]
         return self.policy_gradient_step(samples)
@@ -87,7 +86,7 @@ class REINFORCE(PolicyGradientModule):
         before = self.baseline_value.nan_to_num().to(returns.dtype)
         if self.baseline == "moving_average":
             kept = torch.where(self.baseline_value.isnan(), 0.0, self.baseline_decay)
-            now = returns.mean() if self._gather is None else moments(returns, self._gather)[1]
+            now = returns.mean() if self._gather is None else self.moments(returns)[1]
             self.baseline_value.copy_(kept * before + (1 - kept) * now)
             return before.expand_as(returns)
         return torch.zeros_like(returns)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pg_lightning.ranks import Gather, moments
+from pg_lightning.ranks import Moments, moments
 
 
 class RunningMeanVar(nn.Module):
@@ -35,19 +35,14 @@ class RunningMeanVar(nn.Module):
         return self
 
     @torch.no_grad()
-    def update(self, batch: Tensor, gather: Gather | None = None) -> None:
-        """Takes in a batch `[B, *shape]`; an empty one changes nothing.
+    def update(self, batch: Tensor) -> None:
+        """Takes in a batch `[B, *shape]`; an empty one changes nothing."""
+        if len(batch):
+            self.merge(*moments(batch))
 
-        With several ranks, `gather` brings their tensors together: each takes in the batches of all.
-        """
-        n: int | Tensor = len(batch)
-        if gather is not None:
-            n, mean, var = moments(batch, gather)
-        elif n:
-            batch = batch.double()
-            mean, var = batch.mean(0), batch.var(0, correction=0)
-        else:
-            return
+    @torch.no_grad()
+    def merge(self, n: int | Tensor, mean: Tensor, var: Tensor) -> None:
+        """Takes in data of which only number, mean `[*shape]` and (biased) variance `[*shape]` are known."""
         total = self.count + n
         delta = mean - self.mean
         m2 = self.var * self.count + var * n + delta.square() * self.count * n / total
@@ -109,8 +104,8 @@ class RewardScaler(nn.Module):
         self._returns = None
 
     @torch.no_grad()
-    def update(self, rewards: Tensor, done: Tensor, valid: Tensor, gather: Gather | None = None) -> None:
-        """Follows R ← γ R + r through `[T, N]` rows, restarting at the end of each episode; for all ranks at once."""
+    def follow(self, rewards: Tensor, done: Tensor, valid: Tensor) -> Tensor:
+        """R ← γ R + r through `[T, N]` rows, restarting at the end of each episode: `[B]`, for the statistics."""
         running = self._returns if self._returns is not None else torch.zeros_like(rewards[0])
         seen = []
         for reward, end, ok in zip(rewards, done, valid, strict=True):
@@ -118,7 +113,7 @@ class RewardScaler(nn.Module):
             seen.append(running)
             running = running * ~end
         self._returns = running
-        self.statistics.update(torch.stack(seen)[valid], gather)
+        return torch.stack(seen)[valid]
 
     def forward(self, rewards: Tensor) -> Tensor:
         """Scaled rewards, in the shape given."""
@@ -146,10 +141,10 @@ class ValueNormalizer(nn.Module):
         return values * std.to(values.dtype) + mean.to(values.dtype)
 
     @torch.no_grad()
-    def update(self, returns: Tensor, output: nn.Linear, gather: Gather | None = None) -> None:
-        """Takes in targets `[B]` in the unit of the rewards, of all ranks, and rescales the critic's output layer."""
+    def update(self, returns: Moments, output: nn.Linear) -> None:
+        """Takes in targets in the unit of the rewards, and rescales the critic's output layer."""
         old_mean, old_std = self._mean_std()
-        self.statistics.update(returns, gather)
+        self.statistics.merge(*returns)
         mean, std = self._mean_std()
         output.weight.mul_((old_std / std).to(output.weight.dtype))
         output.bias.copy_((old_std * output.bias + old_mean - mean) / std)

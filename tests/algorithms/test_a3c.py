@@ -125,8 +125,8 @@ def test_gradients_of_several_updates_do_not_add_up(train):
             super().__init__(**kwargs)
             self.gradients = []
 
-        def gradient_step(self, loss, rows):
-            norm = super().gradient_step(loss, rows)
+        def gradient_step(self, loss, batch):
+            norm = super().gradient_step(loss, batch)
             self.gradients.append([w.grad.clone() for w in self._shared.weights])
             return norm
 

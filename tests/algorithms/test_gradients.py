@@ -160,7 +160,7 @@ class Recorded:
         super().__init__(**kwargs)
         self.actor_gradients, self.critic_gradients = [], []
 
-    def gradient_step(self, loss, rows):
+    def gradient_step(self, loss, batch):
         critic = self.network.parameter_groups()[1]
         actor = actor_parameters(self)
         gradients = torch.autograd.grad(-loss, actor + critic)

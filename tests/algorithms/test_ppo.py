@@ -124,11 +124,11 @@ class Watched(PPO):
         self.metrics.append(super().update(rollout))
         return dict(self.metrics[-1])
 
-    def gradient_step(self, loss, rows):
+    def gradient_step(self, loss, batch):
         self.losses.append(loss.item())
         self.weights.append(weights_of(self))
         self.learning_rates.append([g["lr"] for g in self._optimizer().param_groups])
-        norm = super().gradient_step(loss, rows)
+        norm = super().gradient_step(loss, batch)
         self.gradients.append({name: p.grad.double().numpy().copy() for name, p in self.network.named_parameters()})
         self.clipped.append(self._flat.grads.double().numpy().copy())
         return norm

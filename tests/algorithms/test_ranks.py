@@ -171,7 +171,7 @@ def outcome(module, trainer):
 def play(rank, env_id="CartPole-v1", algorithm=PPO, model=None, **data):
     """The same from environments, and the first rollout's observations."""
     torch.manual_seed(7)
-    small = {"num_envs": 2, "num_steps": 8, "total_steps": 100, "eval_episodes": 2}
+    small = {"num_envs": 2, "num_steps": 8, "total_steps": 64, "eval_episodes": 2}
     rollouts = RolloutDataModule(env_id, **{**small, **data})
     seen = []
 
@@ -182,7 +182,7 @@ def play(rank, env_id="CartPole-v1", algorithm=PPO, model=None, **data):
 
     spaces = {"observation_space": rollouts.observation_space, "action_space": rollouts.action_space}
     module = Seen(**spaces, total_steps=rollouts.total_steps, hidden_sizes=[4], **(model or {}))
-    trainer = trainer_of(rank, limit_val_batches=0, max_epochs=-1)
+    trainer = trainer_of(rank, limit_val_batches=0, max_epochs=-1, log_every_n_steps=10)
     trainer.fit(module, rollouts)
     weights, metrics = outcome(module, trainer)
     return weights, metrics, module.env_steps, [rollout.env_steps for rollout in seen], seen[0].obs.numpy()
@@ -190,7 +190,13 @@ def play(rank, env_id="CartPole-v1", algorithm=PPO, model=None, **data):
 
 # Fewer rows than minibatches on some ranks; no rows; rollouts of unequal length; a process that plays ahead.
 ENVIRONMENTS = {
-    "few rows": {"num_steps": 1, "autoreset_mode": "next_step", "num_envs": 4, "model": {"num_minibatches": 4}},
+    "few rows": {
+        "num_steps": 1,
+        "total_steps": 200,
+        "autoreset_mode": "next_step",
+        "num_envs": 4,
+        "model": {"num_minibatches": 4},
+    },
     "whole episodes": {"algorithm": REINFORCEBaseline, "num_steps": 1, "whole_episodes": True},
     "minibatches of whole episodes": {"num_steps": 1, "whole_episodes": True, "model": {"num_minibatches": 7}},
     "memory": {"autoreset_mode": "next_step", "model": {"memory": "gru", "memory_size": 3, "num_minibatches": 2}},
@@ -202,9 +208,9 @@ ENVIRONMENTS = {
 class Apart(A2C):
     """Forgets what the other ranks have found."""
 
-    def backward_and_clip(self, loss, rows):
+    def backward_and_clip(self, loss, batch):
         self._gather, known = None, self._gather
-        norm = super().backward_and_clip(loss, rows)
+        norm = super().backward_and_clip(loss, batch)
         self._gather = known
         return norm
 
@@ -284,10 +290,8 @@ def test_two_ranks_on_halves_are_one_on_the_whole(name, ranks):
     for key, value in whole.items():
         np.testing.assert_allclose(weights[key], value, rtol=1e-10, atol=1e-10, err_msg=key)
     assert metrics.keys() == whole_metrics.keys()
-    for key in ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "learning_rate"):
-        if f"train/{key}" in metrics:
-            np.testing.assert_allclose(metrics[f"train/{key}"], whole_metrics[f"train/{key}"], rtol=1e-9, err_msg=key)
-    assert metrics["time/env_steps"] == whole_metrics["time/env_steps"]
+    for key in metrics.keys() - {"train/explained_variance", "time/steps_per_second"}:
+        np.testing.assert_allclose(metrics[key], whole_metrics[key], rtol=1e-6, err_msg=key)
 
 
 def test_the_early_stop_of_those_cases_ends_some_updates_and_not_all():
@@ -299,9 +303,9 @@ def test_the_early_stop_of_those_cases_ends_some_updates_and_not_all():
             steps.append(0)
             return super().update(rollout)
 
-        def gradient_step(self, loss, rows):
+        def gradient_step(self, loss, batch):
             steps[-1] += 1
-            return super().gradient_step(loss, rows)
+            return super().gradient_step(loss, batch)
 
     learn(Counted, *CASES["PPO, early stop"][1:])
     assert min(steps) < 9
@@ -332,7 +336,7 @@ def test_ranks_play_rollouts_of_their_own_and_learn_in_step(name, ranks):
     )
     assert_equal_bits(weights, others)
     assert metrics.keys() == their_metrics.keys()
-    assert env_steps == their_env_steps == sum(rows) + sum(their_rows) >= 100
+    assert env_steps == their_env_steps == sum(rows) + sum(their_rows) >= 64
     assert len(rows) == len(their_rows)
     same = min(len(obs), len(their_obs))
     assert not np.isclose(obs[:same], their_obs[:same]).any(-1).all()

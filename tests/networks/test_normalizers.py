@@ -7,6 +7,7 @@ from torch import nn
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.networks import ActorCritic, ObservationNormalizer, RewardScaler, RunningMeanVar, ValueNormalizer
+from pg_lightning.ranks import moments
 
 
 def batches_of(*sizes, scale=(1.0, 20.0, 0.1), shift=(0.0, 5.0, -300.0)):
@@ -120,7 +121,7 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return_over_all_r
     rollouts = [reward_rollout(T=20, N=3, seed=seed) for seed in range(3)]
     assert not all(valid.all() for _, _, valid in rollouts)
     for i, (rewards, done, valid) in enumerate(rollouts):
-        scaler.update(rewards, done, valid)
+        scaler.statistics.update(scaler.follow(rewards, done, valid))
         scale = discounted_returns_by_hand(rollouts[: i + 1], gamma).std()
         np.testing.assert_allclose(scaler(rewards), rewards / scale, rtol=1e-4)
 
@@ -128,7 +129,7 @@ def test_rewards_are_scaled_by_the_deviation_of_the_discounted_return_over_all_r
 def test_the_mean_reward_is_not_subtracted():
     scaler = RewardScaler(0.0)
     no = torch.zeros(2, 1, dtype=torch.bool)
-    scaler.update(torch.tensor([[10.0], [14.0]]), no, ~no)
+    scaler.statistics.update(scaler.follow(torch.tensor([[10.0], [14.0]]), no, ~no))
     torch.testing.assert_close(scaler(torch.tensor([[10.0], [14.0]])), torch.tensor([[5.0], [7.0]]))
 
 
@@ -139,7 +140,7 @@ def test_scaled_rewards_are_clipped():
 def test_scaling_rewards_does_not_move_the_statistics():
     scaler = RewardScaler(0.9)
     rewards, done, valid = reward_rollout(20, 3, seed=0)
-    scaler.update(rewards, done, valid)
+    scaler.statistics.update(scaler.follow(rewards, done, valid))
     before = {name: value.clone() for name, value in scaler.state_dict().items()}
     scaler(100 * rewards)
     assert all(torch.equal(value, before[name]) for name, value in scaler.state_dict().items())
@@ -148,7 +149,7 @@ def test_scaling_rewards_does_not_move_the_statistics():
 def test_a_reward_scaler_is_restored_from_its_state_dict():
     scaler, restored = RewardScaler(0.9), RewardScaler(0.9)
     rewards, done, valid = reward_rollout(20, 3, seed=0)
-    scaler.update(rewards, done, valid)
+    scaler.statistics.update(scaler.follow(rewards, done, valid))
     restored.load_state_dict(scaler.state_dict())
     assert torch.equal(restored(rewards), scaler(rewards))
     assert not torch.equal(RewardScaler(0.9)(rewards), scaler(rewards))
@@ -177,14 +178,14 @@ def test_moving_the_statistics_of_values_changes_no_value():
     for seed, (mean, std) in enumerate([(300.0, 40.0), (-5.0, 0.1), (0.0, 1e3)]):
         before = normalizer.restore(output(features))
         weight = output.weight.clone()
-        normalizer.update(returns_of(seed, mean=mean, std=std).double(), output)
+        normalizer.update(moments(returns_of(seed, mean=mean, std=std)), output)
         assert not torch.equal(output.weight, weight)
         torch.testing.assert_close(normalizer.restore(output(features)), before, rtol=1e-6, atol=1e-6)
 
 
 def test_normalising_values_and_restoring_them_is_the_identity():
     normalizer = ValueNormalizer()
-    normalizer.update(returns_of(0), nn.Linear(6, 1))
+    normalizer.update(moments(returns_of(0)), nn.Linear(6, 1))
     values = torch.tensor([-1e3, -1.0, 0.0, 1.0, 250.0, 1e3])
     torch.testing.assert_close(normalizer.restore(normalizer(values)), values, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(normalizer(normalizer.restore(values)), values, rtol=1e-5, atol=1e-3)
@@ -194,7 +195,7 @@ def test_the_targets_that_the_critic_learns_have_mean_0_and_variance_1_over_all_
     normalizer, seen = ValueNormalizer(), []
     for seed, mean in enumerate((300.0, 320.0, -100.0)):
         seen.append(returns_of(seed, mean=mean))
-        normalizer.update(seen[-1], nn.Linear(6, 1))
+        normalizer.update(moments(seen[-1]), nn.Linear(6, 1))
         targets = normalizer(torch.cat(seen).double())
         assert float(targets.mean()) == pytest.approx(0.0, abs=1e-6)
         assert float(targets.std(correction=0)) == pytest.approx(1.0, abs=1e-6)
@@ -283,7 +284,7 @@ def test_what_does_not_vary_has_no_scale(value):
     """Else the first reward of another size, or the distance to the mean, would count in units of nothing."""
     scaler, normalizer, head = RewardScaler(0.9), ValueNormalizer(), nn.Linear(3, 1)
     ends = torch.ones(4, 2, dtype=torch.bool)
-    scaler.update(torch.full((4, 2), value), ends, ends)
+    scaler.statistics.update(scaler.follow(torch.full((4, 2), value), ends, ends))
     assert scaler(torch.tensor([3.0])).item() == 3.0
-    normalizer.update(torch.full((8,), value), head)
+    normalizer.update(moments(torch.full((8,), value)), head)
     assert normalizer(torch.tensor([value + 2.0])).item() == 2.0
