@@ -27,9 +27,10 @@ class Rollout:
         actions: `[T, N, *action]`, as the policy sampled them (not clipped to the bounds of the action space).
         rewards: `[T, N]` float32, as the environment gave them.
         terminated: `[T, N]` bool; the task ended, so nothing follows: never bootstrap.
-        truncated: `[T, N]` bool; the episode was cut (time limit): bootstrap with V of its final observation.
+        truncated: `[T, N]` bool; the episode was cut (time limit): bootstrap with V of its final observation. Where an
+            environment broke in row t, rows t − 1, whose `obs[t]` is the last that it gave, and t.
         valid: `[T, N]` bool; False where the row is no experience: the environment ignored the action (the reset row of
-            next-step autoreset), or waited for the others to end their episodes.
+            next-step autoreset), waited for the others to end their episodes, or broke and was replaced.
         timesteps: `[T, N]` int64; env steps that the row's episode had before it, 0 where it begins.
         final_obs: `[K, *obs]`; final observations of truncated episodes that were reset within the step.
         final_rows: `[K]` int64; where they belong, as `t * N + n`.
@@ -37,6 +38,7 @@ class Rollout:
         episode_lengths: `[E]` their lengths in env steps.
         policy_version: number of updates behind the policy that acted.
         env_steps: number of valid rows.
+        env_restarts: environments that have been replaced so far; None where they cannot be.
         action_mask: `[T, N, A]`, non-zero where an action was allowed; None if the environment does not say.
         state: `[N, S]` of the policy's memory before the first row; None for a policy without memory.
         log_probs: `[T, N]` log π(a|s) of the policy that acted, 0 where not valid; None unless that policy may be older
@@ -56,6 +58,7 @@ class Rollout:
     episode_lengths: Tensor
     policy_version: int
     env_steps: int
+    env_restarts: int | None = None
     action_mask: Tensor | None = None
     state: Tensor | None = None
     log_probs: Tensor | None = None

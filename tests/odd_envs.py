@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -95,6 +97,59 @@ class Saboteur(Bandit):
         return super().step(action)
 
 
+class Faulty(Bandit):
+    """Episodes of 10 steps, cut, that pay 1 a step and show (number since the seed, step).
+
+    Where it was begun with the seed `victim`, or with any if that is None, the fault occurs in step `step` of its
+    episode `episode`, or in the reset before where `step` is 0.
+    """
+
+    length = 10
+    observation_space = spaces.Box(-1.0, 1000.0, (2,), np.float32)
+
+    def __init__(self, fault: Any, victim: int | None = None, episode: int = 0, step: int = 1) -> None:
+        self.fault, self.victim, self.when = fault, victim, (episode, step)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if seed is not None:
+            self.is_victim, self.episode = self.victim in (None, seed), -1
+        self.episode += 1
+        obs, _ = super().reset(seed=seed)
+        self._break()
+        return obs, {}
+
+    def step(self, action: Any) -> Any:
+        obs, _, ended, _, info = super().step(action)
+        self._break()
+        return obs, 1.0, False, ended, info
+
+    def observation(self) -> Any:
+        return np.array([self.episode, self.steps], dtype=np.float32)
+
+    def _break(self) -> None:
+        if self.is_victim and (self.episode, self.steps) == self.when:
+            FAULTS[self.fault]()
+
+
+def _raise() -> None:
+    raise OSError("the simulator\nis gone")
+
+
+def _hang() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1000)
+
+
+FAULTS = {
+    "raises": _raise,
+    "leaves": sys.exit,
+    "exits": lambda: os._exit(3),
+    "is killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hangs": _hang,
+    "is stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+}
+
+
 class TextObservation(Bandit):
     observation_space = spaces.Text(3)
 
@@ -103,5 +158,5 @@ class IntegerBoxAction(Bandit):
     action_space = spaces.Box(0, 3, (1,), np.int64)
 
 
-for _class in (Flat, Fading, Lottery, BreaksDown, Saboteur, TextObservation, IntegerBoxAction):
+for _class in (Flat, Fading, Lottery, BreaksDown, Saboteur, Faulty, TextObservation, IntegerBoxAction):
     gym.register(f"{_class.__name__}-v0", entry_point=_class)

@@ -309,6 +309,9 @@ class PolicyGradientModule(LightningModule):
         if self.env_steps >= self.total_steps:
             self.trainer.should_stop = True
         if self._is_logged or self.trainer.should_stop:
+            if rollout.env_restarts is not None:  # a sum over processes, of which the mean is logged
+                restarts = float(rollout.env_restarts * self.trainer.world_size)
+                metrics["env/restarts"] = torch.tensor(restarts, device=self.device)
             self._log_training(metrics)
 
     def _take_in(self, rollout: Rollout) -> tuple[int, dict[str, Moments]]:

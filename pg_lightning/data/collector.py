@@ -9,6 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from pg_lightning.envs import RESTARTED
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Actor, Rollout
 
@@ -19,6 +20,10 @@ class RolloutCollector:
     With whole episodes, every environment starts afresh instead and plays until an episode of its own ends at or after
     `num_steps` rows. Every episode that is begun is in the rollout to its end, long or short: to leave out those that
     take longer would favour short ones. An environment that is done waits for the others in rows that are not valid.
+
+    Where the vector environment had to replace an environment in a step, that row is not valid: what its action led to
+    is not known. The row before ends a truncated episode, whose final observation is the one that was acted on, and
+    whose return is not among `episode_returns`.
 
     Args:
         env: a vector environment with array observations, in any of Gymnasium's three autoreset modes.
@@ -115,6 +120,14 @@ class RolloutCollector:
                         rewards[t] *= valid[t]
                     if next_step:
                         begins, self._in_reset_row = self._in_reset_row, ended
+                    if RESTARTED in infos:
+                        restarted = infos[RESTARTED]
+                        truncated[max(0, t - 1), restarted & (timesteps[t] > 0)] = True
+                        truncated[t, restarted], valid[t, restarted] = True, False
+                        begins = begins | restarted
+                        self._returns[restarted], self._lengths[restarted] = 0.0, 0
+                        if self.whole_episodes and t + 1 >= T:
+                            playing &= ~restarted
                     self._returns += rewards[t]
                     self._lengths += valid[t]
                     if self._state is not None and begins.any():
@@ -160,6 +173,7 @@ class RolloutCollector:
             episode_lengths=torch.tensor(lengths, dtype=torch.float32),
             policy_version=policy_version,
             env_steps=int(valid[:T].sum()),
+            env_restarts=getattr(self.env, "restarts", None),
             action_mask=torch.from_numpy(np.stack(masks)) if masks else None,
             state=None if first_state is None else first_state.clone(),
         )

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from gymnasium.vector import VectorEnv
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, IterableDataset
@@ -65,6 +66,10 @@ class RolloutDataModule(LightningDataModule):
             past it.
         backend: `sync` steps the environments in this process, `async` in one process each, `vector` uses the
             environment's own vectorised code, `auto` measures and says why.
+        env_timeout: with `async`, the seconds that a step or a reset may take, to the first reset with the start of the
+            process; an environment that takes longer is replaced, as is one whose process dies.
+        max_env_restarts: with `async`, how many environments are replaced before the run ends, of those that a process
+            trains in, and of those that it evaluates in; with 0 the first failure ends it.
         autoreset_mode: when an ended episode restarts: `same_step`, `next_step` or `disabled` (the collector resets);
             by default `same_step`, or what the vectorised code does.
         eval_every_steps: env steps between evaluations during training; one is made at the end in any case.
@@ -88,6 +93,8 @@ class RolloutDataModule(LightningDataModule):
         overlap: bool = False,
         total_steps: int = 100_000,
         backend: Backend = "sync",
+        env_timeout: float = 60.0,
+        max_env_restarts: int = 100,
         autoreset_mode: AutoresetName | None = None,
         eval_every_steps: int = 10_000,
         eval_episodes: int = 10,
@@ -105,6 +112,8 @@ class RolloutDataModule(LightningDataModule):
         }
         for name, count in counts.items():
             require(f"data.{name}", count, 1)
+        require("data.env_timeout", env_timeout, 0.1)
+        require("data.max_env_restarts", max_env_restarts, 0)
         self.env_id = env_id
         self.env_kwargs = env_kwargs
         self.wrappers = wrappers or []
@@ -114,6 +123,8 @@ class RolloutDataModule(LightningDataModule):
         self.overlap = overlap
         self.total_steps = total_steps
         self.backend = backend
+        self.env_timeout = env_timeout
+        self.max_env_restarts = max_env_restarts
         self.autoreset_mode = autoreset_mode
         self.eval_every_steps = eval_every_steps
         self.eval_episodes = eval_episodes
@@ -167,21 +178,25 @@ class RolloutDataModule(LightningDataModule):
         return _loader(RolloutDataset(self.collector, actor, length))
 
     def _make_collector(self, seeds: list[int], action_seed: int) -> RolloutCollector:
-        env = make_vector_env(
-            self.env_id,
-            self.num_envs,
-            self.env_kwargs,
-            self.wrappers,
-            cast(Any, self.backend),
-            self.autoreset_mode,
-        )
         return RolloutCollector(
-            env,
+            self._make_env(self.num_envs, self.backend, self.autoreset_mode),
             self.num_steps,
             seeds[0] if self.backend == "vector" else seeds,
             action_seed,
             self.whole_episodes,
             self.eval_max_episode_steps,
+        )
+
+    def _make_env(self, num_envs: int, backend: str, autoreset_mode: AutoresetName | None) -> VectorEnv:
+        return make_vector_env(
+            self.env_id,
+            num_envs,
+            self.env_kwargs,
+            self.wrappers,
+            cast(Any, backend),
+            autoreset_mode,
+            self.env_timeout,
+            self.max_env_restarts,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -204,9 +219,7 @@ class RolloutDataModule(LightningDataModule):
         num_envs = max(1, min(self.num_envs, len(seeds)))
         if self._eval_env is None or self._eval_env.num_envs != num_envs:
             backend = self.backend if self.backend in ("async", "envpool") else "sync"
-            self._eval_env = make_vector_env(
-                self.env_id, num_envs, self.env_kwargs, self.wrappers, cast(Any, backend), "disabled"
-            )
+            self._eval_env = self._make_env(num_envs, backend, "disabled")
         return _loader(
             EvaluationDataset(
                 self._eval_env,

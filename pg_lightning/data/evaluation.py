@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from pg_lightning.envs import RESTARTED
 from pg_lightning.rollout import Actor, Episode
 
 
@@ -76,6 +77,12 @@ class EvaluationDataset(IterableDataset[Episode]):
             if self.record:
                 for n in np.flatnonzero(counted):
                     tracks[n].append((obs[n], env_actions[n], rewards[n], terminated[n], truncated[n]))
+            if RESTARTED in infos:  # these have begun another episode, which counts in the place of the one that broke
+                restarted = infos[RESTARTED]
+                returns[restarted], lengths[restarted] = 0.0, 0
+                tracks = [[] if again else track for track, again in zip(tracks, restarted, strict=True)]
+                if state is not None:
+                    state = state * ~torch.from_numpy(restarted)[:, None].to(state.device)
             capped = ~(terminated | truncated) & (lengths >= self.max_episode_steps)
             if (capped & counted).any():
                 rank_zero_warn(

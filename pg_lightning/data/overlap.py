@@ -48,7 +48,7 @@ class CollectorProcess:
 
         Raises:
             UserError: if the collector raised it.
-            WorkerError: if it raised anything else, or the process died.
+            WorkerError: if it raised that or anything else, or the process died.
         """
         if self._process is None:
             self._start(actor)
@@ -114,7 +114,7 @@ class CollectorProcess:
             while (version := pipe.recv()) is not None:
                 rollout = collector.collect(actor)
                 pipe.send(_packed(replace(rollout, policy_version=version, log_probs=actor.log_probs(rollout))))
-        except UserError as error:
+        except (UserError, WorkerError) as error:
             pipe.send(error)
         except Exception:
             with suppress(OSError):

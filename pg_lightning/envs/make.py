@@ -10,11 +10,12 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 from gymnasium import Space, spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from pg_lightning.class_path import ClassPath, resolve
 from pg_lightning.envs.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.envs.serial import SerialVectorEnv
+from pg_lightning.envs.workers import WorkerVectorEnv
 from pg_lightning.errors import UserError
 
 Backend = Literal["sync", "async", "vector", "envpool", "auto"]
@@ -28,21 +29,6 @@ _MODES: dict[AutoresetName, AutoresetMode] = {
 _FLATTENED = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 REFUSALS = (gym.error.Error, ImportError, TypeError, ValueError, AssertionError)
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Tuple or Dict of these"
-
-
-class OwnFinalObservation(gym.Wrapper[Any, Any, Any, Any]):
-    """Copies the observation that ends an episode.
-
-    A vector environment that resets within the step hands out the final observation by reference; from an environment
-    that reuses its array it would arrive holding the first observation of the next episode.
-    """
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the environment's, with a final observation that later steps cannot change."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        if terminated or truncated:
-            obs = np.copy(obs)
-        return obs, reward, terminated, truncated, info
 
 
 def make_env(
@@ -93,6 +79,8 @@ def make_vector_env(
     wrappers: Sequence[ClassPath] = (),
     backend: Literal["sync", "async", "vector", "envpool"] = "sync",
     autoreset_mode: AutoresetName | None = None,
+    env_timeout: float = 60.0,
+    max_env_restarts: int = 100,
 ) -> VectorEnv:
     """`num_envs` environments that step together.
 
@@ -104,6 +92,8 @@ def make_vector_env(
             mode than its `next_step` has one pool for each environment, stepped one after the other.
         autoreset_mode: when an ended episode restarts; by default within the step, or as the vectorised
             implementation does it.
+        env_timeout: with `async`, the seconds after which an environment that gives no answer is replaced.
+        max_env_restarts: with `async`, how many are replaced before it raises.
 
     Raises:
         UserError: if they cannot be made so, naming the field.
@@ -116,8 +106,7 @@ def make_vector_env(
     mode = _MODES[autoreset_mode or "same_step"]
     make: Callable[[], gym.Env] = partial(make_env, env_id, env_kwargs, wrappers, backend)
     if backend == "async":
-        make_own = partial(_with_own_final_observation, make) if mode == AutoresetMode.SAME_STEP else make
-        return AsyncVectorEnv([make_own] * num_envs, shared_memory=True, autoreset_mode=mode)
+        return WorkerVectorEnv(make, num_envs, mode, env_timeout, max_env_restarts)
     return SerialVectorEnv([make] * num_envs, copy=False, autoreset_mode=mode)
 
 
@@ -152,20 +141,6 @@ def choose_backend(
     best = max(speeds, key=lambda backend: speeds[backend])
     measured = ", ".join(f"{backend} {speed:,.0f}" for backend, speed in speeds.items())
     return best, f"{best}, the fastest with random actions in {num_envs} envs ({measured} env steps/s)"
-
-
-def env_seed(seed: int, *key: int) -> int:
-    """A 31-bit seed that no other key of this run, and no key of another run, shares but by chance.
-
-    Args:
-        seed: of the run.
-        key: what the seed is for, for example (stream, rank, env index).
-    """
-    return int(np.random.SeedSequence(entropy=seed, spawn_key=key).generate_state(1)[0] >> 1)
-
-
-def _with_own_final_observation(make: Callable[[], gym.Env]) -> gym.Env:
-    return OwnFinalObservation(make())
 
 
 def _make_vectorised(

@@ -158,7 +158,7 @@ class HogwildLauncher(_Launcher):
         try:
             _call_and_handle_interrupt(trainer, function, *args, **kwargs)
             outcome = _results(trainer) if rank == 0 else None
-        except (UserError, MisconfigurationException) as error:
+        except (UserError, WorkerError, MisconfigurationException) as error:
             outcome = error
         except SIGTERMException:
             outcome = _error(rank, "was stopped by SIGTERM")

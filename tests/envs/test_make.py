@@ -10,9 +10,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from pg_lightning.envs import choose_backend, env_seed, make_env, make_vector_env
+from pg_lightning.envs.workers import WorkerVectorEnv
 from pg_lightning.errors import UserError
 
 TOYS = "pg_lightning.envs.toy:pg_lightning/"
@@ -91,7 +92,7 @@ def refusal(call: Any, *args: Any, **kwargs: Any) -> str:
 
 
 @pytest.mark.parametrize("mode", [None, "same_step", "next_step", "disabled"])
-@pytest.mark.parametrize(("backend", "kind"), [("sync", SyncVectorEnv), ("async", AsyncVectorEnv)])
+@pytest.mark.parametrize(("backend", "kind"), [("sync", SyncVectorEnv), ("async", WorkerVectorEnv)])
 def test_a_backend_steps_that_many_environments_in_that_mode(backend: Any, kind: type, mode: Any) -> None:
     env = make_vector_env("CartPole-v1", 2, backend=backend, autoreset_mode=mode)
     assert isinstance(env.unwrapped, kind)
@@ -146,7 +147,7 @@ def test_the_vector_backend_refuses_what_it_cannot_do() -> None:
 
 @pytest.mark.parametrize("mode", [None, "same_step", "next_step", "disabled"])
 def test_auto_takes_the_fastest_and_says_what_it_measured(monkeypatch: Any, mode: Any) -> None:
-    speeds = {"SerialVectorEnv": 10.0, "AsyncVectorEnv": 20.0, "CartPoleVectorEnv": 30.0}
+    speeds = {"SerialVectorEnv": 10.0, "WorkerVectorEnv": 20.0, "CartPoleVectorEnv": 30.0}
     monkeypatch.setattr(
         "pg_lightning.envs.make._steps_per_second", lambda env, seconds: speeds[type(env.unwrapped).__name__]
     )
