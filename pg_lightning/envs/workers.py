@@ -195,7 +195,6 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
                     f"data.backend async: {cause}; its episode is cut and a new process begins another "
                     f"(restart {self.restarts} of at most {self.max_restarts})"
                 )
-                _kill(self._processes[n])
                 self._pipes[n].close()
                 self._start(n)
             answers, broken = self._ask({n: _message("reset", self._fresh_seed(n), None) for n in broken})
@@ -207,7 +206,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         return None if seed is None else env_seed(seed, self.restarts, n)
 
     def _ask(self, messages: dict[int, bytes]) -> tuple[dict[int, Any], dict[int, str]]:
-        """The answers of the environments, and the causes for which there are none."""
+        """The answers of the environments, and the causes for which there are none; those processes are ended."""
         poller = select.poll()
         waiting: dict[int, int] = {}
         for n, message in messages.items():
@@ -227,19 +226,21 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
                 n = waiting.pop(file)
                 try:
                     is_well, answer = self._pipes[n].recv()
-                    if not is_well:  # it is about to close its environment
-                        wait([self._processes[n].sentinel], GRACE)
                 except (EOFError, OSError):
                     _kill(self._processes[n])
                     is_well, answer = False, cause_of_death(self._processes[n].exitcode)
+                if not is_well:
+                    wait([self._processes[n].sentinel], GRACE)  # it may be closing its environment
+                    _kill(self._processes[n])
                 (answers if is_well else broken)[n] = answer
             if not ready:
                 # Not by the clock: a program that was stopped for an hour must not find all its processes late.
                 left -= pause
                 if left <= 0:
-                    late = f"gave no answer within data.env_timeout, {self.timeout:g} s"
-                    broken |= dict.fromkeys(waiting.values(), late)
-                    waiting.clear()
+                    for n in waiting.values():
+                        broken[n] = f"gave no answer within data.env_timeout, {self.timeout:g} s"
+                        _kill(self._processes[n])
+                    break
         return answers, {n: f"env {n} (process {self._processes[n].pid}) {broken[n]}" for n in sorted(broken)}
 
     def _gathered(self, answers: dict[int, Any]) -> dict[str, Any]:
