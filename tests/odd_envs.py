@@ -97,6 +97,16 @@ class Saboteur(Bandit):
         return super().step(action)
 
 
+class Overpays(BreaksDown):
+    """Pays more than can be squared in float32 from its 200th step on."""
+
+    def __init__(self) -> None:
+        super().__init__("pay")
+
+    def reward(self) -> float:
+        return 1e38 if self.total >= 200 else 0.0
+
+
 class Faulty(Bandit):
     """Episodes of 10 steps, cut, that pay 1 a step and show (number since the seed, step).
 
@@ -158,5 +168,5 @@ class IntegerBoxAction(Bandit):
     action_space = spaces.Box(0, 3, (1,), np.int64)
 
 
-for _class in (Flat, Fading, Lottery, BreaksDown, Saboteur, Faulty, TextObservation, IntegerBoxAction):
+for _class in (Flat, Fading, Lottery, BreaksDown, Overpays, Saboteur, Faulty, TextObservation, IntegerBoxAction):
     gym.register(f"{_class.__name__}-v0", entry_point=_class)

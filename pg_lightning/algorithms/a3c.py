@@ -138,6 +138,7 @@ class A3C(PolicyGradientModule):
             self._copied_at = int(self._shared.updates)
             for weights, copy in zip(self._shared.weights, self._flat.groups, strict=True):
                 copy.copy_(weights)
+        self._refuse_divergence({})  # of any worker: worker 0 is about to evaluate and to save
 
     def _count_env_steps(self, count: int) -> int:
         with self._shared.lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -42,6 +43,8 @@ Normalize = bool | Literal["per_rank"]
 Schedule = Literal["constant", "linear"]
 LRSchedule = Literal["constant", "linear", "plateau"]
 OptimizerName = Literal["adam", "rmsprop"]
+GROUPS = ("actor", "critic")  # of parameters
+WATCHED = ("train/policy_loss", "train/value_loss", "train/grad_norm")  # for whether they are finite
 OPTIMIZERS: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, eps=1e-5, fused=True),
     "rmsprop": partial(torch.optim.RMSprop, alpha=0.99, eps=1e-5),
@@ -297,6 +300,7 @@ class PolicyGradientModule(LightningModule):
         ends = self.env_steps + env_steps >= self.total_steps
         self._is_logged = ends or bool(every and (self._policy_version + 1) % every == 0)
         metrics = self.update(rollout)
+        self._refuse_divergence(metrics)
         if rollout.log_probs is not None:
             lag = self._policy_version - rollout.policy_version
             metrics["train/policy_lag"] = torch.tensor(float(lag), device=self.device)
@@ -328,6 +332,30 @@ class PolicyGradientModule(LightningModule):
         self._rows = [int(n) for n in told.tolist()]
         env_steps = sum(self._rows)
         return env_steps, dict(zip(batches, map(merged, parts), strict=True)) if env_steps else {}
+
+    @torch.no_grad()
+    def _refuse_divergence(self, metrics: dict[str, Tensor]) -> None:
+        """Ends training where an update was not finite, before anything sees the weights: one look per rollout.
+
+        Raises:
+            UserError: naming the first of losses, gradient and parameters that is not finite.
+        """
+        # A rank without rows has losses that are none; what is wrong on any rank is in the gradient of all.
+        watched = WATCHED if self._gather is None else WATCHED[-1:]
+        values = {name: metrics[name] for name in watched if name in metrics}
+        for name, parameters in zip(GROUPS, self.learned_parameters(), strict=False):
+            values[f"the sum of the {name}'s parameters"] = parameters.sum()
+        found = torch.stack([*values.values()]).tolist()
+        if math.isfinite(sum(found)):
+            return
+        # Under 16-mixed a gradient that overflows is skipped and the scale lowered: no fault.
+        is_scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        for name, value in zip(values, found, strict=True):
+            if not math.isfinite(value) and not (is_scaled and name == "train/grad_norm"):
+                raise UserError(
+                    f"model.lr: training has diverged: in the update at env step {self.env_steps} {name} is {value}; "
+                    "lower model.lr or model.max_grad_norm, or set model.scale_rewards; checkpoints are of before"
+                )
 
     @property
     def remaining(self) -> float:
@@ -474,7 +502,7 @@ class PolicyGradientModule(LightningModule):
         return [optimizer], [ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=4, threshold_mode="abs")]
 
     def _make_optimizer(self, vectors: list[nn.Parameter]) -> torch.optim.Optimizer:
-        settings = zip(("actor", "critic"), vectors, (self.lr, self.critic_lr), strict=False)
+        settings = zip(GROUPS, vectors, (self.lr, self.critic_lr), strict=False)
         groups = [{"name": name, "params": [vector], "lr": lr} for name, vector, lr in settings]
         return OPTIMIZERS[self._optimizer_name](groups)
 

@@ -9,7 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from pg_lightning.envs import RESTARTED
+from pg_lightning.envs.workers import RESTARTED, WorkerVectorEnv
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Actor, Rollout
 
@@ -44,6 +44,7 @@ class RolloutCollector:
         max_episode_steps: int = 50_000,
     ) -> None:
         self.env = env
+        self._workers = env if isinstance(env, WorkerVectorEnv) else None
         self.num_steps = num_steps
         self.whole_episodes = whole_episodes
         self.max_episode_steps = max_episode_steps
@@ -61,8 +62,8 @@ class RolloutCollector:
         """One rollout under `actor` as it is now.
 
         Raises:
-            UserError: if an observation or a reward is not finite, naming the environment and the step; if an episode
-                that is to be played to its end has none.
+            UserError: if an observation, a reward or an action is not finite, naming the environment and the step; if
+                an episode that is to be played to its end has none.
         """
         T, N = self.num_steps, self.env.num_envs
         if self._generator is None or self._generator.device != actor.device:
@@ -150,10 +151,12 @@ class RolloutCollector:
                     if self.whole_episodes and t >= T:
                         playing &= ~ended
         except Exception:
-            self._check_finite(obs[: t + 1], rewards[:t], final_obs, final_rows)
+            self._check_finite(
+                obs[: t + 1], rewards[:t], final_obs, final_rows, torch.stack(actions or [torch.ones(0)])
+            )
             raise
-        T = t
-        self._check_finite(obs[: T + 1], rewards[:T], final_obs, final_rows)
+        T, all_actions = t, torch.stack(actions)
+        self._check_finite(obs[: T + 1], rewards[:T], final_obs, final_rows, all_actions)
         self._obs = obs[T]
         if self.whole_episodes:
             self._obs, self._in_reset_row, self._returns, self._lengths = self._reset()
@@ -161,7 +164,7 @@ class RolloutCollector:
         returns, lengths = zip(*episodes, strict=True) if episodes else ((), ())
         return Rollout(
             obs=torch.from_numpy(obs[: T + 1]),
-            actions=torch.stack(actions),
+            actions=all_actions,
             rewards=torch.from_numpy(rewards[:T]),
             terminated=torch.from_numpy(terminated[:T]),
             truncated=torch.from_numpy(truncated[:T]),
@@ -173,7 +176,7 @@ class RolloutCollector:
             episode_lengths=torch.tensor(lengths, dtype=torch.float32),
             policy_version=policy_version,
             env_steps=int(valid[:T].sum()),
-            env_restarts=getattr(self.env, "restarts", None),
+            env_restarts=None if self._workers is None else self._workers.restarts,
             action_mask=torch.from_numpy(np.stack(masks)) if masks else None,
             state=None if first_state is None else first_state.clone(),
         )
@@ -189,9 +192,21 @@ class RolloutCollector:
         self.env.close()
 
     def _check_finite(
-        self, obs: np.ndarray, rewards: np.ndarray, final_obs: list[np.ndarray], final_rows: list[int]
+        self,
+        obs: np.ndarray,
+        rewards: np.ndarray,
+        final_obs: list[np.ndarray],
+        final_rows: list[int],
+        actions: Tensor,
     ) -> None:
         """Once per rollout: a policy fed with NaN learns nothing but NaN."""
+        if actions.is_floating_point() and not actions.isfinite().all():
+            t, n = (~actions.isfinite()).nonzero()[0, :2].tolist()
+            if np.isfinite(obs[: t + 1, n]).all():  # else it is what came of that
+                raise UserError(
+                    f"model.lr: training has diverged: the policy gave a non-finite action to env {n} at step {t} of a "
+                    f"rollout of {self.num_steps}; lower model.lr or model.max_grad_norm, or set model.normalize_obs"
+                )
         for what, array in (("observation", obs), ("reward", rewards)):
             finite = np.isfinite(array)
             if not finite.all():

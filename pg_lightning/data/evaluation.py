@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from pg_lightning.envs import RESTARTED
+from pg_lightning.envs.workers import RESTARTED
 from pg_lightning.rollout import Actor, Episode
 
 

@@ -2,6 +2,5 @@
 
 from pg_lightning.envs.make import AutoresetName, Backend, choose_backend, make_env, make_vector_env
 from pg_lightning.envs.seeds import env_seed
-from pg_lightning.envs.workers import RESTARTED
 
-__all__ = ["RESTARTED", "AutoresetName", "Backend", "choose_backend", "env_seed", "make_env", "make_vector_env"]
+__all__ = ["AutoresetName", "Backend", "choose_backend", "env_seed", "make_env", "make_vector_env"]

@@ -20,7 +20,8 @@ from run_files import load, read_metrics
 from torch import Tensor
 
 from pg_lightning.data import EvaluationDataset, RolloutCollector, RolloutDataModule
-from pg_lightning.envs import RESTARTED, make_vector_env
+from pg_lightning.envs import make_vector_env
+from pg_lightning.envs.workers import RESTARTED
 from pg_lightning.errors import UserError
 from pg_lightning.processes import GRACE, WorkerError
 from pg_lightning.returns import gae, unfinished
