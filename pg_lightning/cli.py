@@ -34,6 +34,7 @@ from pg_lightning.callbacks import (
     EvaluateEverySteps,
     EvaluationReport,
     LearningCurve,
+    RandomStates,
     RankWatch,
     TrajectoryWriter,
 )
@@ -152,7 +153,7 @@ class CLI(LightningCLI):
         return trainer
 
     def _fit_callbacks(self, config: Any, given: list[Callback]) -> list[Callback]:
-        callbacks: list[Callback] = [EvaluateEverySteps(), RankWatch()]
+        callbacks: list[Callback] = [RankWatch(), RandomStates(), EvaluateEverySteps()]
         if config.barebones:
             return callbacks
         if not config.fast_dev_run:

@@ -1,4 +1,5 @@
-"""Forked processes: they end with the process that forked them, and whoever waits for one learns why it died."""
+"""Processes: forked ones end with the process that forked them, and whoever waits for one learns why it died; ranks
+tell each other what one of them writes down for all."""
 
 from __future__ import annotations
 
@@ -8,7 +9,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
+import torch.distributed as dist
+
+T = TypeVar("T")
 GRACE = 3.0  # seconds that a process has to end by itself, up to SIGKILL
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PR_SET_PDEATHSIG = 1
@@ -41,3 +46,12 @@ def cause_of_death(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"was killed by {signal.Signals(-exitcode).name}"
     return f"exited with code {exitcode} before training ended"
+
+
+def of_all_ranks(value: T) -> list[T]:
+    """The values of all ranks of a distributed training, in their order; every rank must ask. Alone, just this one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]

@@ -25,6 +25,7 @@ from pg_lightning.errors import UserError, require
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.metrics import EpisodeStatistics, explained_variance
 from pg_lightning.networks import Activation, ActorCritic, FlatParameters, MemoryKind, RewardScaler, RunningMeanVar
+from pg_lightning.processes import of_all_ranks
 from pg_lightning.ranks import (
     Gather,
     Moments,
@@ -559,14 +560,11 @@ class PolicyGradientModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Starts the clock behind `time/steps_per_second`; refuses to continue a run that has spent its budget."""
-        if self.env_steps >= self.total_steps:
+        if self.env_steps >= self.total_steps and not self.trainer.should_stop:
             raise UserError(
                 f"data.total_steps: the checkpoint has trained for {self.env_steps} env steps already; "
                 f"set --data.total_steps above that (it is {self.total_steps})"
             )
-        if self.reward_scaler is not None:
-            self.reward_scaler.restart()
-        self._previous_version = self._policy_version
         self._gather = None
         if self.trainer.world_size > 1:
             self._gather = gather
@@ -575,6 +573,13 @@ class PolicyGradientModule(LightningModule):
             self.trainer.strategy.model = self
         statistics = (self.reward_scaler, self.network.normalizer, self._gather)
         self._takes_in = any(x is not None for x in statistics)
+        if getattr(cast(Any, self.trainer).datamodule, "episodes_go_on", False):
+            if self.reward_scaler is not None and self.reward_scaler.running is not None:
+                self.reward_scaler.running = self.reward_scaler.running.to(self.device)
+        else:
+            if self.reward_scaler is not None:
+                self.reward_scaler.restart()
+            self._previous_version = self._policy_version
         self._backward_is_watched = self._is_backward_watched()
         self._compiled_loss = torch.compile(self.loss) if self.compiles else None
         self._clock = (time.perf_counter(), self.env_steps)
@@ -643,16 +648,21 @@ class PolicyGradientModule(LightningModule):
     # The checkpoint: counters beside the weights, and what the policy was trained for, in plain types.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the counters and the spaces."""
+        """Adds the counters, the spaces, and what every rank knows of its episodes; every rank must ask."""
+        running = None if self.reward_scaler is None else self.reward_scaler.running
+        returns, lengths = (torch.cat([torch.zeros(0), *x]) for x in (self._episodes.returns, self._episodes.lengths))
+        own = {"discounted_returns": running, "episode_returns": returns, "episode_lengths": lengths}
         checkpoint["pg_lightning"] = {
             "env_steps": self.env_steps,
             "policy_version": self._policy_version,
+            "previous_version": self._previous_version,
             "optimizer": self._optimizer_name,
+            "ranks": of_all_ranks({name: x if x is None else x.cpu().clone() for name, x in own.items()}),
             **self._spaces,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the counters.
+        """Restores the counters and what this rank knew of its episodes.
 
         Raises:
             UserError: if the checkpoint is not one of ours or was trained on other spaces.
@@ -683,6 +693,16 @@ class PolicyGradientModule(LightningModule):
             )
         self.env_steps = state["env_steps"]
         self._policy_version = state["policy_version"]
+        self._previous_version = state.get("previous_version", self._policy_version)
+        ranks = state.get("ranks", [])
+        if len(ranks) != self.trainer.world_size:
+            return
+        own = {name: x if x is None else x.to(self.device) for name, x in ranks[self.trainer.global_rank].items()}
+        if self.reward_scaler is not None:
+            self.reward_scaler.running = own["discounted_returns"]
+        self._episodes.reset()
+        if len(own["episode_returns"]):
+            self._episodes.update(own["episode_returns"], own["episode_lengths"])
 
 
 def _size(x: Tensor) -> Tensor:

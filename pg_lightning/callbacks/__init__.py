@@ -1,7 +1,8 @@
-"""Callbacks: evaluation by env steps, progress, reports and pictures."""
+"""Callbacks: evaluation by env steps, progress, what a resume needs, reports and pictures."""
 
 from pg_lightning.callbacks.evaluation import EvaluateEverySteps, EvaluationReport, TrajectoryWriter
 from pg_lightning.callbacks.progress import EnvStepProgress
+from pg_lightning.callbacks.randomness import RandomStates
 from pg_lightning.callbacks.ranks import RankWatch
 from pg_lightning.callbacks.tracking import EnvStepAxis, LearningCurve
 
@@ -11,6 +12,7 @@ __all__ = [
     "EvaluateEverySteps",
     "EvaluationReport",
     "LearningCurve",
+    "RandomStates",
     "RankWatch",
     "TrajectoryWriter",
 ]

@@ -9,6 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from pg_lightning.envs import replay
 from pg_lightning.envs.workers import RESTARTED, WorkerVectorEnv
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Actor, Rollout
@@ -49,8 +50,12 @@ class RolloutCollector:
         self.whole_episodes = whole_episodes
         self.max_episode_steps = max_episode_steps
         self.mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        self._seeds = seeds
         self._action_seed = action_seed
         self._generator: torch.Generator | None = None
+        self._generator_state: tuple[str, Tensor] | None = None
+        self._played: list[np.ndarray] = []
+        self._trimmed = 1024
         space = env.single_observation_space
         self._obs_dtype = np.uint8 if space.dtype == np.uint8 else np.float32
         self._obs_shape = space.shape or ()
@@ -67,14 +72,17 @@ class RolloutCollector:
         """
         T, N = self.num_steps, self.env.num_envs
         if self._generator is None or self._generator.device != actor.device:
-            self._generator = torch.Generator(actor.device).manual_seed(self._action_seed)
+            self._generator = self._new_generator(actor.device)
         if self._state is None:
             self._state = actor.initial_state(N)
+        elif self._state.device != actor.device:
+            self._state = self._state.to(actor.device)
         obs = np.empty((T + 1, N, *self._obs_shape), dtype=self._obs_dtype)
         rewards = np.zeros((T, N), dtype=np.float32)
         terminated, truncated = np.zeros((T, N), dtype=bool), np.zeros((T, N), dtype=bool)
         valid, timesteps = np.ones((T, N), dtype=bool), np.zeros((T, N), dtype=np.int64)
         actions: list[Tensor] = []
+        env_actions: list[Any] = [None] * T
         masks: list[np.ndarray] = []
         final_obs: list[np.ndarray] = []
         final_rows: list[int] = []
@@ -98,6 +106,7 @@ class RolloutCollector:
                         obs, rewards, terminated, truncated, valid, timesteps = map(
                             _doubled, (obs, rewards, terminated, truncated, valid, timesteps)
                         )
+                        env_actions += [None] * t
                     if self._mask is not None:
                         masks.append(self._mask)
                     if len(masks) not in (0, t + 1):
@@ -110,9 +119,8 @@ class RolloutCollector:
                     )
                     actions.append(action)
                     timesteps[t] = self._lengths
-                    obs[t + 1], rewards[t], terminated[t], truncated[t], infos = self.env.step(
-                        actor.env_actions(action).cpu().numpy()
-                    )
+                    env_actions[t] = actor.env_actions(action).cpu().numpy()
+                    obs[t + 1], rewards[t], terminated[t], truncated[t], infos = self.env.step(env_actions[t])
                     self._mask = _action_mask(infos)
                     ended = terminated[t] | truncated[t]
                     begins = ended
@@ -158,6 +166,9 @@ class RolloutCollector:
         T, all_actions = t, torch.stack(actions)
         self._check_finite(obs[: T + 1], rewards[:T], final_obs, final_rows, all_actions)
         self._obs = obs[T]
+        self._played += env_actions[:T]
+        if len(self._played) > self._trimmed:
+            self._trim()
         if self.whole_episodes:
             self._obs, self._in_reset_row, self._returns, self._lengths = self._reset()
 
@@ -186,6 +197,51 @@ class RolloutCollector:
         N = self.env.num_envs
         self._mask, self._state = _action_mask(infos), None
         return np.array(obs, self._obs_dtype), np.zeros(N, bool), np.zeros(N), np.zeros(N, np.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where everything stands between two rollouts, in plain types and tensors."""
+        generator = None if self._generator is None else (self._generator.device.type, self._generator.get_state())
+        mask = None if self._mask is None else torch.from_numpy(self._mask)
+        return {
+            "envs": replay.save(self.env, self._played, self._lengths, self._in_reset_row),
+            "obs": torch.from_numpy(self._obs.copy()),
+            "in_reset_row": torch.from_numpy(self._in_reset_row.copy()),
+            "returns": torch.from_numpy(self._returns.copy()),
+            "lengths": torch.from_numpy(self._lengths.copy()),
+            "action_mask": mask,
+            "memory": None if self._state is None else self._state.cpu().clone(),
+            "generator": generator,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Puts the environments, just reset, and all else where they stood.
+
+        Returns:
+            Nothing, or why the environments could not be put there; then they begin episodes from the seeds of now.
+        """
+        obs, in_reset_row, returns, lengths = (
+            state[name].numpy().copy() for name in ("obs", "in_reset_row", "returns", "lengths")
+        )
+        if reason := replay.load(self.env, state["envs"], obs, returns, lengths):
+            self._obs, self._in_reset_row, self._returns, self._lengths = self._reset(self._seeds)
+            return reason
+        self._obs, self._in_reset_row, self._returns, self._lengths = obs, in_reset_row, returns, lengths
+        self._mask = None if state["action_mask"] is None else state["action_mask"].numpy().copy()
+        self._state, self._generator_state = state["memory"], state["generator"]
+        self._played = replay.history(state["envs"])
+        return ""
+
+    def _new_generator(self, device: torch.device) -> torch.Generator:
+        generator = torch.Generator(device).manual_seed(self._action_seed)
+        if self._generator_state is not None and self._generator_state[0] == device.type:
+            generator.set_state(self._generator_state[1])
+        return generator
+
+    def _trim(self) -> None:
+        """Forgets the actions of episodes that are over; not every time, which would cost more than it saves."""
+        kept = min(int(self._lengths.max()), replay.MAX_REPLAY)
+        del self._played[: len(self._played) - kept]
+        self._trimmed = 2 * kept + 1024
 
     def close(self) -> None:
         """Closes the environments."""

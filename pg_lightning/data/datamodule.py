@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from gymnasium.vector import VectorEnv
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, IterableDataset
 
 from pg_lightning.class_path import ClassPath
@@ -20,10 +20,13 @@ from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.envs import AutoresetName, Backend, choose_backend, env_seed, make_env, make_vector_env
 from pg_lightning.errors import UserError, require
+from pg_lightning.processes import of_all_ranks
 from pg_lightning.rollout import Actor, Rollout
 
 # Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
 TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT = range(5)
+# What must be as it was, for the episodes under way to go on after a resume.
+SETTINGS = ("env_kwargs", "wrappers", "num_envs", "backend", "autoreset_mode", "whole_episodes", "overlap")
 
 
 class RolloutDataset(IterableDataset[Rollout]):
@@ -131,6 +134,8 @@ class RolloutDataModule(LightningDataModule):
         self.eval_deterministic = eval_deterministic
         self.eval_max_episode_steps = eval_max_episode_steps
         self.collector: RolloutCollector | CollectorProcess | None = None
+        self.episodes_go_on = False
+        self._resumed: dict[str, Any] | None = None
         self._eval_env: Any = None
         env = make_env(env_id, env_kwargs, self.wrappers, backend)
         self.observation_space, self.action_space = env.observation_space, env.action_space
@@ -170,12 +175,58 @@ class RolloutDataModule(LightningDataModule):
         if self.collector is not None:  # asked again: the environments go on where they stand
             return _loader(RolloutDataset(self.collector, actor, length))
         rank = self.trainer.global_rank
-        # A resumed run has its own seeds: it must not live through the episodes of its first part again.
+        # Where a resumed run begins new episodes they have seeds of their own: it must not live through those of its
+        # first part again.
         key = (rank, actor.env_steps)
         seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
         make = partial(self._make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
         self.collector = CollectorProcess(make) if self.overlap else make()
+        self.episodes_go_on = self._go_on(actor)
         return _loader(RolloutDataset(self.collector, actor, length))
+
+    def _go_on(self, actor: Actor) -> bool:
+        """Puts the environments where a checkpoint has them; says in one line if that cannot be."""
+        assert self.trainer is not None
+        resumed, self._resumed = self._resumed, None
+        if resumed is None or self._workers_play_alone:
+            return False
+        ranks, settings = resumed.get("ranks"), resumed.get("settings", {})
+        changed = [name for name in SETTINGS if settings.get(name) != repr(getattr(self, name))]
+        if ranks is None:
+            rank_zero_info("ckpt_path: the checkpoint holds no episodes under way; they start afresh")
+        elif changed:
+            name = changed[0]
+            rank_zero_info(
+                f"ckpt_path: data.{name} was {settings.get(name)} and is {getattr(self, name)!r}; episodes start afresh"
+            )
+        elif len(ranks) != self.trainer.world_size:
+            rank_zero_info(
+                f"ckpt_path: the checkpoint is of {len(ranks)} processes, this run has {self.trainer.world_size}; "
+                "episodes start afresh"
+            )
+        elif settings["seed"] != repr(self.seed):
+            rank_zero_info(
+                f"ckpt_path: seed_everything was {settings['seed']} and is {self.seed}; episodes start afresh"
+            )
+        else:
+            state = ranks[self.trainer.global_rank]
+            if isinstance(self.collector, CollectorProcess):
+                reason = self.collector.load_state_dict(state, actor)
+            else:
+                assert self.collector is not None
+                reason = self.collector.load_state_dict(state)
+            if reason:
+                rank_zero_warn(
+                    f"{self.env_id} with data.backend {self.backend} cannot be put back where the checkpoint left it: "
+                    f"{reason}. Its episodes start afresh, so this run will not equal one that was not interrupted"
+                )
+            return not reason
+        return False
+
+    @property
+    def _workers_play_alone(self) -> bool:
+        """Whether each worker of an asynchronous strategy has environments that only it knows of."""
+        return self.trainer is not None and hasattr(self.trainer.strategy, "num_workers")
 
     def _make_collector(self, seeds: list[int], action_seed: int) -> RolloutCollector:
         return RolloutCollector(
@@ -247,11 +298,15 @@ class RolloutDataModule(LightningDataModule):
             self._eval_env = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint was trained on."""
-        return {"env_id": self.env_id}
+        """What the checkpoint was trained on, and the episodes under way, of every rank; every rank must ask."""
+        state: dict[str, Any] = {"env_id": self.env_id}
+        if self.collector is None or self._workers_play_alone:
+            return state
+        settings = {name: repr(getattr(self, name)) for name in (*SETTINGS, "seed")}
+        return {**state, "settings": settings, "ranks": of_all_ranks(self.collector.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another environment.
+        """Refuses the checkpoint of another environment; keeps the episodes for when training starts.
 
         Raises:
             UserError: naming both.
@@ -260,6 +315,7 @@ class RolloutDataModule(LightningDataModule):
             raise UserError(
                 f"data.env_id: the checkpoint was trained on {state_dict['env_id']!r}, not on {self.env_id!r}"
             )
+        self._resumed = state_dict
 
 
 def _loader(dataset: IterableDataset[Any]) -> DataLoader[Any]:

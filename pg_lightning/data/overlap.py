@@ -41,6 +41,7 @@ class CollectorProcess:
     def __init__(self, make_collector: Callable[[], RolloutCollector]) -> None:
         self._make_collector = make_collector
         self._weights: list[Tensor] = []
+        self._ahead: Rollout | None = None
         self._process: BaseProcess | None = None
 
     def collect(self, actor: Actor) -> Rollout:
@@ -53,9 +54,29 @@ class CollectorProcess:
         if self._process is None:
             self._start(actor)
             self._play(actor)
-        rollout = self._receive()
+        rollout, self._ahead = self._ahead or _unpacked(self._receive()), None
         self._play(actor)
         return rollout
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The rollout under way, which is of weights that are no more, and where the collector stands after it; None
+        before the first."""
+        if self._process is None:
+            return None
+        self._ahead = self._ahead or _unpacked(self._receive())
+        return {"ahead": vars(self._ahead), "collector": self._asked("state_dict")}
+
+    def load_state_dict(self, state: dict[str, Any] | None, actor: Actor) -> str:
+        """Starts the process from that state; returns nothing, or why its environments could not be put there."""
+        if state is None:
+            return "it had not begun"
+        self._start(actor)
+        reason: str = self._asked("load_state_dict", state["collector"])
+        if reason:
+            self._play(actor)
+        else:
+            self._ahead = Rollout(**state["ahead"])
+        return reason
 
     def close(self) -> None:
         """Ends the process, and with it the environments; the rollout under way is lost."""
@@ -80,7 +101,13 @@ class CollectorProcess:
         with suppress(OSError):  # a process that has died meanwhile is found out by who waits for its rollout
             self._pipe.send(actor.policy_version)
 
-    def _receive(self) -> Rollout:
+    def _asked(self, method: str, *arguments: Any) -> Any:
+        """What a method of the collector returns, after the rollout under way."""
+        with suppress(OSError):
+            self._pipe.send((method, arguments))
+        return self._receive()
+
+    def _receive(self) -> Any:
         assert self._process is not None
         try:
             # Looks for the dead by itself: what the environments started may keep the pipe open.
@@ -93,7 +120,7 @@ class CollectorProcess:
             raise _error(cause_of_death(self._process.exitcode)) from None
         if isinstance(message, Exception):
             raise message
-        return _unpacked(message)
+        return message
 
     def _work(self, main: int, pipe: Connection, actor: Actor) -> None:
         """What the process does: all of its life is here."""
@@ -111,9 +138,13 @@ class CollectorProcess:
         collector = None
         try:
             collector = self._make_collector()
-            while (version := pipe.recv()) is not None:
+            while (message := pipe.recv()) is not None:
+                if isinstance(message, tuple):
+                    method, arguments = message
+                    pipe.send(getattr(collector, method)(*arguments))
+                    continue
                 rollout = collector.collect(actor)
-                pipe.send(_packed(replace(rollout, policy_version=version, log_probs=actor.log_probs(rollout))))
+                pipe.send(_packed(replace(rollout, policy_version=message, log_probs=actor.log_probs(rollout))))
         except (UserError, WorkerError) as error:
             pipe.send(error)
         except Exception:

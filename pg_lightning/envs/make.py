@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from pg_lightning.class_path import ClassPath, resolve
 from pg_lightning.envs.pool import PoolEnv, PoolVectorEnv
+from pg_lightning.envs.replay import Replayable
 from pg_lightning.envs.serial import SerialVectorEnv
 from pg_lightning.envs.workers import WorkerVectorEnv
 from pg_lightning.errors import UserError
@@ -104,7 +105,7 @@ def make_vector_env(
         _refuse_wrappers(wrappers, backend)
         return PoolVectorEnv(env_id, num_envs, env_kwargs)
     mode = _MODES[autoreset_mode or "same_step"]
-    make: Callable[[], gym.Env] = partial(make_env, env_id, env_kwargs, wrappers, backend)
+    make = partial(_make_replayable, env_id, env_kwargs, wrappers, backend)
     if backend == "async":
         return WorkerVectorEnv(make, num_envs, mode, env_timeout, max_env_restarts)
     return SerialVectorEnv([make] * num_envs, copy=False, autoreset_mode=mode)
@@ -141,6 +142,10 @@ def choose_backend(
     best = max(speeds, key=lambda backend: speeds[backend])
     measured = ", ".join(f"{backend} {speed:,.0f}" for backend, speed in speeds.items())
     return best, f"{best}, the fastest with random actions in {num_envs} envs ({measured} env steps/s)"
+
+
+def _make_replayable(*arguments: Any) -> gym.Env:
+    return Replayable(make_env(*arguments))
 
 
 def _make_vectorised(

@@ -164,6 +164,18 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
             raise WorkerError(f"data.backend async: {name}: {cause}")
         return tuple(answers[n] for n in range(self.num_envs))
 
+    def set_attr(self, name: str, values: Any) -> None:
+        """Gives each environment an attribute of its own, from a list, or all the same.
+
+        Raises:
+            WorkerError: if an environment does not take it. It is replaced by the next `step`.
+        """
+        if not isinstance(values, (list, tuple)):
+            values = [values] * self.num_envs
+        _, broken = self._ask({n: _message("set_attr", name, value) for n, value in enumerate(values)})
+        for cause in broken.values():
+            raise WorkerError(f"data.backend async: {name}: {cause}")
+
     def close_extras(self, **kwargs: Any) -> None:
         """Lets every environment close itself, if that does not take long, and ends its process."""
         self._end()
@@ -288,6 +300,10 @@ class Worker:
             return self.reset(None, None)
         row.obs[...] = obs
         return _read(info)
+
+    def set_attr(self, name: str, value: Any) -> None:
+        """Gives the environment an attribute."""
+        setattr(self.env, name, value)
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a method of the environment or of a wrapper returns, or an attribute."""

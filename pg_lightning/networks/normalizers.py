@@ -103,6 +103,15 @@ class RewardScaler(nn.Module):
         """Forgets the running returns of episodes that will not go on; the statistics stay."""
         self._returns = None
 
+    @property
+    def running(self) -> Tensor | None:
+        """`[N]` discounted returns of the episodes under way; None before the first rollout."""
+        return self._returns
+
+    @running.setter
+    def running(self, returns: Tensor | None) -> None:
+        self._returns = returns
+
     @torch.no_grad()
     def follow(self, rewards: Tensor, done: Tensor, valid: Tensor) -> Tensor:
         """R ← γ R + r through `[T, N]` rows, restarting at the end of each episode: `[B]`, for the statistics."""

@@ -1,0 +1,63 @@
+"""The random generators of every process, in the checkpoint: Lightning leaves them out."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pg_lightning.processes import of_all_ranks
+
+
+class RandomStates(Callback):
+    """A resumed run draws the numbers that it would have drawn: from torch, NumPy, Python and the GPU, on every rank.
+
+    Put this before callbacks that draw numbers when training starts. Another seed, or another number of processes, is
+    taken as a wish for other numbers.
+    """
+
+    def __init__(self) -> None:
+        self._ranks: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Those of all ranks; every rank must ask."""
+        return {"ranks": of_all_ranks(random_state())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps them for when training starts: what is set up before may draw numbers."""
+        self._ranks = state_dict["ranks"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sets this rank's."""
+        ranks, self._ranks = self._ranks, []
+        if len(ranks) != trainer.world_size or hasattr(trainer.strategy, "num_workers"):
+            return
+        own = ranks[trainer.global_rank]
+        if own["seed"] == torch.initial_seed():
+            set_random_state(own)
+
+
+def random_state() -> dict[str, Any]:
+    """The generators of this process, in plain types and tensors."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - environments may draw from it
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return {
+        "seed": torch.initial_seed(),
+        "torch": torch.get_rng_state(),
+        "numpy": (name, torch.from_numpy(np.array(keys)), int(position), int(has_gauss), float(gauss)),
+        "python": random.getstate(),
+        "cuda": torch.cuda.get_rng_state() if cuda else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Sets the generators of this process as `random_state` had them."""
+    torch.set_rng_state(state["torch"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy(), *rest))  # noqa: NPY002
+    random.setstate(state["python"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

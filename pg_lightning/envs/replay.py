@@ -1,0 +1,198 @@
+"""Putting environments back where they were, in another process.
+
+An environment is where it is because of its random generator as it was before the last reset, and of the actions since.
+These are plain numbers, few, and they bring back what no `get_state` knows of: time limits, stacked frames, contacts of a
+physics engine. Whether they brought back the same is seen from the observation and the return that they lead to.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+
+from pg_lightning.envs.pool import PoolVectorEnv
+
+MAX_REPLAY = 50_000  # steps of an episode, beyond which neither memory nor time is spent on bringing it back
+
+_NUMBERS = (bool, int, float, str, type(None), np.ndarray, np.generic)
+
+
+class Replayable(gym.Wrapper[Any, Any, Any, Any]):
+    """Knows how its episode began, and can begin it again; outermost around an environment. Steps cost nothing more."""
+
+    record: dict[str, Any] | None = None
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.step = env.step  # type: ignore[method-assign]
+        self._seed: int | None = None
+        self._before: dict[str, Any] | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the environment's, noting what the first observation will be drawn from."""
+        self.step = self.env.step  # type: ignore[method-assign]
+        self._seed, self._before = seed, None
+        if seed is None:
+            try:
+                self._before = self.env.np_random.bit_generator.state
+            except AttributeError:  # it draws from something else than Gymnasium has it
+                self._before = None
+        return self.env.reset(seed=seed, options=options)
+
+    def beginning(self) -> dict[str, Any]:
+        """What `replay` asks of a record but for the actions: `seed` or `before` of this episode, and `now`."""
+        return {"seed": self._seed, "before": self._before, "now": _generator_state(self.env)}
+
+    def replay(self) -> tuple[Any, float] | str:
+        """Plays `record`: `beginning` of that time, `actions` `[k, *action]` since, and whether the episode had `ended`,
+        so that the next step begins another.
+
+        Returns:
+            The last observation and the sum of the rewards, or why there are none.
+        """
+        assert self.record is not None
+        record, self.record = self.record, None
+        total = 0.0
+        try:
+            if record["ended"]:
+                self.np_random.bit_generator.state = record["now"]
+                self.step = self._begin  # type: ignore[method-assign]
+                return None, total
+            if record["seed"] is None:
+                self.np_random.bit_generator.state = record["before"]
+            obs, _ = self.reset(seed=record["seed"])
+            discrete = isinstance(self.action_space, spaces.Discrete)
+            over = False
+            for action in record["actions"].tolist() if discrete else record["actions"]:
+                if over:
+                    return "an episode ends earlier"
+                obs, reward, terminated, truncated, _ = self.step(action)
+                total += float(np.float32(reward))  # what the collector adds up
+                over = terminated or truncated
+            return "an episode ends earlier" if over else (obs, total)
+        except Exception as error:  # whatever an environment may do: it is not to be brought back
+            return f"{type(error).__name__}: {error}"
+
+    def _begin(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The step after an end, where environments reset at the next step."""
+        obs, info = self.reset()
+        return obs, 0.0, False, False, info
+
+
+def save(env: VectorEnv, played: Sequence[np.ndarray], lengths: np.ndarray, ended: np.ndarray) -> dict[str, Any] | None:
+    """The state of a vector environment, in plain types and tensors; None where it is out of reach.
+
+    Args:
+        env: from `make_vector_env`.
+        played: the last actions `[N, *action]`, as many at least as the longest of the episodes under way has steps.
+        lengths: `[N]` steps of the episodes under way.
+        ended: `[N]` bool; the episode is over, and the next step begins another.
+    """
+    if isinstance(env, PoolVectorEnv):
+        return None
+    if not hasattr(env, "call"):
+        return _save_vectorised(env)
+    longest = int(lengths.max())
+    if longest > min(MAX_REPLAY, len(played)):
+        return None
+    actions = torch.from_numpy(np.stack(played[len(played) - longest :])) if longest else None
+    return _plain({"beginnings": list(env.call("beginning")), "actions": actions, "ended": ended})
+
+
+def load(
+    env: VectorEnv, state: dict[str, Any] | None, obs: np.ndarray, returns: np.ndarray, lengths: np.ndarray
+) -> str:
+    """Puts a vector environment, made as the other was, where that was when its state was saved.
+
+    Args:
+        env: from `make_vector_env`, and reset.
+        state: what `save` gave.
+        obs: `[N, *obs]` last observations of that time.
+        returns: `[N]` of the episodes under way.
+        lengths: `[N]` their steps.
+
+    Returns:
+        Why that could not be done, or nothing; then the environment has to be reset.
+    """
+    if state is None or hasattr(env, "call") != ("beginnings" in state):
+        return "its state is out of reach"
+    state = _arrays(state)
+    if not hasattr(env, "call"):
+        return _load_vectorised(env, state)
+    records = []
+    for n, (beginning, ended) in enumerate(zip(state["beginnings"], state["ended"], strict=True)):
+        actions = state["actions"][len(state["actions"]) - lengths[n] :, n] if lengths[n] else np.empty(0)
+        records.append({**beginning, "actions": actions, "ended": bool(ended)})
+    env.set_attr("record", records)
+    for n, replayed in enumerate(env.call("replay")):
+        if isinstance(replayed, str):
+            return replayed
+        last, total = replayed
+        if last is not None and not (np.array_equal(np.asarray(last, obs.dtype), obs[n]) and total == returns[n]):
+            return "the same actions lead elsewhere"
+    return ""
+
+
+def history(state: dict[str, Any] | None) -> list[np.ndarray]:
+    """The actions `[N, *action]` that a saved state holds, for the next that is saved."""
+    actions = None if state is None else state.get("actions")
+    return [] if actions is None else list(actions.numpy())
+
+
+def _save_vectorised(env: VectorEnv) -> dict[str, Any] | None:
+    """Vectorised code draws all its copies from one generator, so no episode of it can be replayed alone. Its numbers
+    and arrays are taken instead, and what a copy of it does next, to compare."""
+    numbers = {name: value for name, value in vars(env.unwrapped).items() if isinstance(value, _NUMBERS)}
+    state = {"numbers": numbers, "generator": _generator_state(env.unwrapped)}
+    try:
+        actions = copy.deepcopy(env.action_space).sample()
+        return _plain({**copy.deepcopy(state), "actions_next": actions, "next": _next(env, actions)})
+    except Exception:  # whatever its code may do when it is copied
+        return None
+
+
+def _load_vectorised(env: VectorEnv, state: dict[str, Any]) -> str:
+    try:
+        for name, value in state["numbers"].items():
+            setattr(env.unwrapped, name, value)
+        if state["generator"] is not None:
+            env.unwrapped.np_random.bit_generator.state = state["generator"]
+        same = all(map(np.array_equal, _next(env, state["actions_next"]), state["next"], strict=True))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if same else "the same actions lead elsewhere"
+
+
+def _next(env: VectorEnv, actions: np.ndarray) -> list[np.ndarray]:
+    return [np.asarray(x) for x in copy.deepcopy(env).step(actions)[:4]]
+
+
+def _generator_state(env: Any) -> dict[str, Any] | None:
+    return getattr(getattr(env.np_random, "bit_generator", None), "state", None)
+
+
+def _plain(x: Any) -> Any:
+    """Arrays as tensors, NumPy's numbers as Python's: what `torch.load` reads with `weights_only`."""
+    if isinstance(x, dict):
+        return {key: _plain(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_plain(value) for value in x]
+    if isinstance(x, np.ndarray):
+        return torch.from_numpy(x.copy())
+    return x.item() if isinstance(x, np.generic) else x
+
+
+def _arrays(x: Any) -> Any:
+    """The reverse; copied, since environments write in place."""
+    if isinstance(x, dict):
+        return {key: _arrays(value) for key, value in x.items()}
+    if isinstance(x, list):
+        return [_arrays(value) for value in x]
+    return x.numpy().copy() if isinstance(x, torch.Tensor) else x
