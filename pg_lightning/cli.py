@@ -19,21 +19,23 @@ import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.distributed import DistError
 from torch.distributed.constants import default_pg_timeout
 
 from pg_lightning.accelerator import choose_accelerator
 from pg_lightning.algorithms import PolicyGradientModule
 from pg_lightning.callbacks import (
+    ContinuedMetrics,
     EnvStepAxis,
     EnvStepProgress,
     EvaluateEverySteps,
     EvaluationReport,
     LearningCurve,
+    MetricsFile,
     RandomStates,
     RankWatch,
     TrajectoryWriter,
@@ -56,6 +58,7 @@ LOGGER_PRESETS: dict[str, Any] = {
 # How long ranks wait for one that hangs, unless the strategy is given with a timeout of its own.
 RANK_TIMEOUT = timedelta(minutes=5)
 MISTAKES = (UserError, MisconfigurationException, WorkerError, DistError)
+LAST = "last"  # as a --ckpt_path: the newest checkpoint of that name, to go on in its own folder
 
 # What jsonargparse says of bad input.
 UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Option ')([^\s'=]+)(?!.*before)")
@@ -89,6 +92,7 @@ class CLI(LightningCLI):
 
     def __init__(self, config_name: str) -> None:
         self._config_name = config_name
+        self._continued: Path | None = None
         super().__init__(
             PolicyGradientModule,
             RolloutDataModule,
@@ -112,7 +116,8 @@ class CLI(LightningCLI):
         config = self.config[self.subcommand]
         self._config_to_save = config.clone()
         if self.subcommand == "fit":
-            self._csv = CSVLogger(config.trainer.default_root_dir or ".", self._config_name, flush_logs_every_n_steps=1)
+            version = None if self._continued is None else run_folder(self._continued).name
+            self._csv = MetricsFile(config.trainer.default_root_dir or ".", self._config_name, version)
             for logger in _listed(config.trainer.logger):
                 _write_into(Path(self._csv.log_dir), logger)
         else:
@@ -158,19 +163,30 @@ class CLI(LightningCLI):
             return callbacks
         if not config.fast_dev_run:
             callbacks += [SaveConfig(self._parser("fit"), self._config_to_save), EnvStepAxis(), LearningCurve()]
+            callbacks.append(ContinuedMetrics(self._csv, self._continued))
         if config.enable_checkpointing is not False:
             callbacks += [
                 RunCheckpoint(filename="best", monitor="val/return_mean", mode="max", enable_version_counter=False),
-                RunCheckpoint(filename="last", enable_version_counter=False),
+                RunCheckpoint(filename=LAST, enable_version_counter=False),
             ]
         if config.enable_progress_bar is not False and not any(isinstance(x, ProgressBar) for x in given):
             callbacks.append(EnvStepProgress())
         return callbacks
 
     def _parse_ckpt_path(self) -> None:
-        """A missing, torn or foreign checkpoint is found out before anything starts."""
+        """The word `last` becomes a path; a missing, torn or foreign checkpoint is found out before anything starts.
+
+        A run whose seed was chosen for it goes on with that seed.
+        """
         subcommand = self.config.subcommand
-        path = self.config[subcommand].ckpt_path
+        config = self.config[subcommand]
+        if config.ckpt_path == LAST:
+            runs = Path(config.trainer.default_root_dir or ".") / self._config_name
+            self._continued = last_checkpoint(runs)
+            config.ckpt_path = None if self._continued is None else str(self._continued)
+            if self._continued is None and subcommand == "fit":
+                rank_zero_info(f"ckpt_path: no {LAST}.ckpt in {runs} yet, so training starts afresh")
+        path = config.ckpt_path
         if path is None:
             if subcommand != "fit":
                 raise _no_checkpoint(subcommand)
@@ -178,12 +194,15 @@ class CLI(LightningCLI):
         if not Path(path).is_file():
             raise UserError(f"ckpt_path: no file {str(path)!r}")
         try:
-            ours = "pg_lightning" in torch.load(path, map_location="meta", weights_only=True)
+            checkpoint = torch.load(path, map_location="meta", weights_only=True)
         except Exception as error:
             reason = str(error).split(". ")[0] or type(error).__name__
             raise UserError(f"ckpt_path: cannot read {str(path)!r}: {reason}") from error
-        if not ours:
+        if "pg_lightning" not in checkpoint:
             raise UserError(f"ckpt_path: {str(path)!r} is not a checkpoint of pg_lightning")
+        seed = checkpoint.get("RolloutDataModule", {}).get("settings", {}).get("seed")
+        if subcommand == "fit" and config.seed_everything is True and seed is not None:
+            config.seed_everything = int(seed)
 
     def after_fit(self) -> None:
         """Says what was reached, where it lies and what to do next."""
@@ -269,6 +288,8 @@ def expand_arguments(arguments: list[str]) -> list[str]:
     subcommand = expanded[0]
     if subcommand in CLI.subcommands() and not {"--config", "-c", "--help", "-h"} & set(expanded):
         checkpoint = dict(pairwise(expanded)).get("--ckpt_path")
+        if checkpoint == LAST:
+            raise UserError(f"ckpt_path: {LAST} is the newest checkpoint of a config; give --config too")
         if checkpoint is not None:
             expanded[1:1] = ["--config", str(_config_beside(Path(checkpoint)))]
         elif subcommand != "fit":
@@ -297,6 +318,12 @@ def find_config(name: str) -> Path:
     if not isinstance(content, dict):
         raise UserError(f"config: {name!r} holds no keys")
     return path
+
+
+def last_checkpoint(runs: Path) -> Path | None:
+    """The newest `last.ckpt` of the runs `version_K` in a folder."""
+    found = [(path.stat().st_mtime_ns, path) for path in runs.glob(f"version_*/checkpoints/{LAST}.ckpt")]
+    return max(found)[1] if found else None
 
 
 def run_folder(checkpoint: Path) -> Path:
@@ -382,9 +409,9 @@ def _quiet() -> None:
         r".*Couldn't infer the batch indices",
         r".*ended before the epoch ended and your dataloader is not resumable",
         r".*dirpath has changed from",
+        r"Checkpoint directory .* exists and is not empty",
         r".*smaller than the logging interval",
         r".*Trainer\(barebones=True\)` is configured",
-        r"Experiment logs directory .* exists and is not empty",
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -100,6 +100,7 @@ def cli() -> Callable[..., "CompletedProcess[str]"]:
 
     def run(folder: Path, *arguments: Any) -> "CompletedProcess[str]":
         out, err, code = io.StringIO(), io.StringIO(), 0
+        folder.mkdir(exist_ok=True)
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(folder)
             patch.setattr(sys, "argv", ["pg-lightning", *map(str, arguments)])

@@ -697,7 +697,7 @@ class PolicyGradientModule(LightningModule):
         ranks = state.get("ranks", [])
         if len(ranks) != self.trainer.world_size:
             return
-        own = {name: x if x is None else x.to(self.device) for name, x in ranks[self.trainer.global_rank].items()}
+        own: dict[str, Any] = ranks[self.trainer.global_rank]
         if self.reward_scaler is not None:
             self.reward_scaler.running = own["discounted_returns"]
         self._episodes.reset()

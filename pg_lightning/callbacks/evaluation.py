@@ -26,23 +26,44 @@ class EvaluateEverySteps(Callback):
 
     def __init__(self) -> None:
         self._next = 0
+        self._due = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Unties validation from epochs: all of a training is one."""
         if stage == "fit":
             trainer.check_val_every_n_epoch = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Whether an evaluation is due: a run may be stopped between a rollout and its evaluation."""
+        return {"due": self._due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembers it for when training starts."""
+        self._due = state_dict["due"]
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Aims at the first multiple to come."""
+        """Makes up for an evaluation that was due; aims at the first multiple to come."""
+        if self._due:
+            if pl_module.env_steps >= pl_module.total_steps:
+                trainer.should_stop = True
+            trainer.fit_loop.epoch_loop.val_loop.restarting = False
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
         trainer.val_check_batch = sys.maxsize
         self._aim(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Asks for validation after this rollout, or not."""
-        due = pl_module.env_steps >= self._next or _ends_here(trainer)
-        trainer.val_check_batch = 1 if due else sys.maxsize
-        if due:
+        self._due = pl_module.env_steps >= self._next or pl_module.env_steps >= pl_module.total_steps
+        self._due |= _ends_here(trainer)
+        trainer.val_check_batch = 1 if self._due else sys.maxsize
+        if self._due:
             self._aim(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """It is done, for those who save what it was."""
+        self._due = False
 
     def _aim(self, trainer: Any, pl_module: Any) -> None:
         every = trainer.datamodule.eval_every_steps

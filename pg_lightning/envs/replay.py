@@ -1,8 +1,8 @@
 """Putting environments back where they were, in another process.
 
 An environment is where it is because of its random generator as it was before the last reset, and of the actions since.
-These are plain numbers, few, and they bring back what no `get_state` knows of: time limits, stacked frames, contacts of a
-physics engine. Whether they brought back the same is seen from the observation and the return that they lead to.
+These are few and plain numbers, and they bring back what no `get_state` knows of: time limits, stacked frames, the
+contacts of a physics engine. Whether they did is seen from the observation and the return that they lead to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
 
 from pg_lightning.envs.pool import PoolVectorEnv
 
@@ -33,7 +32,7 @@ class Replayable(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self.step = env.step  # type: ignore[method-assign]
         self._seed: int | None = None
-        self._before: dict[str, Any] | None = None
+        self._before: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As the environment's, noting what the first observation will be drawn from."""
@@ -51,8 +50,8 @@ class Replayable(gym.Wrapper[Any, Any, Any, Any]):
         return {"seed": self._seed, "before": self._before, "now": _generator_state(self.env)}
 
     def replay(self) -> tuple[Any, float] | str:
-        """Plays `record`: `beginning` of that time, `actions` `[k, *action]` since, and whether the episode had `ended`,
-        so that the next step begins another.
+        """Plays `record`: the `beginning` of that time, the `actions` `[k, *action]` since, and whether the episode had
+        `ended`, so that the next step begins another.
 
         Returns:
             The last observation and the sum of the rewards, or why there are none.
@@ -86,7 +85,7 @@ class Replayable(gym.Wrapper[Any, Any, Any, Any]):
         return obs, 0.0, False, False, info
 
 
-def save(env: VectorEnv, played: Sequence[np.ndarray], lengths: np.ndarray, ended: np.ndarray) -> dict[str, Any] | None:
+def save(env: Any, played: Sequence[np.ndarray], lengths: np.ndarray, ended: np.ndarray) -> dict[str, Any] | None:
     """The state of a vector environment, in plain types and tensors; None where it is out of reach.
 
     Args:
@@ -106,9 +105,7 @@ def save(env: VectorEnv, played: Sequence[np.ndarray], lengths: np.ndarray, ende
     return _plain({"beginnings": list(env.call("beginning")), "actions": actions, "ended": ended})
 
 
-def load(
-    env: VectorEnv, state: dict[str, Any] | None, obs: np.ndarray, returns: np.ndarray, lengths: np.ndarray
-) -> str:
+def load(env: Any, state: dict[str, Any] | None, obs: np.ndarray, returns: np.ndarray, lengths: np.ndarray) -> str:
     """Puts a vector environment, made as the other was, where that was when its state was saved.
 
     Args:
@@ -142,35 +139,38 @@ def load(
 
 def history(state: dict[str, Any] | None) -> list[np.ndarray]:
     """The actions `[N, *action]` that a saved state holds, for the next that is saved."""
-    actions = None if state is None else state.get("actions")
+    actions = None if state is None or "beginnings" not in state else state["actions"]
     return [] if actions is None else list(actions.numpy())
 
 
-def _save_vectorised(env: VectorEnv) -> dict[str, Any] | None:
+def _save_vectorised(env: Any) -> dict[str, Any] | None:
     """Vectorised code draws all its copies from one generator, so no episode of it can be replayed alone. Its numbers
     and arrays are taken instead, and what a copy of it does next, to compare."""
     numbers = {name: value for name, value in vars(env.unwrapped).items() if isinstance(value, _NUMBERS)}
     state = {"numbers": numbers, "generator": _generator_state(env.unwrapped)}
     try:
-        actions = copy.deepcopy(env.action_space).sample()
-        return _plain({**copy.deepcopy(state), "actions_next": actions, "next": _next(env, actions)})
+        space = copy.deepcopy(env.action_space)
+        space.seed(0)
+        actions = space.sample()
+        return _plain({**state, "actions": actions, "next": _next(env, actions)})
     except Exception:  # whatever its code may do when it is copied
         return None
 
 
-def _load_vectorised(env: VectorEnv, state: dict[str, Any]) -> str:
+def _load_vectorised(env: Any, state: dict[str, Any]) -> str:
     try:
         for name, value in state["numbers"].items():
             setattr(env.unwrapped, name, value)
         if state["generator"] is not None:
             env.unwrapped.np_random.bit_generator.state = state["generator"]
-        same = all(map(np.array_equal, _next(env, state["actions_next"]), state["next"], strict=True))
+        came = _next(env, state["actions"])
+        same = all(np.array_equal(*pair) for pair in zip(came, state["next"], strict=True))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "" if same else "the same actions lead elsewhere"
 
 
-def _next(env: VectorEnv, actions: np.ndarray) -> list[np.ndarray]:
+def _next(env: Any, actions: np.ndarray) -> list[np.ndarray]:
     return [np.asarray(x) for x in copy.deepcopy(env).step(actions)[:4]]
 
 

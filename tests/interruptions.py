@@ -1,0 +1,69 @@
+"""Interrupting a run, and comparing what became of it with a run that was not."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from run_files import load
+
+WALL_CLOCK = {"time/steps_per_second"}
+# Lightning forgets them and nothing reads them: how many batches validations had, the score of the last evaluation.
+FORGOTTEN = ("loops", "current_score")
+
+
+class Interrupted(Exception):
+    """Stands for SIGKILL in tests that stay in their process: nothing is saved because of it."""
+
+
+class InterruptAt(Callback):
+    """Ends a run when an update is done, before its evaluation; first saves `last.ckpt` there if told to."""
+
+    def __init__(self, update: int, save: bool = False) -> None:
+        self.update = update
+        self.save = save
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if pl_module.policy_version == self.update:
+            if self.save:
+                trainer.save_checkpoint(Path(trainer.log_dir) / "checkpoints/last.ckpt")
+            raise Interrupted
+
+
+def interrupt_at(update: int, save: bool = False) -> tuple[str, str]:
+    """Arguments of the command line."""
+    init_args = f"{{update: {update}, save: {str(save).lower()}}}"
+    return "--trainer.callbacks", f"[{{class_path: interruptions.InterruptAt, init_args: {init_args}}}]"
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs in the checkpoints and the metrics of two runs, wall-clock times aside."""
+    found = []
+    for name in ("last", "best"):
+        ours, theirs = (load(run / f"checkpoints/{name}.ckpt") for run in (one, other))
+        found += _differing(ours, theirs, name)
+    ours, theirs = map(_rows, (one, other))
+    if ours != theirs:
+        found.append(f"metrics.csv: {[row for row in ours + theirs if (row in ours) != (row in theirs)][:2]}")
+    return found
+
+
+def _rows(run: Path) -> list[dict[str, str]]:
+    """Text, not numbers: what is equal is equal to the last digit. Columns in their order."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key not in WALL_CLOCK} for row in csv.DictReader(file)]
+
+
+def _differing(one: Any, other: Any, where: str) -> list[str]:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        same = (
+            one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+        )
+        return [] if same else [where]
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted((one.keys() | other.keys()) - set(FORGOTTEN), key=str)
+        return [x for key in keys for x in _differing(one.get(key), other.get(key), f"{where}.{key}")]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        return [x for i, pair in enumerate(zip(one, other, strict=True)) for x in _differing(*pair, f"{where}[{i}]")]
+    return [] if type(one) is type(other) and one == other else [f"{where}: {one!r:.80} {other!r:.80}"]
