@@ -200,6 +200,14 @@ class CLI(LightningCLI):
             raise UserError(f"ckpt_path: cannot read {str(path)!r}: {reason}") from error
         if "pg_lightning" not in checkpoint:
             raise UserError(f"ckpt_path: {str(path)!r} is not a checkpoint of pg_lightning")
+        if self._continued is not None and subcommand == "fit":
+            due = checkpoint.get("callbacks", {}).get("EvaluateEverySteps", {}).get("due", False)
+            if checkpoint["pg_lightning"]["env_steps"] >= config.data.total_steps and not due:
+                rank_zero_info(
+                    f"ckpt_path: {run_folder(self._continued)} has spent its data.total_steps of "
+                    f"{config.data.total_steps}; nothing is left to do"
+                )
+                raise SystemExit(0)
         seed = checkpoint.get("RolloutDataModule", {}).get("settings", {}).get("seed")
         if subcommand == "fit" and config.seed_everything is True and seed is not None:
             config.seed_everything = int(seed)

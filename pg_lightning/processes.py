@@ -4,13 +4,15 @@ tell each other what one of them writes down for all."""
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
@@ -49,9 +51,15 @@ def cause_of_death(exitcode: int | None) -> str:
 
 
 def of_all_ranks(value: T) -> list[T]:
-    """The values of all ranks of a distributed training, in their order; every rank must ask. Alone, just this one."""
+    """The values of all ranks of a distributed training, in their order; every rank must ask. Alone, just this one.
+
+    Args:
+        value: of tensors and plain types, as a checkpoint is.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
-    values: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values  # type: ignore[return-value]
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    packed: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(packed, buffer.getvalue())
+    return [torch.load(io.BytesIO(each), weights_only=True) for each in packed]

@@ -51,3 +51,15 @@ def test_it(kind, train, tmp_path):
     resumed = train(stopped, *KINDS[kind], "--ckpt_path", "last")
     assert resumed == stopped / "runs/tiny/version_0"
     assert differences(whole, resumed) == []
+
+
+# Of the 11 updates of the config, evaluations come after the 4th, 7th and 10th, and after the last.
+@pytest.mark.parametrize("update", [3, 5, 7, 11])
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_a_checkpoint_may_be_of_any_update_and_before_its_evaluation(update, overlap, train, tmp_path):
+    whole = train(tmp_path / "whole", "--data.overlap", overlap)
+    stopped = tmp_path / "stopped"
+    with pytest.raises(Interrupted):
+        train(stopped, "--data.overlap", overlap, *interrupt_at(update, save=True))
+    assert differences(whole, train(stopped, "--data.overlap", overlap, "--ckpt_path", "last")) == []
+

@@ -92,9 +92,9 @@ class ContinuedMetrics(Callback):
         Raises:
             UserError: if they disagree.
         """
-        found = of_all_ranks(self.checkpoint)
+        found = of_all_ranks(str(self.checkpoint))
         if len(set(found)) > 1:
-            raise UserError(f"ckpt_path: the processes have found different checkpoints: {', '.join(map(str, found))}")
+            raise UserError(f"ckpt_path: the processes have found different checkpoints: {', '.join(found)}")
 
     def state_dict(self) -> dict[str, Any]:
         """The number of rows so far."""

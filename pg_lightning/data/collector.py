@@ -200,7 +200,9 @@ class RolloutCollector:
 
     def state_dict(self) -> dict[str, Any]:
         """Where everything stands between two rollouts, in plain types and tensors."""
-        generator = None if self._generator is None else (self._generator.device.type, self._generator.get_state())
+        generator = self._generator_state
+        if self._generator is not None:
+            generator = (self._generator.device.type, self._generator.get_state())
         mask = None if self._mask is None else torch.from_numpy(self._mask)
         return {
             "envs": replay.save(self.env, self._played, self._lengths, self._in_reset_row),
