@@ -1,65 +1,230 @@
 """`fit --ckpt_path last`: a run that was interrupted ends as if it had not been, byte for byte."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import pytest
+import torch
 from interruptions import Interrupted, differences, interrupt_at
+from run_files import load, read_metrics
 
 TOY = "pg_lightning.envs.toy:pg_lightning/"
-WHOLE = ("--data.whole_episodes", "true")
+STACK = {"class_path": "gymnasium.wrappers.FrameStackObservation", "init_args": {"stack_size": 3}}
+NORMALIZED = {"class_path": "gymnasium.wrappers.NormalizeObservation"}
+LAST = ("--ckpt_path", "last")
+SHORT = ("--data.total_steps", 320, "--data.eval_every_steps", 128, "--data.eval_episodes", 1)
 
 
-def algorithm(name, *more):
-    return ("--model", f"pg_lightning.algorithms.{name}", *more)
+def algorithm(name):
+    config = {"class_path": f"pg_lightning.algorithms.{name}", "init_args": {"hidden_sizes": [8], "lr": 1e-3}}
+    return "--model", json.dumps(config)
 
 
-PLAIN = ("--model.lr_schedule", "constant")
-# of the TINY config, PPO in CartPole with all that is normalised
+# Beside the config itself: PPO in CartPole with two normalisers, and linear schedules.
 KINDS = {
-    "PPO": (),
-    "next step": ("--data.autoreset_mode", "next_step"),
-    "disabled": ("--data.autoreset_mode", "disabled"),
-    "async": ("--data.backend", "async"),
-    "async, next step": ("--data.backend", "async", "--data.autoreset_mode", "next_step"),
-    "vector": ("--data.backend", "vector"),
-    "overlap": ("--data.overlap", "true"),
-    "LSTM": ("--model.memory", "lstm"),
-    "GRU, shared, next step": (
-        "--model.memory", "gru", "--model.shared_torso", "true", "--data.autoreset_mode", "next_step"
+    "A2C, next step": (*algorithm("A2C"), "--data.autoreset_mode", "next_step", "--data.num_steps", 5),
+    "REINFORCE, whole episodes": (*algorithm("REINFORCE"), "--data.whole_episodes", "true"),
+    "REINFORCEBaseline, plateau": (
+        *(*algorithm("REINFORCEBaseline"), "--data.whole_episodes", "true"),
+        *("--model.lr_schedule", "plateau", "--model.normalize_values", "true"),
     ),
-    "values": ("--model.normalize_values", "true", "--model.target_kl", "0.01", "--model.kl_penalty", "1"),
-    "Box2D": ("--data.env_id", "LunarLander-v3"),
-    "MuJoCo": ("--data.env_id", "HalfCheetah-v5"),
-    "Pendulum": ("--data.env_id", "Pendulum-v1", "--model.head", "beta"),
-    "masks": ("--data.env_id", TOY + "MaskedReward-v0"),
-    "cue": ("--data.env_id", TOY + "Recall-v0", "--model.memory", "gru"),
-    "wrappers": (
-        "--data.wrappers", '[{"class_path": "gymnasium.wrappers.FrameStackObservation", "init_args": {"stack_size": 3}}]'
+    "actor-critic, disabled": (
+        *algorithm("OneStepActorCritic"),
+        "--data.autoreset_mode",
+        "disabled",
+        "--data.num_steps",
+        5,
     ),
-    "plateau": ("--model.lr_schedule", "plateau"),
-    "16 bits": ("--trainer.precision", "bf16-mixed"),
-    "epochs": ("--trainer.limit_train_batches", "3"),
-}  # fmt: skip
+    "async, next step": ("--data.backend", "async", "--data.num_envs", 2, "--data.autoreset_mode", "next_step"),
+    "vector": ("--data.backend", "vector", "--data.num_steps", 13, "--model.num_minibatches", 1),
+    "LSTM": ("--model.memory", "lstm", "--model.kl_penalty", 1, "--model.target_kl", 0.01),
+    "GRU, next step, cue": (
+        *("--data.env_id", f"{TOY}Recall-v0", "--model.memory", "gru", "--model.shared_torso", "true"),
+        *("--data.autoreset_mode", "next_step", "--data.num_steps", 7, "--model.num_minibatches", 2),
+    ),
+    "action masks": ("--data.env_id", f"{TOY}MaskedReward-v0"),
+    "wrappers, time limit, bfloat16": (
+        *("--data.wrappers", json.dumps([STACK]), "--data.env_kwargs", "{max_episode_steps: 30}"),
+        *("--trainer.precision", "bf16-mixed"),
+    ),
+    "Box2D, epochs": ("--data.env_id", "LunarLander-v3", "--trainer.limit_train_batches", 3),
+    "MuJoCo": ("--data.env_id", "Hopper-v5", "--model.normalize_values", "true"),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it(kind, train, tmp_path):
-    whole = train(tmp_path / "whole", *KINDS[kind])
+def test_nothing_differs(kind, train, tmp_path):
+    """Evaluations, and so checkpoints, come every 128 env steps: there is one from before the interruption."""
+    kinds = (*SHORT, *KINDS[kind])
+    whole = train(tmp_path / "whole", *kinds)
+    updates = load(whole / "checkpoints/last.ckpt")["pg_lightning"]["policy_version"]
     stopped = tmp_path / "stopped"
     with pytest.raises(Interrupted):
-        train(stopped, *KINDS[kind], *interrupt_at(6))
-    resumed = train(stopped, *KINDS[kind], "--ckpt_path", "last")
+        train(stopped, *kinds, *interrupt_at(max(2, updates - 1)))
+    assert load(stopped / "runs/tiny/version_0/checkpoints/last.ckpt")["pg_lightning"]["policy_version"] < updates
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*cannot be put back")
+        resumed = train(stopped, *kinds, *LAST)
     assert resumed == stopped / "runs/tiny/version_0"
     assert differences(whole, resumed) == []
 
 
 # Of the 11 updates of the config, evaluations come after the 4th, 7th and 10th, and after the last.
-@pytest.mark.parametrize("update", [3, 5, 7, 11])
-@pytest.mark.parametrize("overlap", ["false", "true"])
-def test_a_checkpoint_may_be_of_any_update_and_before_its_evaluation(update, overlap, train, tmp_path):
-    whole = train(tmp_path / "whole", "--data.overlap", overlap)
+@pytest.mark.parametrize(
+    ("updates", "overlap"), [([2, 3], "false"), ([5], "true"), ([7], "false"), ([11], "true")], ids=str
+)
+def test_a_checkpoint_may_be_of_any_update_and_before_its_evaluation(updates, overlap, run, train, tmp_path):
+    options = ("--data.overlap", overlap)
+    whole = run if overlap == "false" else train(tmp_path / "whole", *options)
     stopped = tmp_path / "stopped"
-    with pytest.raises(Interrupted):
-        train(stopped, "--data.overlap", overlap, *interrupt_at(update, save=True))
-    assert differences(whole, train(stopped, "--data.overlap", overlap, "--ckpt_path", "last")) == []
+    for update, more in zip(updates, [(), LAST], strict=False):
+        with pytest.raises(Interrupted):
+            train(stopped, *options, *more, *interrupt_at(update, save=True))
+    assert differences(whole, train(stopped, *options, *LAST)) == []
 
+
+def test_from_a_path_it_goes_on_as_exactly_in_a_folder_of_its_own(run, train, tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path, *interrupt_at(6, save=True))
+    left = tmp_path / "runs/tiny/version_0"
+    kept = shutil.copytree(left, tmp_path / "kept")
+    resumed = train(tmp_path, "--ckpt_path", left / "checkpoints/last.ckpt")
+    assert resumed == tmp_path / "runs/tiny/version_1"
+    ours, theirs = (load(folder / "checkpoints/last.ckpt") for folder in (run, resumed))
+    for part in ("state_dict", "optimizer_states", "pg_lightning", "RolloutDataModule"):
+        assert str(ours[part]) == str(theirs[part])
+    assert all(torch.equal(x, theirs["state_dict"][name]) for name, x in ours["state_dict"].items())
+    steps = load(left / "checkpoints/last.ckpt")["pg_lightning"]["env_steps"]
+    wall_clock = "time/steps_per_second"
+    rows, expected = (
+        [{**row, wall_clock: 0} for row in read_metrics(folder) if row["step"] > steps] for folder in (resumed, run)
+    )
+    assert rows == expected
+    for path in kept.rglob("*.*"):
+        assert path.read_bytes() == (left / path.relative_to(kept)).read_bytes()
+
+
+def test_two_processes(tmp_path, tiny):
+    """Each has its own episodes and generators in the one checkpoint that there is."""
+    plain = ("--model.normalize_obs", "false", "--model.scale_rewards", "false", *SHORT)
+    ranks = ("--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.num_envs", 2, "--data.eval_episodes", 2)
+
+    def fit(folder, *arguments):
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "pg_lightning", "fit", "--config", tiny, *plain, *ranks, *arguments]
+        tests = Path(__file__).parent
+        paths = os.pathsep.join([str(tests), str(tests.parent)])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+        return subprocess.run(
+            list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+        )
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert fit(whole).returncode == 0
+    assert "Interrupted" in fit(stopped, *interrupt_at(3)).stderr
+    finished = fit(stopped, *LAST)
+    assert finished.returncode == 0, finished.stderr
+    version_0 = "runs/tiny/version_0"
+    assert differences(whole / version_0, stopped / version_0) == []
+    ranks = load(stopped / version_0 / "checkpoints/last.ckpt")["RolloutDataModule"]["ranks"]
+    assert len(ranks) == 2
+    assert not torch.equal(ranks[0]["obs"], ranks[1]["obs"])
+
+
+def test_a_seed_that_was_chosen_at_random_is_the_run_s(train, tmp_path):
+    random = ("--seed_everything", "true", *SHORT)
+    with pytest.raises(Interrupted):
+        train(tmp_path, *random, *interrupt_at(3, save=True))
+    torch.seed()  # what a new process would choose from
+    resumed = train(tmp_path, *random, *LAST)
+    seeds = {load(path)["RolloutDataModule"]["settings"]["seed"] for path in resumed.glob("checkpoints/*.ckpt")}
+    assert len(seeds) == 1
+
+
+# Where it cannot be exact: one line, and training goes on.
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        (("--data.num_envs", 8), "data.num_envs was 4 and is 8; episodes start afresh"),
+        (
+            ("--data.env_kwargs", "{max_episode_steps: 9}"),
+            "data.env_kwargs was None and is {'max_episode_steps': 9}; episodes start afresh",
+        ),
+        (("--seed_everything", 2), "seed_everything was 1 and is 2; episodes start afresh"),
+    ],
+)
+def test_a_setting_that_forbids_it_is_named(changed, line, run, train, tmp_path, caplog):
+    resumed = train(tmp_path, "--ckpt_path", run / "checkpoints/last.ckpt", "--data.total_steps", 1400, *changed)
+    assert [x.getMessage() for x in caplog.records if "afresh" in x.getMessage()] == [f"ckpt_path: {line}"]
+    assert load(resumed / "checkpoints/last.ckpt")["pg_lightning"]["env_steps"] >= 1400
+
+
+def test_another_number_of_processes_is_named(run, train, tmp_path, caplog):
+    checkpoint = load(run / "checkpoints/last.ckpt")
+    for part in (checkpoint["RolloutDataModule"], checkpoint["pg_lightning"], checkpoint["callbacks"]["RandomStates"]):
+        part["ranks"] *= 2
+    torch.save(checkpoint, tmp_path / "two.ckpt")
+    train(tmp_path, "--ckpt_path", "two.ckpt", "--data.total_steps", 800)
+    lines = [x.getMessage() for x in caplog.records if "afresh" in x.getMessage()]
+    assert lines == ["ckpt_path: the checkpoint is of 2 processes, this run has 1; episodes start afresh"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [("--data.wrappers", json.dumps([NORMALIZED])), ("--data.env_id", "odd_envs:Fading-v0")],
+    ids=["observations", "rewards"],
+)
+def test_an_environment_that_does_not_repeat_itself_is_named_once(odd, train, tmp_path):
+    """One whose observations depend on episodes that are over, and one whose rewards do, in the midst of episodes."""
+    options = (*odd, "--data.num_steps", 15, "--model.num_minibatches", 1)
+    with pytest.raises(Interrupted):
+        train(tmp_path, *options, *interrupt_at(5, save=True))
+    with warnings.catch_warnings(record=True) as caught:
+        train(tmp_path, *options, *LAST)
+    lines = [str(x.message) for x in caught if "put back" in str(x.message)]
+    assert len(lines) == 1
+    name = "Fading-v0" if "Fading" in odd[1] else "CartPole-v1"
+    assert f"{name} with data.backend sync cannot be put back where the checkpoint left it" in lines[0]
+    assert "the same actions lead elsewhere" in lines[0]
+
+
+# The word `last`.
+
+
+def test_the_newest_of_several_runs_is_taken(run, cli, tmp_path, tiny):
+    for k, seconds in ((1, 200), (2, 300), (10, 100)):
+        copy = shutil.copytree(run, tmp_path / f"runs/tiny/version_{k}")
+        os.utime(copy / "checkpoints/last.ckpt", (seconds, seconds))
+    finished = cli(tmp_path, "fit", "--config", tiny, *LAST, "--data.total_steps", 800)
+    assert "run:   runs/tiny/version_2\n" in finished.stdout
+    finished = cli(tmp_path, "test", "--config", tiny, *LAST)
+    assert "written to runs/tiny/version_2/test.json" in finished.stdout
+
+
+def test_without_a_checkpoint_training_starts_afresh_and_says_so(train, tmp_path, caplog):
+    fresh = train(tmp_path, *SHORT, *LAST)
+    assert "ckpt_path: no last.ckpt in runs/tiny yet, so training starts afresh" in caplog.text
+    assert fresh == tmp_path / "runs/tiny/version_0"
+
+
+def test_a_run_that_is_done_is_left_alone(run, cli, tmp_path, tiny, caplog):
+    """The job that was killed while it closed its environments, and is put into the queue again, has not failed."""
+    done = shutil.copytree(run, tmp_path / "runs/tiny/version_0")
+    before = {path: path.read_bytes() for path in done.rglob("*.*")}
+    finished = cli(tmp_path, "fit", "--config", tiny, *LAST)
+    assert finished.returncode == 0
+    assert "runs/tiny/version_0 has spent its data.total_steps of 700; nothing is left to do" in caplog.text
+    assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.*")} == before
+
+
+def test_last_is_of_a_config(cli, tmp_path):
+    finished = cli(tmp_path, "fit", *LAST)
+    assert finished.returncode == 2
+    assert finished.stderr == "error: ckpt_path: last is the newest checkpoint of a config; give --config too\n"
