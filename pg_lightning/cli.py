@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import re
+import signal
+import subprocess
 import sys
 import warnings
 from datetime import timedelta
@@ -16,19 +18,22 @@ from typing import Any, NoReturn
 
 import torch
 import yaml  # type: ignore[import-untyped]
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import DistError
 from torch.distributed.constants import default_pg_timeout
 
+from pg_lightning import signals
 from pg_lightning.accelerator import choose_accelerator
 from pg_lightning.algorithms import PolicyGradientModule
 from pg_lightning.callbacks import (
+    CheckpointError,
     ContinuedMetrics,
     EnvStepAxis,
     EnvStepProgress,
@@ -38,7 +43,11 @@ from pg_lightning.callbacks import (
     MetricsFile,
     RandomStates,
     RankWatch,
+    RunCheckpoint,
+    SafeCheckpointIO,
+    StopOnSignal,
     TrajectoryWriter,
+    read_checkpoint,
 )
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
@@ -57,7 +66,7 @@ LOGGER_PRESETS: dict[str, Any] = {
 }
 # How long ranks wait for one that hangs, unless the strategy is given with a timeout of its own.
 RANK_TIMEOUT = timedelta(minutes=5)
-MISTAKES = (UserError, MisconfigurationException, WorkerError, DistError)
+MISTAKES = (UserError, MisconfigurationException, WorkerError, DistError, CheckpointError)
 LAST = "last"  # as a --ckpt_path: the newest checkpoint of that name, to go on in its own folder
 
 # What jsonargparse says of bad input.
@@ -136,6 +145,8 @@ class CLI(LightningCLI):
                 config.devices = 1
                 rank_zero_info(f"trainer.accelerator auto: {reason}")
             config.callbacks = [*self._fit_callbacks(config, given), *given]
+            if not any(isinstance(plugin, CheckpointIO) for plugin in _listed(config.plugins)):
+                config.plugins = [*_listed(config.plugins), SafeCheckpointIO(warn=True)]
             if config.barebones:
                 config.log_every_n_steps = None
             else:
@@ -155,10 +166,11 @@ class CLI(LightningCLI):
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy) and strategy._timeout == default_pg_timeout:
             strategy._timeout = RANK_TIMEOUT
+        signals.launches(trainer.strategy.launcher)
         return trainer
 
     def _fit_callbacks(self, config: Any, given: list[Callback]) -> list[Callback]:
-        callbacks: list[Callback] = [RankWatch(), RandomStates(), EvaluateEverySteps()]
+        callbacks: list[Callback] = [StopOnSignal(), RankWatch(), RandomStates(), EvaluateEverySteps()]
         if config.barebones:
             return callbacks
         if not config.fast_dev_run:
@@ -193,11 +205,7 @@ class CLI(LightningCLI):
             return
         if not Path(path).is_file():
             raise UserError(f"ckpt_path: no file {str(path)!r}")
-        try:
-            checkpoint = torch.load(path, map_location="meta", weights_only=True)
-        except Exception as error:
-            reason = str(error).split(". ")[0] or type(error).__name__
-            raise UserError(f"ckpt_path: cannot read {str(path)!r}: {reason}") from error
+        checkpoint = read_checkpoint(Path(path), "meta")
         if "pg_lightning" not in checkpoint:
             raise UserError(f"ckpt_path: {str(path)!r} is not a checkpoint of pg_lightning")
         if self._continued is not None and subcommand == "fit":
@@ -213,7 +221,11 @@ class CLI(LightningCLI):
             config.seed_everything = int(seed)
 
     def after_fit(self) -> None:
-        """Says what was reached, where it lies and what to do next."""
+        """Says what was reached, where it lies and what to do next.
+
+        Raises:
+            CheckpointError: if the last checkpoint, or the best, is not that of this training.
+        """
         if self._csv not in self.trainer.loggers or not self.trainer.is_global_zero:
             return
         print(f"\nrun:   {self._csv.log_dir}")
@@ -225,10 +237,9 @@ class CLI(LightningCLI):
                 f"next:  python -m pg_lightning test --ckpt_path {best} --data.eval_episodes 100\n"
                 f"       python -m pg_lightning predict --ckpt_path {best}"
             )
-
-
-class RunCheckpoint(ModelCheckpoint):
-    """`best.ckpt` and `last.ckpt`: of a class of their own, so that a `ModelCheckpoint` of the user's is told apart."""
+        for checkpoint in self.trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, RunCheckpoint) and checkpoint.failed:
+                raise CheckpointError(f"training is done, and {checkpoint.filename}.ckpt could not be saved")
 
 
 class SaveConfig(Callback):
@@ -253,7 +264,7 @@ class SaveConfig(Callback):
 
 
 def main() -> None:
-    """Entry point. A user's mistake ends in one line on stderr and exit status 2.
+    """Entry point. A user's mistake ends in one line on stderr and exit status 2, a signal in one and `signals.STATUS`.
 
     One thread, unless `OMP_NUM_THREADS` says otherwise: more gain nothing on small networks, and wait for each other at
     every operation where runs share a machine.
@@ -261,10 +272,18 @@ def main() -> None:
     _quiet()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+    signals.listen()
     try:
         arguments = expand_arguments(sys.argv[1:] or ["--help"])
         sys.argv[1:] = arguments
         CLI(config_name=_config_name(arguments))
+    except signals.Stopped as stop:
+        signals.join()
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(f"stopped by {stop.signum.name}", file=sys.stderr)
+            if stop.signum == signal.SIGUSR1:
+                requeue()
+        raise
     except Exception as error:
         # What a model's constructor raises comes wrapped.
         mistake = error if isinstance(error, MISTAKES) else error.__cause__
@@ -272,6 +291,24 @@ def main() -> None:
             raise
         print("error:", " ".join(str(mistake).split()), file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        signals.forget()
+
+
+def requeue() -> None:
+    """Puts the job back into SLURM's queue, if it is one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if job is None:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        print(f"warning: scontrol requeue {job} failed: {reason}", file=sys.stderr)
+    else:
+        print(f"requeued job {job}", file=sys.stderr)
 
 
 def expand_arguments(arguments: list[str]) -> list[str]:

@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+from pg_lightning.signals import SIGNALS
+
 GRACE = 3.0  # seconds that a process has to end by itself, up to SIGKILL
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PR_SET_PDEATHSIG = 1
 
 
@@ -35,7 +36,7 @@ def die_with(main: int) -> None:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM take effect afterwards."""
+    """The signals that end a run take effect afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -160,6 +161,33 @@ FAULTS = {
 }
 
 
+class Interrupts(Bandit):
+    """Sends a signal to its own process in its `at`-th step, over all episodes, and does not come back for a while."""
+
+    def __init__(self, signum: int, at: int) -> None:
+        self.signum, self.at, self.total = signum, at, 0
+
+    def step(self, action: Any) -> Any:
+        self.total += 1
+        if self.total == self.at:
+            os.kill(os.getpid(), self.signum)
+            time.sleep(60)
+        return super().step(action)
+
+
+class Slow(Bandit):
+    """Takes its time for every step, and says in a file of this name that it has begun."""
+
+    def __init__(self, seconds: float, started: str = "") -> None:
+        self.seconds, self.started = seconds, started
+
+    def step(self, action: Any) -> Any:
+        if self.started:
+            Path(self.started).touch()
+        time.sleep(self.seconds)
+        return super().step(action)
+
+
 class TextObservation(Bandit):
     observation_space = spaces.Text(3)
 
@@ -168,5 +196,17 @@ class IntegerBoxAction(Bandit):
     action_space = spaces.Box(0, 3, (1,), np.int64)
 
 
-for _class in (Flat, Fading, Lottery, BreaksDown, Overpays, Saboteur, Faulty, TextObservation, IntegerBoxAction):
+for _class in (
+    Flat,
+    Fading,
+    Lottery,
+    BreaksDown,
+    Overpays,
+    Saboteur,
+    Faulty,
+    Interrupts,
+    Slow,
+    TextObservation,
+    IntegerBoxAction,
+):
     gym.register(f"{_class.__name__}-v0", entry_point=_class)

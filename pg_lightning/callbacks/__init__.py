@@ -1,13 +1,16 @@
-"""Callbacks: evaluation by env steps, progress, what a resume needs, reports and pictures."""
+"""Callbacks: evaluation and checkpoints by env steps, what a resume needs, signals, progress, reports and pictures."""
 
+from pg_lightning.callbacks.checkpoints import CheckpointError, RunCheckpoint, SafeCheckpointIO, read_checkpoint
 from pg_lightning.callbacks.evaluation import EvaluateEverySteps, EvaluationReport, TrajectoryWriter
 from pg_lightning.callbacks.metrics_file import ContinuedMetrics, MetricsFile
 from pg_lightning.callbacks.progress import EnvStepProgress
 from pg_lightning.callbacks.randomness import RandomStates
 from pg_lightning.callbacks.ranks import RankWatch
+from pg_lightning.callbacks.signals import StopOnSignal
 from pg_lightning.callbacks.tracking import EnvStepAxis, LearningCurve
 
 __all__ = [
+    "CheckpointError",
     "ContinuedMetrics",
     "EnvStepAxis",
     "EnvStepProgress",
@@ -17,5 +20,9 @@ __all__ = [
     "MetricsFile",
     "RandomStates",
     "RankWatch",
+    "RunCheckpoint",
+    "SafeCheckpointIO",
+    "StopOnSignal",
     "TrajectoryWriter",
+    "read_checkpoint",
 ]

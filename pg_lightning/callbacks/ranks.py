@@ -31,7 +31,8 @@ class RankWatch(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves word of this rank's error; if it is that of another, makes that the cause of the exception."""
-        if trainer.world_size == 1 or not dist.is_initialized():
+        ends_by_signal = not isinstance(exception, Exception)  # which all ranks have agreed on
+        if trainer.world_size == 1 or ends_by_signal or not dist.is_initialized():
             return
         children = _children(trainer)
         text = str(exception).lower()

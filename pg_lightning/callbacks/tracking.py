@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from pg_lightning.signals import Stopped
+
 
 class EnvStepAxis(Callback):
     """Makes `time/env_steps` the x-axis of every metric in Weights & Biases (other loggers get it as their step)."""
@@ -25,6 +27,11 @@ class EnvStepAxis(Callback):
 
 class LearningCurve(Callback):
     """Draws `learning_curve.png` from `metrics.csv` in the run's folder when training ends."""
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """After a signal: of what there is."""
+        if isinstance(exception, Stopped) and exception.consistent:
+            self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Return against env steps: of the training episodes, and of the evaluations."""

@@ -22,6 +22,7 @@ from pg_lightning.envs import AutoresetName, Backend, choose_backend, env_seed, 
 from pg_lightning.errors import UserError, require
 from pg_lightning.processes import of_all_ranks
 from pg_lightning.rollout import Actor, Rollout
+from pg_lightning.signals import are_held, raise_if_stopped, unless_stopped
 
 # Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
 TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT = range(5)
@@ -47,8 +48,14 @@ class RolloutDataset(IterableDataset[Rollout]):
 
     def __iter__(self) -> Iterator[Rollout]:
         """Goes on where the environments stand: a new epoch does not reset them."""
+        collect = self._collect_unless_stopped if are_held() else self.collector.collect
         while True:
-            yield self.collector.collect(self.actor)
+            yield collect(self.actor)
+
+    def _collect_unless_stopped(self, actor: Actor) -> Rollout:
+        rollout = unless_stopped(self.collector.collect, actor)
+        raise_if_stopped(cast(Any, actor).trainer.strategy)
+        return cast(Rollout, rollout)
 
 
 class RolloutDataModule(LightningDataModule):
@@ -76,6 +83,8 @@ class RolloutDataModule(LightningDataModule):
         autoreset_mode: when an ended episode restarts: `same_step`, `next_step` or `disabled` (the collector resets);
             by default `same_step`, or what the vectorised code does.
         eval_every_steps: env steps between evaluations during training; one is made at the end in any case.
+        save_every_steps: env steps between saves of `last.ckpt`, beside those after evaluations, when training ends and
+            when a signal ends it.
         eval_episodes: episodes of an evaluation.
         eval_deterministic: evaluate the mode of the policy instead of samples.
         eval_max_episode_steps: where an evaluation stops an episode that the environment does not end, and a training
@@ -100,6 +109,7 @@ class RolloutDataModule(LightningDataModule):
         max_env_restarts: int = 100,
         autoreset_mode: AutoresetName | None = None,
         eval_every_steps: int = 10_000,
+        save_every_steps: int | None = None,
         eval_episodes: int = 10,
         eval_deterministic: bool = True,
         eval_max_episode_steps: int = 50_000,
@@ -110,6 +120,7 @@ class RolloutDataModule(LightningDataModule):
             "num_steps": num_steps,
             "total_steps": total_steps,
             "eval_every_steps": eval_every_steps,
+            "save_every_steps": eval_every_steps if save_every_steps is None else save_every_steps,
             "eval_episodes": eval_episodes,
             "eval_max_episode_steps": eval_max_episode_steps,
         }
@@ -130,6 +141,7 @@ class RolloutDataModule(LightningDataModule):
         self.max_env_restarts = max_env_restarts
         self.autoreset_mode = autoreset_mode
         self.eval_every_steps = eval_every_steps
+        self.save_every_steps = save_every_steps
         self.eval_episodes = eval_episodes
         self.eval_deterministic = eval_deterministic
         self.eval_max_episode_steps = eval_max_episode_steps

@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 
 from pg_lightning.envs.workers import RESTARTED
 from pg_lightning.rollout import Actor, Episode
+from pg_lightning.signals import unless_stopped
 
 
 class EvaluationDataset(IterableDataset[Episode]):
@@ -54,7 +55,12 @@ class EvaluationDataset(IterableDataset[Episode]):
         return len(self.seeds)
 
     def __iter__(self) -> Iterator[Episode]:
-        """The episodes, in the order in which they end."""
+        """The episodes, in the order in which they end; no more once a signal has come that ends a training."""
+        episodes = self._play()
+        while (episode := unless_stopped(next, episodes, None)) is not None:
+            yield episode
+
+    def _play(self) -> Iterator[Episode]:
         if not self.seeds:
             return
         N = self.env.num_envs

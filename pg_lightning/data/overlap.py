@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.errors import UserError
-from pg_lightning.processes import GRACE, SIGNALS, WorkerError, cause_of_death, die_with, signals_held
+from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with, signals_held
 from pg_lightning.rollout import Actor, Rollout
+from pg_lightning.signals import SIGNALS
 
 
 class CollectorProcess:

@@ -29,7 +29,8 @@ from gymnasium.vector.utils import batch_space
 from pg_lightning.envs.seeds import env_seed
 from pg_lightning.envs.serial import READ
 from pg_lightning.errors import UserError
-from pg_lightning.processes import GRACE, SIGNALS, WorkerError, cause_of_death, die_with, signals_held
+from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with, signals_held
+from pg_lightning.signals import SIGNALS
 
 RESTARTED = "pg_lightning/restarted"  # in the infos of a step: `[N]` bool, the environments that were replaced in it
 STEP, CLOSE = (pickle.dumps((name,)) for name in ("step", "close"))

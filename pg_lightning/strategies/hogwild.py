@@ -32,7 +32,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from pg_lightning.errors import UserError
-from pg_lightning.processes import GRACE, SIGNALS, WorkerError, cause_of_death, die_with, signals_held
+from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with, signals_held
+from pg_lightning.signals import SIGNALS, Stopped
 
 
 class HogwildStrategy(SingleDeviceStrategy):
@@ -143,7 +144,8 @@ class HogwildLauncher(_Launcher):
         """What a worker does: all of its life is here."""
         die_with(main)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process then ends the workers
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for signum in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: with more than one, operations can hang
         strategy = self._strategy
@@ -162,6 +164,8 @@ class HogwildLauncher(_Launcher):
             outcome = error
         except SIGTERMException:
             outcome = _error(rank, "was stopped by SIGTERM")
+        except Stopped as stop:
+            outcome = _error(rank, f"was stopped by {stop.signum.name}")
         except Exception:
             outcome = _error(rank, f"failed:\n\n{traceback.format_exc()}")
         writer.send(outcome)

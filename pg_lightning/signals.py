@@ -1,0 +1,226 @@
+"""Signals that end a run: Ctrl-C (SIGINT), SIGTERM, and SIGUSR1, which asks to be put back into the queue.
+
+A handler saves nothing and waits for nobody. It notes the signal, and raises only where nothing is lost by it: outside of
+training, and inside `unless_stopped`, where rollouts and evaluations are played. An update runs to its end, if that is
+soon.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+
+# The exit status after each: what a shell reports of a process that the signal ended, and for SIGUSR1 "temporary
+# failure, try again" (EX_TEMPFAIL of sysexits.h).
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+SIGNALS = tuple(STATUS)
+PATIENCE = 1.5  # seconds that an update has to come to its end
+END = 10.0  # seconds that tidying up has, of which the environments may take any time
+
+T = TypeVar("T")
+
+
+class Stopped(SystemExit):
+    """A signal ends the run, with the exit status that belongs to it.
+
+    Attributes:
+        signum: the signal.
+        consistent: raised between two rollouts, on every rank: weights, optimizer and counters belong together.
+    """
+
+    def __init__(self, signum: int, consistent: bool = False) -> None:
+        self.signum = signal.Signals(signum)
+        self.consistent = consistent
+        super().__init__(STATUS[self.signum])
+
+
+class _Cut(BaseException):
+    """What is being played is given up."""
+
+
+class _Listener:
+    """What has come, and what may be done about it. One for each process: signals are the process's."""
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self.before: dict[int, Any] = {}
+        self.received = 0
+        self.held = False
+        self.patience: float | None = None
+        self.playing = False
+        self.hurried = False
+        self.ending = False
+        self.launcher: Any = None
+        self.timer: threading.Timer | None = None
+
+
+_listener = _Listener()
+
+
+def listen() -> bool:
+    """Handles the signals from now on; returns False if that is so already, or cannot be in this thread.
+
+    A signal that the process was started to ignore, as a shell does with Ctrl-C for what runs in the background, stays
+    ignored.
+    """
+    global _listener
+    if _listener.pid == os.getpid() or threading.current_thread() is not threading.main_thread():
+        return False
+    _listener = _Listener()
+    _listener.pid = os.getpid()
+    for signum in SIGNALS:
+        _listener.before[signum] = signal.getsignal(signum)
+        if _listener.before[signum] != signal.SIG_IGN:
+            signal.signal(signum, _handle)
+    return True
+
+
+def forget() -> None:
+    """Gives the signals back to whom they belonged before `listen`."""
+    global _listener
+    listener, _listener = _listener, _Listener()
+    _set_timer(listener, None)
+    for signum, handler in listener.before.items():
+        signal.signal(signum, handler or signal.SIG_DFL)
+
+
+def launches(launcher: Any) -> None:
+    """Names who starts further processes of the run: what it starts hears the signals too, and ends with this one."""
+    _listener.launcher = launcher
+
+
+def hold(patience: float | None = PATIENCE) -> None:
+    """From now on signals are noted, and heeded by `raise_if_stopped`.
+
+    Args:
+        patience: seconds until a signal that has not been heeded raises wherever that may be; None for never.
+    """
+    _listener.held, _listener.patience = True, patience
+
+
+def are_held() -> bool:
+    """Whether signals wait for a rollout boundary."""
+    return _listener.held
+
+
+def release() -> None:
+    """From now on signals raise at once."""
+    _listener.held = False
+    _set_timer(_listener, None)
+
+
+def unless_stopped(function: Callable[..., T], *args: Any) -> T | None:
+    """What the function returns, or None if a signal comes before that; outside of `hold` a signal raises as ever.
+
+    For what may be given up anywhere: it must change nothing that is saved.
+    """
+    listener = _listener
+    if not listener.held:
+        return function(*args)
+    try:
+        try:
+            listener.playing = True
+            return None if listener.received else function(*args)
+        except Exception:
+            # If a signal went to the whole group, a process that plays for this one may have died of it first.
+            time.sleep(0.2)
+            raise
+        finally:
+            listener.playing = False
+    except _Cut:
+        return None
+
+
+def raise_if_stopped(strategy: Any) -> None:
+    """To be called by every rank of a `Strategy` at a rollout boundary.
+
+    Raises:
+        Stopped: on all of them, if a signal came to any.
+    """
+    received = _listener.received
+    if getattr(strategy, "world_size", 1) > 1:
+        received = int(strategy.reduce(torch.tensor(received, device=strategy.root_device), reduce_op="max"))
+    if received:
+        _listener.received, _listener.ending = received, True
+        raise Stopped(received, consistent=True)
+
+
+def bound_the_end() -> None:
+    """What is not tidied up within `END` seconds is left: an environment may hang."""
+    listener = _listener
+    if listener.received:
+        _set_timer(listener, threading.Timer(END, leave, [STATUS[signal.Signals(listener.received)]]))
+
+
+def join() -> None:
+    """Waits for the processes of the run to end as this one does; those that do not are killed."""
+    deadline = time.monotonic() + END
+    for process in getattr(_listener.launcher, "procs", ()):
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+    if _listener.launcher is not None:
+        _listener.launcher.kill(signal.SIGKILL)
+
+
+def leave(status: int) -> None:
+    """Ends this process and those that it started, at once."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    if _listener.launcher is not None:
+        _listener.launcher.kill(signal.SIGKILL)
+    if sys.__stdout__ is not None and sys.__stdout__.isatty():
+        os.write(sys.__stdout__.fileno(), b"\x1b[?25h\n")  # the progress bar has hidden the cursor
+    os._exit(status)
+
+
+def _handle(signum: int, frame: FrameType | None) -> None:
+    listener = _listener
+    if os.getpid() != listener.pid:
+        # A process of an environment, which has inherited this. What goes to the whole group is for the main process.
+        if signum == signal.SIGTERM:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        return
+    again, hurried = bool(listener.received), listener.hurried
+    listener.hurried = False
+    if again and not hurried and signum == signal.SIGINT and os.environ.get("LOCAL_RANK", "0") == "0":
+        leave(STATUS[signal.SIGINT])
+    if listener.ending:
+        return
+    if not again:
+        listener.received = signum
+        if listener.launcher is not None:
+            listener.launcher.kill(signum)
+        if listener.held and listener.patience is not None:
+            _set_timer(listener, threading.Timer(listener.patience, _hurry, [listener]))
+    if listener.playing:
+        listener.playing = False
+        raise _Cut
+    if hurried or not listener.held:
+        listener.ending = True
+        raise Stopped(listener.received)
+
+
+def _hurry(listener: _Listener) -> None:
+    listener.hurried = True
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, listener.received)
+
+
+def _set_timer(listener: _Listener, timer: threading.Timer | None) -> None:
+    if listener.timer is not None:
+        listener.timer.cancel()
+    listener.timer = timer
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
