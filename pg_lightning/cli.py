@@ -205,8 +205,8 @@ class CLI(LightningCLI):
             return
         if not Path(path).is_file():
             raise UserError(f"ckpt_path: no file {str(path)!r}")
-        checkpoint = read_checkpoint(Path(path), "meta")
-        if "pg_lightning" not in checkpoint:
+        checkpoint: Any = read_checkpoint(Path(path), "meta")
+        if not isinstance(checkpoint, dict) or "pg_lightning" not in checkpoint:
             raise UserError(f"ckpt_path: {str(path)!r} is not a checkpoint of pg_lightning")
         if self._continued is not None and subcommand == "fit":
             due = checkpoint.get("callbacks", {}).get("EvaluateEverySteps", {}).get("due", False)

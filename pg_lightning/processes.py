@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-T = TypeVar("T")
 from pg_lightning.signals import SIGNALS
 
+T = TypeVar("T")
 GRACE = 3.0  # seconds that a process has to end by itself, up to SIGKILL
 PR_SET_PDEATHSIG = 1
 

@@ -1,8 +1,8 @@
 """Signals that end a run: Ctrl-C (SIGINT), SIGTERM, and SIGUSR1, which asks to be put back into the queue.
 
-A handler saves nothing and waits for nobody. It notes the signal, and raises only where nothing is lost by it: outside of
-training, and inside `unless_stopped`, where rollouts and evaluations are played. An update runs to its end, if that is
-soon.
+A handler saves nothing and waits for nobody. It notes the signal, and raises only where nothing is lost by it: outside
+of training, and inside `unless_stopped`, where rollouts and evaluations are played. An update runs to its end, if that
+is soon.
 """
 
 from __future__ import annotations

@@ -47,13 +47,13 @@ def test_metrics_can_be_followed_and_an_interrupted_run_keeps_them_and_its_check
             time.sleep(0.1)
         assert metrics.is_file(), log.read_text()
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 1, log.read_text()
+        assert process.wait(60) == 130, log.read_text()
     finally:
         process.kill()
     assert "Traceback" not in log.read_text()
     evaluated = [row["step"] for row in read_metrics(run) if "val/return_mean" in row]
     assert evaluated[:2] == [256, 448]
-    assert load(run / "checkpoints/last.ckpt")["pg_lightning"]["env_steps"] in evaluated[-2:]
+    assert load(run / "checkpoints/last.ckpt")["pg_lightning"]["env_steps"] >= evaluated[-1]
     assert load(run / "checkpoints/best.ckpt")["pg_lightning"]["env_steps"] in evaluated
 
 

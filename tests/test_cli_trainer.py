@@ -27,7 +27,7 @@ def test_a_checkpoint_of_the_users_own_may_monitor_the_same(train, tmp_path):
     own = (*own, "--trainer.callbacks.mode", "max", "--trainer.callbacks.save_top_k", 2)
     run = train(tmp_path, *FADING, *own, "--trainer.callbacks.filename", "{step}")
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
-    assert names == ["best.ckpt", "last.ckpt", "step=4.ckpt", "step=8.ckpt"]
+    assert names == ["best.ckpt", "last.ckpt", "last.previous.ckpt", "step=4.ckpt", "step=8.ckpt"]
 
 
 def test_callbacks_and_loggers_come_from_a_yaml(cli, tiny, tmp_path):

@@ -22,7 +22,9 @@ def test_a_run_is_a_folder_with_config_metrics_checkpoints_and_a_picture(run):
     files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
     assert files == [
         "checkpoints/best.ckpt",
+        "checkpoints/best.previous.ckpt",
         "checkpoints/last.ckpt",
+        "checkpoints/last.previous.ckpt",
         "config.yaml",
         "learning_curve.png",
         "metrics.csv",

@@ -5,7 +5,11 @@ import multiprocessing
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -232,3 +236,108 @@ def test_a_job_that_slurm_does_not_take_back_is_reported(cli, tiny, tmp_path, sl
 def test_slurm_is_asked_for_nothing_after_other_signals(cli, tiny, tmp_path, slurm, signum):
     cli(tmp_path, "fit", "--config", tiny, *interrupts(signum, 20))
     assert not (tmp_path / "asked").exists()
+
+
+# In processes of their own.
+
+PATHS = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:2])
+
+
+def start(folder, tiny, *arguments):
+    """A run in a session of its own that hears Ctrl-C, also where this one's shell ignores it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pg_lightning", "fit", "--config", str(tiny), *map(str, arguments)],
+        cwd=folder,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": PATHS,
+        },
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        stdout=(folder / "log.txt").open("w"),
+        stderr=subprocess.STDOUT,
+    )
+
+
+def in_session(leader):
+    """Processes that are alive, by /proc, those that others started last."""
+    found = []
+    for stat_ in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = stat_.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if session == str(leader) and state != "Z":
+            found.append(int(stat_.parent.name))
+    return sorted(found)
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+ENDLESS = ("--data.total_steps", 10**9, "--model.lr_schedule", "constant", "--data.eval_every_steps", 1000)
+A3C = ("--model", "A3C", "--config", "a3c_cartpole", "--trainer.devices", 2)
+DDP = ("--trainer.strategy", "ddp", "--trainer.devices", 2)
+ASYNC = ("--data.backend", "async", "--data.env_id", "odd_envs:Slow-v0", "--data.env_kwargs", "{seconds: 0.001}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "send", "signum", "status"),
+    [
+        (ASYNC, "group", signal.SIGTERM, 143),
+        (A3C, "main", signal.SIGINT, 130),
+        (DDP, "other", signal.SIGTERM, 143),
+    ],
+    ids=["async, all", "A3C, main", "DDP, rank 1"],
+)
+def test_a_run_of_several_processes_ends_as_one(tiny, tmp_path, arguments, send, signum, status):
+    process = start(tmp_path, tiny, *arguments, *ENDLESS)
+    log = tmp_path / "log.txt"
+    try:
+        wait_until(lambda: list(tmp_path.rglob("last.ckpt")) or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        if send == "group":
+            os.killpg(process.pid, signum)
+        else:
+            os.kill(process.pid if send == "main" else in_session(process.pid)[1], signum)
+        assert process.wait(60) == status, log.read_text()
+        wait_until(lambda: not in_session(process.pid), 30)
+    finally:
+        if in_session(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert said.count("stopped by ") == said.count("saved: ") == 1
+    (last,) = tmp_path.rglob("last.ckpt")
+    counters = load(last)["pg_lightning"]
+    assert f"saved: {counters['env_steps']:,} env steps" in said
+    rows = read_metrics(last.parents[1])
+    assert rows[-1]["step"] <= counters["env_steps"]
+
+
+def test_a_second_ctrl_c_leaves_at_once(tiny, tmp_path):
+    """The environments' processes are stuck, and closing them would wait for ever."""
+    stuck = f"{{seconds: 1000, started: {tmp_path}/started}}"
+    process = start(tmp_path, tiny, *ASYNC[:-1], stuck)
+    log = tmp_path / "log.txt"
+    try:
+        wait_until(lambda: (tmp_path / "started").exists() or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None, log.read_text()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(8) == 130, log.read_text()
+        wait_until(lambda: not in_session(process.pid), 10)
+    finally:
+        if in_session(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert "Traceback" not in log.read_text()

@@ -35,8 +35,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
     """Writes files that are whole at any moment, keeps the one before, and loads nothing but tensors and plain types.
 
     Args:
-        warn: a failed save is a line on stderr, not an exception: training goes on, and the next save tries again. Until
-            one succeeds nothing is removed.
+        warn: a failed save is a line on stderr, not an exception: training goes on, and the next save tries again.
+            Until one succeeds nothing is removed.
 
     Attributes:
         failure: of the last save; None if it succeeded.
@@ -88,7 +88,7 @@ def previous_of(path: Path) -> Path:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file so that a crash at any moment leaves the old or the new one, and keeps the old one as `previous_of`.
+    """Writes a file so that a crash at any moment leaves the old or the new one; the old one is kept (`previous_of`).
 
     The bytes are on the disk, and have been read back, before the name is theirs (`os.replace` is atomic).
 
@@ -143,8 +143,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 class RunCheckpoint(ModelCheckpoint):
     """`best.ckpt` and `last.ckpt`: of a class of their own, so that a `ModelCheckpoint` of the user's is told apart.
 
-    Both are written after evaluations. `last.ckpt`, which monitors nothing, also at the first rollout boundary at or past
-    every multiple of `data.save_every_steps`, when training ends, and when a signal ends it.
+    Both are written after evaluations. `last.ckpt`, which monitors nothing, also at the first rollout boundary at or
+    past every multiple of `data.save_every_steps`, when training ends, and when a signal ends it.
 
     Attributes:
         failed: the last save did.

@@ -13,8 +13,8 @@ from pg_lightning.callbacks.checkpoints import RunCheckpoint
 class StopOnSignal(Callback):
     """Ctrl-C, SIGTERM and SIGUSR1 end `fit` with `signals.Stopped` between two rollouts.
 
-    A rollout or an evaluation that is being played is given up; an update comes to its end, if that takes no longer than
-    `signals.PATIENCE` seconds. Every rank ends with the one that the signal came to.
+    A rollout or an evaluation that is being played is given up; an update comes to its end, if that takes no longer
+    than `signals.PATIENCE` seconds. Every rank ends with the one that the signal came to.
 
     Lightning's own handlers would gather ranks and save in the midst of anything, and end with status 0.
     """

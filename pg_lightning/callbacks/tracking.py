@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from pg_lightning.signals import Stopped
 
@@ -38,7 +38,10 @@ class LearningCurve(Callback):
         folder = Path(trainer.log_dir or ".")  # asks rank 0, so every rank must
         if trainer.is_global_zero and (folder / "metrics.csv").is_file():
             env_id = trainer.datamodule.env_id  # type: ignore[attr-defined]
-            draw_learning_curve(folder / "metrics.csv", folder / "learning_curve.png", env_id)
+            try:
+                draw_learning_curve(folder / "metrics.csv", folder / "learning_curve.png", env_id)
+            except OSError as error:
+                rank_zero_warn(f"learning_curve.png was not drawn: {error}; metrics.csv has its numbers")
 
 
 def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:

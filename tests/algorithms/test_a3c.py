@@ -260,7 +260,7 @@ def test_a_run_has_one_log_with_staleness_and_the_steps_of_all_workers(a3c_run):
     assert rows[-1]["step"] >= 1000
     assert all(row["train/staleness"] >= 0 for row in rows if "train/staleness" in row)
     assert any("train/staleness" in row for row in rows)
-    assert {p.name for p in (a3c_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {"best.ckpt", "last.ckpt"} <= {path.name for path in (a3c_run / "checkpoints").iterdir()}
 
 
 def test_a_run_is_resumed_with_the_moments_of_its_optimizers(a3c_run, cli, tmp_path):
