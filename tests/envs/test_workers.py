@@ -351,7 +351,7 @@ def test_a_mask_comes_with_the_first_observation_after_a_break() -> None:
 
 @pytest.mark.parametrize("record", [False, True])
 def test_an_evaluation_episode_that_breaks_is_played_anew(record: bool) -> None:
-    env = faulty("disabled", num_envs=2, step=6)
+    env = faulty("disabled", num_envs=2, step=5)
     seeds = [7, VICTIM, 10, 11]
     episodes = list(EvaluationDataset(env, Counter(), seeds, 0, True, 100, record))
     env.close()
