@@ -55,7 +55,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.utils.data import DataLoader
 
 from pg_lightning.algorithms import A2C, PPO, REINFORCE, PolicyGradientModule
-from pg_lightning.callbacks import EnvStepAxis, EnvStepProgress, EvaluateEverySteps
+from pg_lightning.callbacks import EnvStepProgress, EvaluateEverySteps
 from pg_lightning.cli import TRAINER_DEFAULTS
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.data.collector import RolloutCollector
@@ -298,7 +298,7 @@ def make_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
     ]
     return Trainer(
         logger=CSVLogger(folder, flush_logs_every_n_steps=1),
-        callbacks=[EvaluateEverySteps(), EnvStepAxis(), *checkpoints, EnvStepProgress(), *callbacks],
+        callbacks=[EvaluateEverySteps(), *checkpoints, EnvStepProgress(), *callbacks],
         **{**TRAINER_DEFAULTS, "default_root_dir": folder, "accelerator": "cpu", **options},
     )
 

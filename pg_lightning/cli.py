@@ -35,7 +35,6 @@ from pg_lightning.algorithms import PolicyGradientModule
 from pg_lightning.callbacks import (
     CheckpointError,
     ContinuedMetrics,
-    EnvStepAxis,
     EnvStepProgress,
     EvaluateEverySteps,
     EvaluationReport,
@@ -62,7 +61,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 LOGGER_PRESETS: dict[str, Any] = {
     "tensorboard": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "."}},
-    "wandb": {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "pg_lightning"}},
+    "wandb": {"class_path": "pg_lightning.callbacks.FaultTolerantWandbLogger", "init_args": {"save_dir": "."}},
 }
 # How long ranks wait for one that hangs, unless the strategy is given with a timeout of its own.
 RANK_TIMEOUT = timedelta(minutes=5)
@@ -128,7 +127,7 @@ class CLI(LightningCLI):
             version = None if self._continued is None else run_folder(self._continued).name
             self._csv = MetricsFile(config.trainer.default_root_dir or ".", self._config_name, version)
             for logger in _listed(config.trainer.logger):
-                _write_into(Path(self._csv.log_dir), logger)
+                _write_into(Path(self._csv.log_dir), logger, config.ckpt_path)
         else:
             self._run_folder = run_folder(Path(config.ckpt_path))
         if self.subcommand == "predict":
@@ -174,7 +173,7 @@ class CLI(LightningCLI):
         if config.barebones:
             return callbacks
         if not config.fast_dev_run:
-            callbacks += [SaveConfig(self._parser("fit"), self._config_to_save), EnvStepAxis(), LearningCurve()]
+            callbacks += [SaveConfig(self._parser("fit"), self._config_to_save), LearningCurve()]
             callbacks.append(ContinuedMetrics(self._csv, self._continued))
         if config.enable_checkpointing is not False:
             callbacks += [
@@ -435,12 +434,23 @@ def one_line(message: str) -> str:
     return f"{'.'.join(keys)}: {cause.replace(SUGGESTION, SUGGESTION + '.'.join([*keys[:-1], '']))}"
 
 
-def _write_into(folder: Path, logger: Any) -> None:
+def _write_into(folder: Path, logger: Any, checkpoint: str | None) -> None:
+    """Has a logger write into the run's folder, under the run's name, or go on where an earlier part of the run ended.
+
+    The latest checkpoint of a run, in whatever folder, is that run going on; any other begins a run of its own.
+    """
     init_args = getattr(logger, "init_args", None)
-    if init_args is not None and "save_dir" in init_args and str(init_args.save_dir) == ".":
+    if init_args is None:
+        return
+    if str(init_args.get("save_dir")) == ".":
         init_args.save_dir = str(folder)
         if logger.class_path.endswith("TensorBoardLogger"):
             init_args.name = init_args.version = ""
+    if logger.class_path.endswith("FaultTolerantWandbLogger"):
+        if init_args.name is None and "WANDB_NAME" not in os.environ:
+            init_args.name = f"{folder.parent.name}/{folder.name}"
+        if checkpoint is not None and Path(checkpoint).name.startswith("last"):
+            init_args.continues = str(run_folder(Path(checkpoint)))
 
 
 def _quiet() -> None:

@@ -7,15 +7,18 @@ from pg_lightning.callbacks.progress import EnvStepProgress
 from pg_lightning.callbacks.randomness import RandomStates
 from pg_lightning.callbacks.ranks import RankWatch
 from pg_lightning.callbacks.signals import StopOnSignal
-from pg_lightning.callbacks.tracking import EnvStepAxis, LearningCurve
+from pg_lightning.callbacks.tracking import LearningCurve
+from pg_lightning.callbacks.video import EvaluationVideo
+from pg_lightning.callbacks.wandb import FaultTolerantWandbLogger
 
 __all__ = [
     "CheckpointError",
     "ContinuedMetrics",
-    "EnvStepAxis",
     "EnvStepProgress",
     "EvaluateEverySteps",
     "EvaluationReport",
+    "EvaluationVideo",
+    "FaultTolerantWandbLogger",
     "LearningCurve",
     "MetricsFile",
     "RandomStates",

@@ -1,4 +1,4 @@
-"""What a run leaves behind for the eye: env steps as the x-axis of trackers, and a learning-curve picture."""
+"""What a run leaves behind for the eye: a learning-curve picture."""
 
 from __future__ import annotations
 
@@ -6,27 +6,15 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from pg_lightning.signals import Stopped
 
 
-class EnvStepAxis(Callback):
-    """Makes `time/env_steps` the x-axis of every metric in Weights & Biases (other loggers get it as their step)."""
-
-    @rank_zero_only
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Declares the axis once the run exists."""
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.define_metric("time/env_steps")
-                logger.experiment.define_metric("*", step_metric="time/env_steps", step_sync=True)
-
-
 class LearningCurve(Callback):
-    """Draws `learning_curve.png` from `metrics.csv` in the run's folder when training ends."""
+    """Draws `learning_curve.png` from `metrics.csv` in the run's folder when training ends; W&B gets it too."""
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """After a signal: of what there is."""
@@ -42,6 +30,10 @@ class LearningCurve(Callback):
                 draw_learning_curve(folder / "metrics.csv", folder / "learning_curve.png", env_id)
             except OSError as error:
                 rank_zero_warn(f"learning_curve.png was not drawn: {error}; metrics.csv has its numbers")
+                return
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image("learning_curve", [str(folder / "learning_curve.png")])
 
 
 def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:

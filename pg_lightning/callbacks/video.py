@@ -1,0 +1,103 @@
+"""What the policy does, to look at: an episode of every evaluation as a video."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any
+
+from gymnasium.vector import VectorEnv
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
+
+from pg_lightning.data import EvaluationDataset, RolloutDataModule
+from pg_lightning.data.datamodule import VALIDATE
+from pg_lightning.envs import env_seed, make_env, make_vector_env
+from pg_lightning.errors import UserError, require
+
+
+class EvaluationVideo(Callback):
+    """Plays the first episode of every evaluation once more and keeps it as a video.
+
+    The files are `videos/env_steps_…-episode-0.mp4` in the run's folder; W&B gets them as `val/video`. Environment and
+    random numbers are the video's own, so training is what it would be without.
+
+    Args:
+        max_frames: where a long episode is cut.
+
+    Raises:
+        UserError: when training begins, if moviepy is not installed or the environment gives no pictures.
+    """
+
+    def __init__(self, max_frames: int = 500) -> None:
+        require("trainer.callbacks: EvaluationVideo.max_frames", max_frames, 1)
+        self.max_frames = max_frames
+        self._is_working = True
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Finds out before training begins whether there will be pictures."""
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        if importlib.util.find_spec("moviepy") is None:
+            raise UserError("trainer.callbacks: EvaluationVideo needs moviepy; pip install moviepy, or leave it out")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        try:
+            env = make_env(data.env_id, _rendering(data), data.wrappers)
+            env.reset(seed=0)
+            picture = env.render()
+            env.close()
+        except Exception as error:
+            raise UserError(f"trainer.callbacks: EvaluationVideo cannot render {data.env_id!r}: {error}") from error
+        if getattr(picture, "ndim", 0) != 3:
+            raise UserError(f"trainer.callbacks: EvaluationVideo: {data.env_id!r} has no render mode 'rgb_array'")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Records, on rank 0. A failure ends the videos, with a warning, and not the training."""
+        folder = trainer.log_dir  # asks rank 0, so every rank must
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero or not self._is_working:
+            return
+        try:
+            video = self._record(trainer, pl_module, Path(folder or ".") / "videos")
+        except Exception as error:
+            self._is_working = False
+            rank_zero_warn(f"no more videos in this run: {error}")
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_video("val/video", [str(video)])
+
+    def _record(self, trainer: Trainer, pl_module: Any, folder: Path) -> Path:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        name = f"env_steps_{pl_module.env_steps:010d}"
+        env = self._make_env(data, folder, name)
+        try:
+            seed = data.seed
+            episode = EvaluationDataset(
+                env,
+                pl_module,
+                [env_seed(seed, VALIDATE, 0)],
+                env_seed(seed, VALIDATE, 0, 0),
+                data.eval_deterministic,
+                self.max_frames,
+            )
+            next(iter(episode))
+        finally:
+            env.close()
+        return folder / f"{name}-episode-0.mp4"
+
+    def _make_env(self, data: RolloutDataModule, folder: Path, name: str) -> VectorEnv:
+        recorder = {"video_folder": str(folder), "name_prefix": name, "episode_trigger": lambda episode: True}
+        wrappers = [
+            *data.wrappers,
+            {"class_path": "gymnasium.wrappers.TimeLimit", "init_args": {"max_episode_steps": self.max_frames}},
+            {"class_path": "gymnasium.wrappers.RecordVideo", "init_args": recorder},
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the folder has other videos in it
+            return make_vector_env(data.env_id, 1, _rendering(data), wrappers, "sync", "disabled")
+
+
+def _rendering(data: RolloutDataModule) -> dict[str, Any]:
+    return {**(data.env_kwargs or {}), "render_mode": "rgb_array"}
