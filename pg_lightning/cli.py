@@ -257,9 +257,10 @@ class SaveConfig(Callback):
         for key in set(vars(self.config)) - {"seed_everything", "trainer", "model", "data"}:
             self.config.pop(key, None)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, Path(folder) / "config.yaml", skip_none=False, overwrite=True, skip_check=True)
+        file = Path(folder) / "config.yaml"
+        self.parser.save(self.config, file, skip_none=False, overwrite=True, skip_check=True)
         for logger in trainer.loggers[1:]:
-            logger.log_hyperparams(self.config.as_dict())
+            logger.log_hyperparams(yaml.safe_load(file.read_text()))
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import multiprocessing
 import os
 import ssl
 import subprocess
@@ -127,6 +128,7 @@ class FaultTolerantWandbLogger(WandbLogger):
             except Exception as error:
                 troubles.append(_cause(error))
                 with suppress(Exception, SystemExit):  # else the id is taken, by the run that could not start
+                    wandb.finish(exit_code=1)
                     wandb.teardown()
             else:
                 if troubles:
@@ -174,16 +176,22 @@ class FaultTolerantWandbLogger(WandbLogger):
     @_tolerant
     def finalize(self, status: str) -> None:
         """Uploads the best checkpoint, also of a run that was interrupted."""
-        if self._best is None or self._experiment is None:
+        if self._experiment is None:
             return
+        if self._best is not None:
+            self._upload(self._best)
+            self._best = None
+        if multiprocessing.parent_process() is not None:  # a worker of hogwild, which ends without wandb's exit hooks
+            self._experiment.finish()
+
+    def _upload(self, best: ModelCheckpoint) -> None:
         import wandb
 
-        score = self._best.best_model_score
-        metadata = {} if score is None else {str(self._best.monitor): float(score)}
+        score = best.best_model_score
+        metadata = {} if score is None else {str(best.monitor): float(score)}
         artifact = wandb.Artifact(f"model-{self.experiment.id}", type="model", metadata=metadata)
-        artifact.add_file(self._best.best_model_path)
+        artifact.add_file(best.best_model_path)
         self.experiment.log_artifact(artifact, aliases=["best"])
-        self._best = None
 
     def _remember(self, run: Any, env_steps: float) -> None:
         """Writes down which W&B run this is and how far it goes, for a later part of the run."""
