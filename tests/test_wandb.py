@@ -231,8 +231,9 @@ def test_a_key_that_is_refused_or_missing_costs_one_warning(online, mirror, tmp_
     server = WandbServer(401)
     if key is None:
         monkeypatch.delenv("WANDB_API_KEY")
+    own_id = ("--trainer.logger.id", "own")  # which the run that could not start must not keep
     with pytest.warns(UserWarning, match=f"Weights & Biases: .*{reason}.*offline") as caught:
-        ours = mirror(tmp_path, *SHORT, WANDB_BASE_URL=server.url)
+        ours = mirror(tmp_path, *own_id, *SHORT, WANDB_BASE_URL=server.url)
     assert sum("Weights & Biases" in str(warning.message) for warning in caught) == 1
     assert mirrored(read_offline(ours)[0]) == metrics(ours)
     server.close()

@@ -89,7 +89,7 @@ class FaultTolerantWandbLogger(WandbLogger):
         is_named = "id" in given or "WANDB_RUN_ID" in os.environ  # as by the agent of a sweep
         self._state_file = Path(save_dir) / "wandb" / "run.json"
         state = NEW if continues is None or is_named else _read_state(Path(continues))
-        given = {"id": state["id"], "resume": "allow", **given}
+        given.setdefault("id", state["id"])
         project = project or os.environ.get("WANDB_PROJECT", "pg_lightning")
         super().__init__(name=name, save_dir=save_dir, project=project, **given)
         del self._wandb_init["anonymous"]  # of no effect but a warning
