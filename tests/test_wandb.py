@@ -67,11 +67,15 @@ def mirror(online, train):
 
 @pytest.fixture(scope="module")
 def offline_run(mirror, tmp_path_factory):
+    """Started in a git repository, with the run's folder somewhere else."""
     folder = tmp_path_factory.mktemp("offline")
+    repository = folder / "repository"
+    repository.mkdir()
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
-        subprocess.run(git + command, cwd=folder, check=True)
-    return mirror(folder, "--trainer.logger.log_model", "true", WANDB_MODE="offline")
+        subprocess.run(git + command, cwd=repository, check=True)
+    root = ("--trainer.default_root_dir", folder / "runs")
+    return mirror(repository, *root, "--trainer.logger.log_model", "true", WANDB_MODE="offline")
 
 
 def test_every_metric_is_mirrored_against_env_steps(offline_run, run):
@@ -94,7 +98,8 @@ def test_the_config_is_that_of_config_yaml_with_the_version_of_the_code(offline_
     assert {key: config[key] for key in saved} == saved
     assert config["pg_lightning"]["version"] == pg_lightning.__version__
     (head,) = [record.run for record in records if record.HasField("run")]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=offline_run, capture_output=True, text=True, check=True)
+    repository = offline_run.parents[2] / "repository"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=True)
     assert head.git.commit == commit.stdout.strip()
     assert (head.project, head.display_name) == ("pg_lightning", "tiny/version_0")
 
@@ -136,13 +141,19 @@ def test_the_workers_of_a3c_are_one_run(online, cli, tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_resumed_goes_on_in_the_same_wandb_run_without_repeating_itself(offline_run, mirror, tmp_path):
-    """As if the first part had been killed at 640 env steps, behind its latest checkpoint at 704: no line twice."""
+    """As if the first part had been killed at 1000 env steps, its latest checkpoint being of 704."""
     state = offline_run / "wandb/run.json"
     first = json.loads(state.read_text())
     assert first["env_steps"] == 704
     state.write_text(json.dumps({**first, "env_steps": 1000}))
+    config = (
+        "--config",
+        offline_run / "config.yaml",
+        "--trainer.default_root_dir",
+        "runs",
+    )  # in which all is spelt out
     more = ("--data.total_steps", 1200, "--ckpt_path", offline_run / "checkpoints/last.ckpt")
-    second = mirror(tmp_path, *more, WANDB_MODE="offline")
+    second = mirror(tmp_path, *config, *more, WANDB_MODE="offline")
     state.write_text(json.dumps(first))
     history, records = read_offline(second)
     assert [r.run.run_id for r in records if r.HasField("run")] == [first["id"]]

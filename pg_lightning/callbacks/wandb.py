@@ -115,7 +115,6 @@ class FaultTolerantWandbLogger(WandbLogger):
         own = wandb.Settings(
             init_timeout=min(settings.init_timeout, INIT_SECONDS),
             finish_timeout=settings.finish_timeout or FINISH_SECONDS,
-            git_root=os.getcwd(),
         )
         self._wandb_init.setdefault("settings", own)
         online = settings.mode == "online" and not self._offline and self._wandb_init.get("mode") in (None, "online")
