@@ -6,6 +6,8 @@ its value is zero. `done` (terminated or truncated) stops the *recursion*: the n
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -139,19 +141,21 @@ def gae(
     Raises:
         ValueError: if the shapes differ.
     """
-    shapes = {tuple(x.shape) for x in (rewards, values, next_values, terminated, truncated, valid)}
+    arrays: tuple[Any, ...] = (rewards, values, next_values, terminated, truncated, valid)
+    shapes = {x.shape for x in arrays}
     if len(shapes) != 1:
-        raise ValueError(f"rewards, values and masks must share one shape [T, N], got {sorted(shapes)}")
-    deltas = (rewards + gamma * next_values * ~terminated - values) * valid
-    decays = gamma * gae_lambda * (valid & ~(terminated | truncated))
-    return _sums_of_what_follows(deltas, decays)
+        raise ValueError(f"rewards, values and masks must share one shape [T, N], got {sorted(map(tuple, shapes))}")
+    if values.device.type == "cpu":  # where NumPy does the same, and its calls cost less
+        arrays = tuple(x.numpy() for x in arrays)
+    r, v, next_v, ends, cut, ok = arrays
+    deltas = (r + gamma * next_v * ~ends - v) * ok
+    goes_on = ok & ~(ends | cut)
+    return _sums_of_what_follows(torch.as_tensor(deltas), gamma * gae_lambda * torch.as_tensor(goes_on))
 
 
 def _sums_of_what_follows(terms: Tensor, decays: Tensor) -> Tensor:
-    """S_t = x_t + d_t S_{t+1} for `[T, N]` terms x and decays d, from the last row back."""
-    total = torch.zeros_like(terms[0])
-    totals = []
-    for term, decay in zip(terms.flip(0).unbind(), decays.flip(0).unbind(), strict=True):
-        total = torch.addcmul(term, decay, total)
-        totals.append(total)
-    return torch.stack(totals).flip(0)
+    """S_t = x_t + d_t S_{t+1} for `[T, N]` terms x, in whose place the sums come, and decays d, from the last row back."""
+    sums, factors = terms.unbind(), decays.unbind()
+    for t in reversed(range(len(terms) - 1)):
+        sums[t].addcmul_(factors[t], sums[t + 1])
+    return terms
