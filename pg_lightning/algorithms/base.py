@@ -406,16 +406,22 @@ class PolicyGradientModule(LightningModule):
         if self.has_critic:
             pi, values = self.network(batch)
             metrics["train/value_loss"] = value_loss(values, batch.returns)
-            if self.compiles or self._is_logged:
+            if self.wants_metrics:
                 metrics["train/explained_variance"] = explained_variance(values.detach(), batch.returns)
         else:
             pi = self.network.policy(batch)
-        policy_loss = policy_gradient_loss(pi.log_prob(batch.actions), batch.advantages)
-        entropy = pi.entropy().mean()
-        loss = policy_loss + self.vf_coef * metrics.get("train/value_loss", 0.0)
+        metrics["train/policy_loss"] = policy_gradient_loss(pi.log_prob(batch.actions), batch.advantages)
+        loss = metrics["train/policy_loss"] + self.vf_coef * metrics.get("train/value_loss", 0.0)
+        if self.ent_coef or self.wants_metrics:
+            metrics["train/entropy"] = pi.entropy().mean()
         if self.ent_coef:
-            loss = loss - self.ent_coef * entropy
-        return loss, metrics | {"train/policy_loss": policy_loss, "train/entropy": entropy}
+            loss = loss - self.ent_coef * metrics["train/entropy"]
+        return loss, metrics
+
+    @property
+    def wants_metrics(self) -> bool:
+        """Whether a loss should compute what is only logged; one that is compiled always does, to be compiled once."""
+        return self.compiles or self._is_logged
 
     def loss_of(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         """`loss`, compiled if that was asked for."""

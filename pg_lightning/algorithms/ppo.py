@@ -140,12 +140,13 @@ class PPO(PolicyGradientModule):
             critic_loss = value_loss(values, batch.returns)
         else:
             critic_loss = clipped_value_loss(values, batch.old_values, batch.returns, self.clip_range_vf)
-        entropy = pi.entropy().mean()
         loss = policy_loss + self.vf_coef * critic_loss
+        metrics = {"train/policy_loss": policy_loss, "train/value_loss": critic_loss}
+        if self.ent_coef or self.wants_metrics:
+            metrics["train/entropy"] = pi.entropy().mean()
         if self.ent_coef:
-            loss = loss - self.ent_coef * entropy
-        metrics = {"train/policy_loss": policy_loss, "train/value_loss": critic_loss, "train/entropy": entropy}
-        if self.compiles or self._is_logged or self.target_kl is not None:
+            loss = loss - self.ent_coef * metrics["train/entropy"]
+        if self.wants_metrics or self.target_kl is not None:
             with torch.no_grad():
                 metrics["train/approx_kl"] = approximate_kl(log_ratio)
                 metrics["train/clip_fraction"] = (log_ratio.expm1().abs() > self._clip_range).float().mean()

@@ -228,8 +228,9 @@ class ActorCritic(nn.Module):
             final = memory(final, states.flatten(0, 1)[rollout.final_rows])[0]
             features = torch.cat([outputs.flatten(0, 1), final])
         values = self._restored_values(features)
-        next_values = values[N : (T + 1) * N].clone()
-        next_values[rollout.final_rows] = values[(T + 1) * N :]
+        next_values = values[N : (T + 1) * N]
+        if K:
+            next_values = next_values.index_copy(0, rollout.final_rows, values[(T + 1) * N :])
         return values[: T * N].view(T, N), next_values.view(T, N)
 
     def pi(self, obs: Tensor) -> Distribution:
