@@ -52,12 +52,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
-from torch.utils.data import DataLoader
 
 from pg_lightning.algorithms import A2C, PPO, REINFORCE, PolicyGradientModule
 from pg_lightning.callbacks import EnvStepProgress, EvaluateEverySteps
 from pg_lightning.cli import TRAINER_DEFAULTS
-from pg_lightning.data import RolloutDataModule
+from pg_lightning.data import RolloutDataModule, RolloutDataset
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.envs import make_vector_env
 from pg_lightning.errors import UserError
@@ -245,10 +244,10 @@ class Replay:
 class ReplayDataModule(RolloutDataModule):
     """With it, `fit` costs what learning costs: the environments step for the first rollout only."""
 
-    def train_dataloader(self) -> DataLoader[Rollout]:
-        loader: Any = super().train_dataloader()
-        loader.dataset.collector = Replay(loader.dataset.collector)
-        return loader
+    def train_dataloader(self) -> RolloutDataset:
+        dataset: Any = super().train_dataloader()
+        dataset.collector = Replay(dataset.collector)
+        return dataset
 
 
 def run_fit(

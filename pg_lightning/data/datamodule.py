@@ -178,14 +178,18 @@ class RolloutDataModule(LightningDataModule):
             )
             rank_zero_info(f"data.backend auto: {reason}")
 
-    def train_dataloader(self) -> DataLoader[Rollout]:
-        """Rollouts; the environments start here, or with `overlap` when the first is asked for."""
+    def train_dataloader(self) -> RolloutDataset:
+        """Rollouts; the environments start here, or with `overlap` when the first is asked for.
+
+        Without a `DataLoader` around them, which had nothing to do: no batch to make, no worker that could see the
+        policy of the moment.
+        """
         assert self.trainer is not None
         actor = cast(Any, self.trainer.lightning_module)
         # At least every other row is an env step, so this many rollouts are more than the budget can take.
         length = 2 * self.total_steps
         if self.collector is not None:  # asked again: the environments go on where they stand
-            return _loader(RolloutDataset(self.collector, actor, length))
+            return RolloutDataset(self.collector, actor, length)
         rank = self.trainer.global_rank
         # Where a resumed run begins new episodes they have seeds of their own: it must not live through those of its
         # first part again.
@@ -194,7 +198,7 @@ class RolloutDataModule(LightningDataModule):
         make = partial(self._make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
         self.collector = CollectorProcess(make) if self.overlap else make()
         self.episodes_go_on = self._go_on(actor)
-        return _loader(RolloutDataset(self.collector, actor, length))
+        return RolloutDataset(self.collector, actor, length)
 
     def _go_on(self, actor: Actor) -> bool:
         """Puts the environments where a checkpoint has them; says in one line if that cannot be."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutDataModule
@@ -71,7 +71,7 @@ class RatioRecorder(PPO):
 class UnsizedDataModule(RolloutDataModule):
     """Rollouts as a dataset without a length."""
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> Any:
         class Unsized(IterableDataset[Rollout]):
             def __init__(self, rollouts: Any) -> None:
                 self.rollouts = rollouts
@@ -79,7 +79,7 @@ class UnsizedDataModule(RolloutDataModule):
             def __iter__(self) -> Iterator[Rollout]:
                 return iter(self.rollouts)
 
-        return DataLoader(Unsized(super().train_dataloader().dataset), batch_size=None)
+        return Unsized(super().train_dataloader())
 
 
 @pytest.mark.parametrize("trainer", [{}, {"max_epochs": 3, "limit_train_batches": 2}, {"limit_train_batches": 3}])
