@@ -154,7 +154,7 @@ def gae(
 
 
 def _sums_of_what_follows(terms: Tensor, decays: Tensor) -> Tensor:
-    """S_t = x_t + d_t S_{t+1} for `[T, N]` terms x, in whose place the sums come, and decays d, from the last row back."""
+    """S_t = x_t + d_t S_{t+1} from the last row back, for `[T, N]` terms x, which the sums replace, and decays d."""
     sums, factors = terms.unbind(), decays.unbind()
     for t in reversed(range(len(terms) - 1)):
         sums[t].addcmul_(factors[t], sums[t + 1])
