@@ -362,7 +362,7 @@ def test_the_mean_over_sampled_rollouts_is_the_exact_gradient_of_the_discounted_
 
 
 def test_a_baseline_that_holds_its_own_episode_would_be_seen(monkeypatch):
-    monkeypatch.setattr("pg_lightning.algorithms.reinforce.mean_of_other_episodes", lambda g, _: g.mean().expand_as(g))
+    monkeypatch.setattr("pg_lightning.algorithms.reinforce.mean_of_other_episodes", lambda g, *_: g.mean().expand_as(g))
     module = tabular(REINFORCE, tiny, causal=False, baseline="batch_mean")
     assert_far(expectation(module, tiny, episodes=2), gradient_of_the_objective(tiny, module))
 
