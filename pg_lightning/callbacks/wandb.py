@@ -85,14 +85,13 @@ class FaultTolerantWandbLogger(WandbLogger):
             import wandb  # noqa: F401
         except ImportError as error:
             raise UserError(f"trainer.logger: wandb cannot be imported ({error}); pip install wandb") from error
-        given = {key: value for key, value in kwargs.items() if value is not None}
-        is_named = "id" in given or "WANDB_RUN_ID" in os.environ  # as by the agent of a sweep
+        is_named = kwargs.get("id") is not None or "WANDB_RUN_ID" in os.environ  # as by the agent of a sweep
         self._state_file = Path(save_dir) / "wandb" / "run.json"
         state = NEW if continues is None or is_named else _read_state(Path(continues))
-        given.setdefault("id", state["id"])
         project = project or os.environ.get("WANDB_PROJECT", "pg_lightning")
-        super().__init__(name=name, save_dir=save_dir, project=project, **given)
-        del self._wandb_init["anonymous"]  # of no effect but a warning
+        super().__init__(name=name, save_dir=save_dir, project=project, **kwargs)
+        own = {"id": kwargs.get("id") or state["id"], "resume": kwargs.get("resume") or "allow"}
+        self._wandb_init = {key: value for key, value in {**self._wandb_init, **own}.items() if value is not None}
         self._logs_best = log_model
         self._best: ModelCheckpoint | None = None
         self._mirrored_before = state["env_steps"]
