@@ -205,20 +205,16 @@ def test_a_server_that_is_gone_or_broken_costs_one_warning(online, mirror, tmp_p
 
 
 def test_a_server_that_dies_does_not_hold_up_the_end(online, mirror, tiny, tmp_path):
-    """And until then the second part of a run goes on where the server's history of the first part ends."""
+    """It answers until the second part of a run has begun, in the W&B run of the first, and then never again."""
     server = WandbServer()
     first = mirror(tmp_path, WANDB_BASE_URL=server.url)
     run_id = json.loads((first / "wandb/run.json").read_text())["id"]
     assert mirrored(server.history[run_id]) == metrics(first)
-    lines = len(server.history[run_id])
 
     server.has_run.clear()
     more = ("--data.total_steps", 1000, "--ckpt_path", first / "checkpoints/last.ckpt")
     process = fit(tiny, tmp_path, *ON, *more, WANDB_BASE_URL=server.url, WANDB_FINISH_TIMEOUT="2")
     assert server.has_run.wait(timeout=300)
-    while mirrored(server.history[run_id][lines:]) == []:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
     server.status = 0
     try:
         out, _ = process.communicate(timeout=90)  # without a bound it would wait for ever
@@ -227,8 +223,8 @@ def test_a_server_that_dies_does_not_hold_up_the_end(online, mirror, tiny, tmp_p
     assert process.returncode == 0, out
     second = tmp_path / "runs/tiny/version_1"
     assert read_metrics(second)[-1]["step"] == 1024
-    arrived = mirrored(server.history[run_id][lines:])
-    assert arrived == metrics(second)[: len(arrived)]
+    assert json.loads((second / "wandb/run.json").read_text()) == {"id": run_id, "env_steps": 1024}
+    assert len(list(second.glob("wandb/run-*/run-*.wandb"))) == 1  # for `wandb sync`
     server.close()
 
 
