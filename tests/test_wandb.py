@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -217,7 +216,7 @@ def test_a_server_that_dies_does_not_hold_up_the_end(online, mirror, tiny, tmp_p
     assert server.has_run.wait(timeout=300)
     server.status = 0
     try:
-        out, _ = process.communicate(timeout=90)  # without a bound it would wait for ever
+        out, _ = process.communicate(timeout=200)  # without a bound it would wait for ever
     finally:
         process.kill()
     assert process.returncode == 0, out
