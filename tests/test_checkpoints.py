@@ -158,6 +158,16 @@ def test_bytes_that_did_not_arrive_are_noticed(last, monkeypatch):
     assert value(last) == 1
 
 
+def test_the_bytes_are_on_the_disk_before_they_have_the_name_and_the_name_before_the_save_returns(last, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(os.readlink(f"/proc/self/fd/{handle}")), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (done.append(str(new)), replace(old, new)))
+    SafeCheckpointIO().save_checkpoint(NEW, last)
+    folder = last.parent
+    assert done == [str(folder / ".last.partial"), str(previous_of(last)), str(last), str(folder)]
+
+
 def test_nothing_is_removed_after_a_save_that_failed(last, monkeypatch, capsys):
     """A `ModelCheckpoint` that keeps the best one removes the old after it has saved the new."""
     plugin = SafeCheckpointIO(warn=True)
@@ -241,6 +251,15 @@ def test_training_goes_on_and_the_next_save_makes_up_for_it(cli, tiny, tmp_path,
     assert load(folder / "last.ckpt")["pg_lightning"]["env_steps"] == 704
     assert load(folder / "last.previous.ckpt")["pg_lightning"]["env_steps"] == 640
     assert load(folder / "best.ckpt")["pg_lightning"]["env_steps"] == 256
+
+
+def test_a_save_that_fails_at_the_last_evaluation_is_tried_once_more(cli, tiny, tmp_path, full_from):
+    full_from(5, 6)
+    finished = cli(tmp_path, "fit", "--config", tiny, "--data.env_id", "odd_envs:Flat-v0", "--data.eval_episodes", 1)
+    assert (finished.returncode, finished.stderr.count("warning: ")) == (0, 1)
+    last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
+    assert load(last)["pg_lightning"]["env_steps"] == 704
+    assert load(previous_of(last))["pg_lightning"]["env_steps"] == 640
 
 
 def test_a_best_that_could_not_be_saved_is_not_the_best(cli, tiny, tmp_path, full_from):
