@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import shutil
@@ -48,7 +49,7 @@ GROUPS = ("actor", "critic")  # of parameters
 WATCHED = ("train/policy_loss", "train/value_loss", "train/grad_norm")  # for whether they are finite
 OPTIMIZERS: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, eps=1e-5, fused=True),
-    "rmsprop": partial(torch.optim.RMSprop, alpha=0.99, eps=1e-5),
+    "rmsprop": partial(torch.optim.RMSprop, alpha=0.99, eps=1e-5, foreach=False),  # of one vector a group
 }
 
 
@@ -174,7 +175,7 @@ class PolicyGradientModule(LightningModule):
         self._spaces = {name: " ".join(str(space).split()) for name, space in spaces.items()}
         self._episodes = EpisodeStatistics(sync_on_compute=False)
         self._evaluation = EpisodeStatistics()
-        self._backward_is_watched = True
+        self._backward_is_watched = self._step_is_watched = True
         self._is_logged = True
         self._clock = (0.0, 0)
         self._gather: Gather | None = None
@@ -292,8 +293,8 @@ class PolicyGradientModule(LightningModule):
             return
         if self.needs_whole_episodes and unfinished(rollout.done, rollout.valid).any():
             raise UserError(f"{type(self).__name__} learns from whole episodes, and one in a rollout does not end")
-        if self.lr_schedule != "plateau":  # also where it is constant: a resumed run may ask for another rate
-            self._set_learning_rates(self.remaining if self.lr_schedule == "linear" else 1.0)
+        if self.lr_schedule == "linear":
+            self._set_learning_rates(self.remaining)
         if self.reward_scaler is not None:
             self.reward_scaler.statistics.merge(*seen["returns"])
             rollout = replace(rollout, rewards=self.reward_scaler(rollout.rewards))
@@ -318,6 +319,9 @@ class PolicyGradientModule(LightningModule):
                 restarts = float(rollout.env_restarts * self.trainer.world_size)
                 metrics["env/restarts"] = torch.tensor(restarts, device=self.device)
             self._log_training(metrics)
+
+    # Lightning asks for the signature with every batch; one that is written down takes a third of the time.
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def _take_in(self, rollout: Rollout) -> tuple[int, dict[str, Moments]]:
         """The env steps of all ranks' rollouts, and the moments of what running statistics are kept of."""
@@ -445,7 +449,13 @@ class PolicyGradientModule(LightningModule):
             The norm of the gradient before clipping.
         """
         norm = self.backward_and_clip(loss, batch)
-        self._optimizer().step()
+        optimizer = self._optimizer()
+        if self._step_is_watched:
+            optimizer.step()
+        else:  # what Lightning's step does, without the hooks: it counts `trainer.global_step`
+            optimizer._on_before_step()
+            optimizer.optimizer.step()
+            optimizer._on_after_step()
         return norm
 
     def backward_and_clip(self, loss: Tensor, batch: Samples) -> Tensor:
@@ -462,26 +472,28 @@ class PolicyGradientModule(LightningModule):
         grads = self._flat.gather_grads()
         if self._gather is not None:
             self._flat.average_grads(len(batch) / sum(self._rows), add_up)
-        norm = grads.norm()
+        norm = torch.linalg.vector_norm(grads)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:  # the step will unscale them, by a factor that a clip commutes with
             norm = norm / scaler.scale(torch.ones_like(norm))
         grads *= (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
-    def _is_backward_watched(self) -> bool:
-        """Whether anything but autograd has a part in a backward pass: else Lightning would only ask every callback."""
+    def _are_watched(self, *hooks: str) -> bool:
+        """Whether anyone has a part in these hooks: else Lightning would only ask every callback.
+
+        Precision plugins and strategies other than the plain ones are taken to have one in each.
+        """
         plain = type(self.trainer.precision_plugin) is Precision and isinstance(
             self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)
         )
-        hooks = ("on_before_backward", "on_after_backward")
         listeners = [(self, LightningModule), *((callback, Callback) for callback in cast(Any, self.trainer).callbacks)]
-        overridden = any(
+        return not plain or any(
             hook in vars(x) or getattr(type(x), hook) is not getattr(base, hook)
             for x, base in listeners
             for hook in hooks
+            if hasattr(base, hook)
         )
-        return not plain or overridden or type(self).backward is not LightningModule.backward
 
     def mean_over_ranks(self, value: Tensor, batch: Samples) -> Tensor:
         """The mean of a scalar over the rows of all ranks: all must decide alike, or some wait for the others for ever.
@@ -586,7 +598,10 @@ class PolicyGradientModule(LightningModule):
             if self.reward_scaler is not None:
                 self.reward_scaler.restart()
             self._previous_version = self._policy_version
-        self._backward_is_watched = self._is_backward_watched()
+        if self.lr_schedule == "constant":  # a resumed run may ask for another rate than its checkpoint
+            self._set_learning_rates(1.0)
+        self._backward_is_watched = self._are_watched("on_before_backward", "backward", "on_after_backward")
+        self._step_is_watched = self._are_watched("on_before_optimizer_step")
         self._compiled_loss = torch.compile(self.loss) if self.compiles else None
         self._clock = (time.perf_counter(), self.env_steps)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import iterate
 
@@ -25,10 +24,7 @@ class SerialVectorEnv(SyncVectorEnv):
             return super().step(actions)
         infos: dict[str, Any] = {}
         observations: Any = self._observations
-        # Python's integers: environments check that an action is one, and NumPy's take ten times as long to check.
-        discrete = isinstance(self.single_action_space, spaces.Discrete)
-        each = actions.tolist() if discrete else iterate(self.action_space, actions)
-        for i, (env, action) in enumerate(zip(self.envs, each, strict=True)):
+        for i, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
             observation, self._rewards[i], terminated, truncated, info = env.step(action)
             self._terminations[i], self._truncations[i] = terminated, truncated
             if terminated or truncated:

@@ -156,8 +156,8 @@ class ActorCritic(nn.Module):
 
         def sample(obs: Tensor, generator: torch.Generator) -> Tensor:
             nonlocal noise
-            x = obs.float() if normalizer is None else normalizer(obs.float())
-            outputs = features(x.reshape(len(x), -1).numpy()) @ last
+            x = (obs.float() if normalizer is None else normalizer(obs.float())).numpy()
+            outputs = features(x.reshape(len(x), -1)) @ last
             outputs += bias
             drawn = next(noise, None)
             if drawn is None or drawn.shape != outputs.shape:

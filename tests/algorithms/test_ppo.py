@@ -690,6 +690,14 @@ def test_a_callback_sees_the_clipped_gradient_and_may_change_it():
     assert same_weights(before, after)
 
 
+@pytest.mark.parametrize("watching", [[], [Watching()]], ids=["unwatched", "watched"])
+def test_the_trainer_counts_steps_whether_or_not_anyone_watches_them(watching):
+    counts = []
+    ending = LambdaCallback(on_train_end=lambda trainer, _: counts.append(trainer.global_step))
+    fit(make_ppo(num_epochs=3, num_minibatches=2), make_rollout(), callbacks=[ending, *watching])
+    assert counts == [6]
+
+
 @pytest.mark.parametrize("hook", ["on_before_backward", "on_after_backward"])
 def test_hooks_around_a_backward_pass_are_called_where_there_are_any(hook):
     calls = []
