@@ -42,7 +42,7 @@ def test_a_video_that_fails_ends_the_videos_and_not_the_run(run, train, tmp_path
         raise OSError(28, "No space left on device")
 
     attempts: list[int] = []
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(video.EvaluationVideo, "setup", lambda *_, **__: None)
     monkeypatch.setattr(video.EvaluationVideo, "_record", fail)
     with pytest.warns(UserWarning, match="no more videos in this run: .*No space left on device"):
         ours = train(tmp_path, *VIDEO)

@@ -102,7 +102,11 @@ class FaultTolerantWandbLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run: online, else offline, else one that does nothing."""
+        """The W&B run: online, else offline, else one that does nothing.
+
+        Raises:
+            UserError: if a setting of wandb, as in `WANDB_MODE`, is not valid.
+        """
         if self._experiment is None:
             self._experiment = self._start()
         return self._experiment
@@ -110,7 +114,10 @@ class FaultTolerantWandbLogger(WandbLogger):
     def _start(self) -> Any:
         import wandb
 
-        settings = wandb.setup().settings
+        try:
+            settings = wandb.setup().settings
+        except Exception as error:
+            raise UserError(f"trainer.logger: wandb's settings: {_cause(error)}") from error
         own = wandb.Settings(
             init_timeout=min(settings.init_timeout, INIT_SECONDS),
             finish_timeout=settings.finish_timeout or FINISH_SECONDS,
