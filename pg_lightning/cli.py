@@ -185,10 +185,7 @@ class CLI(LightningCLI):
         return callbacks
 
     def _parse_ckpt_path(self) -> None:
-        """The word `last` becomes a path; a missing, torn or foreign checkpoint is found out before anything starts.
-
-        A run whose seed was chosen for it goes on with that seed.
-        """
+        """The word `last` becomes a path; a missing, torn or foreign checkpoint is found out before anything starts."""
         subcommand = self.config.subcommand
         config = self.config[subcommand]
         if config.ckpt_path == LAST:
@@ -215,9 +212,6 @@ class CLI(LightningCLI):
                     f"{config.data.total_steps}; nothing is left to do"
                 )
                 raise SystemExit(0)
-        seed = checkpoint.get("RolloutDataModule", {}).get("settings", {}).get("seed")
-        if subcommand == "fit" and config.seed_everything is True and seed is not None:
-            config.seed_everything = int(seed)
 
     def after_fit(self) -> None:
         """Says what was reached, where it lies and what to do next.
