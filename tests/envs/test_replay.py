@@ -50,7 +50,7 @@ def follow(env, steps=60):
 @pytest.mark.parametrize("backend", ["sync", "async", "vector"])
 @pytest.mark.parametrize("steps", [1, 13, 14, 19, 20, 34])
 def test_what_follows_is_what_would_have_followed(backend, steps):
-    """CartPole with random actions: with these steps an episode is over (13, 34; `vector` 19), has just begun, goes on."""
+    """CartPole with random actions: with these steps one is over (13, 34; `vector` 19), has just begun, goes on."""
     env, other = (make_vector_env("CartPole-v1", N, None, (), backend, "next_step") for _ in range(2))
     actions, obs, returns, lengths, ended = played(env, steps)
     assert ended.any() == (steps in ((19,) if backend == "vector" else (13, 34)))
