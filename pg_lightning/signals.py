@@ -1,8 +1,8 @@
 """Signals that end a run: Ctrl-C (SIGINT), SIGTERM, and SIGUSR1, which asks to be put back into the queue.
 
 A handler saves nothing and waits for nobody. It notes the signal, and raises only where nothing is lost by it: outside
-of training, and inside `unless_stopped`, where rollouts and evaluations are played. An update runs to its end, if that
-is soon.
+of training, and inside `unless_stopped`, where rollouts and evaluations are played. A rollout and the update after it
+run to their end, if that is soon: from there a run can go on as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ import torch
 # failure, try again" (EX_TEMPFAIL of sysexits.h).
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
 SIGNALS = tuple(STATUS)
-PATIENCE = 1.5  # seconds that an update has to come to its end
+PATIENCE = 1.5  # seconds that a rollout and its update have to come to their end
 END = 10.0  # seconds that tidying up has, of which the environments may take any time
+
+LATE = 1000  # what a rank adds to the signal, where it has no time to learn from its rollout first
 
 T = TypeVar("T")
 
@@ -54,9 +56,11 @@ class _Listener:
         self.pid = 0
         self.before: dict[int, Any] = {}
         self.received = 0
+        self.since = 0.0
         self.held = False
         self.patience: float | None = None
         self.playing = False
+        self.plays_on = False
         self.hurried = False
         self.ending = False
         self.launcher: Any = None
@@ -118,21 +122,29 @@ def release() -> None:
     _set_timer(_listener, None)
 
 
-def unless_stopped(function: Callable[..., T], *args: Any) -> T | None:
+def unless_stopped(function: Callable[..., T], *args: Any, patience: float = 0.0) -> T | None:
     """What the function returns, or None if a signal comes before that; outside of `hold` a signal raises as ever.
 
     For what may be given up anywhere: it must change nothing that is saved.
+
+    Args:
+        function: what is played.
+        *args: its arguments.
+        patience: 0 to give it up at once; else how old the signal may be when it begins, and up to `PATIENCE` seconds
+            later it is given up.
     """
     listener = _listener
     if not listener.held:
         return function(*args)
     try:
         try:
-            listener.playing = True
-            return None if listener.received else function(*args)
+            listener.playing, listener.plays_on = True, patience > 0
+            return None if listener.received and _age(listener) >= patience else function(*args)
         except Exception:
             # If a signal went to the whole group, a process that plays for this one may have died of it first.
             time.sleep(0.2)
+            if listener.received:
+                return None
             raise
         finally:
             listener.playing = False
@@ -152,6 +164,35 @@ def raise_if_stopped(strategy: Any) -> None:
     if received:
         _listener.received, _listener.ending = received, True
         raise Stopped(received, consistent=True)
+
+
+def agree(strategy: Any, is_given_up: bool, seconds: float) -> bool:
+    """To be called by every rank of a `Strategy` that has played a rollout, or given it up.
+
+    Args:
+        strategy: of the training.
+        is_given_up: there is nothing to learn from.
+        seconds: that learning takes.
+
+    Returns:
+        Whether a signal has come to any rank, and the run ends at the next boundary.
+
+    Raises:
+        Stopped: on all of them, if any has not the time to learn first.
+    """
+    listener = _listener
+    late = is_given_up or bool(listener.received and _age(listener) + seconds > PATIENCE)
+    told = listener.received + LATE * late
+    if getattr(strategy, "world_size", 1) > 1:
+        told = int(strategy.reduce(torch.tensor(told, device=strategy.root_device), reduce_op="max"))
+    if told >= LATE:
+        listener.received, listener.ending = told - LATE, True
+        raise Stopped(listener.received, consistent=True)
+    return told > 0
+
+
+def _age(listener: _Listener) -> float:
+    return time.monotonic() - listener.since
 
 
 def bound_the_end() -> None:
@@ -197,15 +238,16 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     if listener.ending:
         return
     if not again:
-        listener.received = signum
+        listener.received, listener.since = signum, time.monotonic()
         if listener.launcher is not None:
             listener.launcher.kill(signum)
-        if listener.held and listener.patience is not None:
-            _set_timer(listener, threading.Timer(listener.patience, _hurry, [listener]))
-    if listener.playing:
+        if listener.held:
+            patience = PATIENCE if listener.patience is None else listener.patience
+            _set_timer(listener, threading.Timer(patience, _hurry, [listener]))
+    if listener.playing and (hurried or not listener.plays_on):
         listener.playing = False
         raise _Cut
-    if hurried or not listener.held:
+    if not listener.held or (hurried and listener.patience is not None):
         listener.ending = True
         raise Stopped(listener.received)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_files import load, read_metrics
+from run_files import assert_same_weights, load, read_metrics
 
 from pg_lightning import signals
 from pg_lightning.algorithms import PPO
@@ -107,7 +107,35 @@ def test_processes_that_play_are_gone(cli, tiny, tmp_path, monkeypatch, boundari
         monkeypatch.setattr(PPO, "update", sends(signal.SIGTERM, PPO.update, at=2))
     value = "true" if option == "--data.overlap" else "async"
     finished = cli(tmp_path, "fit", "--config", tiny, option, value)
-    assert_boundary(interrupted(finished, tmp_path, 143), boundaries, 2 * ROLLOUT)
+    boundary = 2 if option == "--data.overlap" else 3  # the third rollout comes to its end
+    assert_boundary(interrupted(finished, tmp_path, 143), boundaries, boundary * ROLLOUT)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "at"), [(PPO, "act", 40), (PPO, "update", 3), (EvaluationDataset, "_reset", 2)]
+)
+def test_a_run_goes_on_as_if_no_signal_had_come(cli, tiny, tmp_path, monkeypatch, run, owner, name, at):
+    """In a rollout, in an update, in an evaluation."""
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, sends(signal.SIGTERM, getattr(owner, name), at=at))
+        assert cli(tmp_path, "fit", "--config", tiny).returncode == 143
+    resumed = cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    ends = [folder / "checkpoints/last.ckpt" for folder in (run, tmp_path / "runs/tiny/version_0")]
+    assert_same_weights(*ends)
+    assert load(ends[1])["pg_lightning"]["env_steps"] == load(ends[0])["pg_lightning"]["env_steps"]
+
+
+def test_after_a_rollout_that_was_given_up_episodes_start_afresh(cli, tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(signals, "PATIENCE", 0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(PPO, "act", sends(signal.SIGTERM, PPO.act, at=40, sleep=60))
+        assert cli(tmp_path, "fit", "--config", tiny).returncode == 143
+    last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
+    assert load(last)["pg_lightning"]["env_steps"] == 2 * ROLLOUT
+    assert cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last").returncode == 0
+    assert caplog.text.count("in the midst of a rollout; episodes start afresh") == 1
+    assert load(last)["pg_lightning"]["env_steps"] == 11 * ROLLOUT
 
 
 def sends(signum, function, at, sleep=0.0):

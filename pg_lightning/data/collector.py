@@ -33,6 +33,9 @@ class RolloutCollector:
         action_seed: of the noise that actions are sampled with.
         whole_episodes: as said above.
         max_episode_steps: where a rollout of whole episodes is given up, since one has no end.
+
+    Attributes:
+        is_given_up: a rollout was begun and not ended: nobody knows where the environments stand.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class RolloutCollector:
         self.whole_episodes = whole_episodes
         self.max_episode_steps = max_episode_steps
         self.mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+        self.is_given_up = False
         self._seeds = seeds
         self._action_seed = action_seed
         self._generator: torch.Generator | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -14,6 +15,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, IterableDataset
 
+from pg_lightning import signals
 from pg_lightning.class_path import ClassPath
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.evaluation import EvaluationDataset
@@ -22,7 +24,6 @@ from pg_lightning.envs import AutoresetName, Backend, choose_backend, env_seed, 
 from pg_lightning.errors import UserError, require
 from pg_lightning.processes import of_all_ranks
 from pg_lightning.rollout import Actor, Rollout
-from pg_lightning.signals import are_held, raise_if_stopped, unless_stopped
 
 # Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
 TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT = range(5)
@@ -48,14 +49,20 @@ class RolloutDataset(IterableDataset[Rollout]):
 
     def __iter__(self) -> Iterator[Rollout]:
         """Goes on where the environments stand: a new epoch does not reset them."""
-        collect = self._collect_unless_stopped if are_held() else self.collector.collect
+        if not signals.are_held():
+            while True:
+                yield self.collector.collect(self.actor)
+        strategy = cast(Any, self.actor).trainer.strategy
+        stops, played = False, time.monotonic()
         while True:
-            yield collect(self.actor)
-
-    def _collect_unless_stopped(self, actor: Actor) -> Rollout:
-        rollout = unless_stopped(self.collector.collect, actor)
-        raise_if_stopped(cast(Any, actor).trainer.strategy)
-        return cast(Rollout, rollout)
+            learning = time.monotonic() - played
+            if stops or getattr(strategy, "world_size", 1) == 1:  # else no rank knows of a signal to another
+                signals.raise_if_stopped(strategy)
+            rollout = signals.unless_stopped(self.collector.collect, self.actor, patience=signals.PATIENCE)
+            self.collector.is_given_up = rollout is None
+            stops = signals.agree(strategy, rollout is None, learning)
+            played = time.monotonic()
+            yield cast(Rollout, rollout)
 
 
 class RolloutDataModule(LightningDataModule):
@@ -226,6 +233,9 @@ class RolloutDataModule(LightningDataModule):
             )
         else:
             state = ranks[self.trainer.global_rank]
+            if state is None:
+                rank_zero_info("ckpt_path: the checkpoint was saved in the midst of a rollout; episodes start afresh")
+                return False
             if isinstance(self.collector, CollectorProcess):
                 reason = self.collector.load_state_dict(state, actor)
             else:
@@ -319,7 +329,11 @@ class RolloutDataModule(LightningDataModule):
         if self.collector is None or self._workers_play_alone:
             return state
         settings = {name: repr(getattr(self, name)) for name in (*SETTINGS, "seed")}
-        return {**state, "settings": settings, "ranks": of_all_ranks(self.collector.state_dict())}
+        return {
+            **state,
+            "settings": settings,
+            "ranks": of_all_ranks(None if self.collector.is_given_up else self.collector.state_dict()),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuses the checkpoint of another environment; keeps the episodes for when training starts.

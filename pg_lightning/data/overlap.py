@@ -37,6 +37,9 @@ class CollectorProcess:
 
     Args:
         make_collector: called in the process; the environments live there.
+
+    Attributes:
+        is_given_up: a rollout was asked for and not waited for: nobody knows where the environments stand.
     """
 
     def __init__(self, make_collector: Callable[[], RolloutCollector]) -> None:
@@ -44,6 +47,7 @@ class CollectorProcess:
         self._weights: list[Tensor] = []
         self._ahead: Rollout | None = None
         self._process: BaseProcess | None = None
+        self.is_given_up = False
 
     def collect(self, actor: Actor) -> Rollout:
         """The rollout under way, when it is done; the next begins, under `actor` as it is now.
