@@ -274,7 +274,7 @@ def main() -> None:
     except signals.Stopped as stop:
         signals.join()
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(f"stopped by {stop.signum.name}", file=sys.stderr)
+            print(stop, file=sys.stderr)
             if stop.signum == signal.SIGUSR1:
                 requeue()
         raise

@@ -44,6 +44,9 @@ class Stopped(SystemExit):
         self.consistent = consistent
         super().__init__(STATUS[self.signum])
 
+    def __str__(self) -> str:
+        return f"stopped by {self.signum.name}"
+
 
 class _Cut(BaseException):
     """What is being played is given up."""

@@ -165,7 +165,7 @@ class HogwildLauncher(_Launcher):
         except SIGTERMException:
             outcome = _error(rank, "was stopped by SIGTERM")
         except Stopped as stop:
-            outcome = _error(rank, f"was stopped by {stop.signum.name}")
+            outcome = _error(rank, f"was {stop}")
         except Exception:
             outcome = _error(rank, f"failed:\n\n{traceback.format_exc()}")
         writer.send(outcome)
