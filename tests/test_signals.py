@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -193,7 +194,8 @@ def test_before_training_begins_there_is_nothing_to_save(cli, tiny, tmp_path, mo
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_other_commands_end_too(cli, run, tmp_path, monkeypatch, command):
     monkeypatch.setattr(EvaluationDataset, "_reset", sends(signal.SIGINT, EvaluationDataset._reset, at=2, sleep=60))
-    finished = cli(tmp_path, command, "--ckpt_path", run / "checkpoints/best.ckpt", "--data.num_envs", 1)
+    best = shutil.copytree(run, tmp_path / "run") / "checkpoints/best.ckpt"
+    finished = cli(tmp_path, command, "--ckpt_path", best, "--data.num_envs", 1)
     assert (finished.returncode, finished.stderr.count("stopped by SIGINT")) == (130, 1)
 
 
