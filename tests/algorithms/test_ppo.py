@@ -596,7 +596,7 @@ OPTIONS = {
     "memory": ("gru", {}),
     "memory_size": (3, {"memory": "lstm"}),
     "shared_torso": (True, {}),
-    "head": ("beta", {}),
+    "head": ("squashed_gaussian", {}),
     "log_std_init": (-0.5, {}),
     "state_dependent_std": (True, {}),
     "normalize_obs": (True, {}),
