@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from run_files import load, read_metrics
 
-from pg_lightning.algorithms import A2C, PPO, REINFORCE
+from pg_lightning.algorithms import A2C, A3C, PPO, REINFORCE
 from pg_lightning.errors import UserError
 
 RUN = "runs/tiny/version_0"
@@ -130,9 +130,26 @@ def test_a_scaled_loss_whose_gradient_overflows_is_skipped_as_ever(fit):
 
 @pytest.mark.parametrize("options", [("--model.lr", "1e38"), ("--data.env_id", "odd_envs:Overpays-v0")])
 def test_workers_that_share_weights_end_together(cli, tmp_path, options):
+    """Of the checkpoints, those that worker 0 was writing as another worker met the fault are finite too."""
     (tmp_path / "tiny.yaml").write_text(A3C_OF_TWO)
     env = () if "--data.env_id" in options else ("--data.env_id", "CartPole-v1")
     said = complaint(cli(tmp_path, "fit", "--config", "tiny.yaml", *options, *env, "--data.total_steps", 10**6))
     assert said.startswith("error: model.lr: training has diverged: ")
     for path in tmp_path.rglob("*.ckpt"):
         assert is_finite(load(path))
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_shared_weights_and_moments(fit):
+    class Watched(A3C):
+        def backward_and_clip(self, loss):
+            return super().backward_and_clip(loss * (math.nan if self.policy_version == 2 else 1.0))
+
+        def training_step(self, rollout, batch_idx):
+            try:
+                super().training_step(rollout, batch_idx)
+            finally:
+                moments = [moment for state in self._shared.moments.values() for moment in state.values()]
+                assert all(tensor.isfinite().all() for tensor in [*self._shared.weights, *moments])
+
+    with pytest.raises(UserError, match="at env step 128 train/grad_norm is nan"):
+        fit("CartPole-v1", algorithm=Watched)

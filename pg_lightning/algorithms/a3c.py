@@ -81,6 +81,8 @@ class A3C(PolicyGradientModule):
     def gradient_step(self, loss: Tensor, batch: Samples) -> Tensor:
         """One step of the shared weights along the gradient of the copy; returns the gradient's norm."""
         norm = self.backward_and_clip(loss, batch)
+        if not norm.isfinite():  # before it reaches weights and moments that worker 0 may be about to save
+            self._refuse_divergence({"train/grad_norm": norm})
         for weights, copy in zip(self._shared.weights, self._flat.groups, strict=True):
             weights.grad = copy.grad
         with self._exclusively():
