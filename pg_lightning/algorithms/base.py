@@ -315,9 +315,10 @@ class PolicyGradientModule(LightningModule):
         if self.env_steps >= self.total_steps:
             self.trainer.should_stop = True
         if self._is_logged or self.trainer.should_stop:
-            if rollout.env_restarts is not None:  # a sum over processes, of which the mean is logged
-                restarts = float(rollout.env_restarts * self.trainer.world_size)
-                metrics["env/restarts"] = torch.tensor(restarts, device=self.device)
+            if rollout.env_restarts is not None:
+                # A sum over ranks, of whose values the mean over rows is logged.
+                share = self._rows[self.global_rank] / sum(self._rows) if self._gather is not None else 1.0
+                metrics["env/restarts"] = torch.tensor(rollout.env_restarts / max(share, 1e-9), device=self.device)
             self._log_training(metrics)
 
     # Lightning asks for the signature with every batch; one that is written down takes a third of the time.
