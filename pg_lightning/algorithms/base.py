@@ -717,7 +717,8 @@ class PolicyGradientModule(LightningModule):
         self._policy_version = state["policy_version"]
         self._previous_version = state.get("previous_version", self._policy_version)
         ranks = state.get("ranks", [])
-        if len(ranks) != self.trainer.world_size or getattr(self.trainer.strategy, "num_workers", 1) > 1:
+        trainer = self._trainer  # none where only the weights are loaded
+        if trainer is None or len(ranks) != trainer.world_size or getattr(trainer.strategy, "num_workers", 1) > 1:
             return
         own: dict[str, Any] = ranks[self.trainer.global_rank]
         if self.reward_scaler is not None:
