@@ -145,7 +145,8 @@ def gae(
     shapes = {x.shape for x in arrays}
     if len(shapes) != 1:
         raise ValueError(f"rewards, values and masks must share one shape [T, N], got {sorted(map(tuple, shapes))}")
-    if values.device.type == "cpu" and values.dtype != torch.bfloat16:  # NumPy does the same, and its calls cost less
+    # Where NumPy does the same, its calls cost less.
+    if values.device.type == "cpu" and torch.bfloat16 not in (rewards.dtype, values.dtype):
         arrays = tuple(x.numpy() for x in arrays)
     r, v, next_v, ends, cut, ok = arrays
     deltas = (r + gamma * next_v * ~ends - v) * ok

@@ -390,8 +390,8 @@ def test_a_signal_to_the_main_process_leaves_nothing(
         wait_until(lambda: (tmp_path / "ready").exists() or process.poll() is not None, 60)
         assert process.poll() is None, log.read_text()
         send(process.pid, number)
-        assert process.wait(20) == status, log.read_text()
-        wait_until(lambda: not in_session(process.pid), 10)
+        assert process.wait(60) == status, log.read_text()
+        wait_until(lambda: not in_session(process.pid), 30)
     finally:
         if in_session(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
