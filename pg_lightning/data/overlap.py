@@ -46,6 +46,7 @@ class CollectorProcess:
         self._make_collector = make_collector
         self._weights: list[Tensor] = []
         self._ahead: Rollout | None = None
+        self._failure: UserError | WorkerError | None = None
         self._process: BaseProcess | None = None
         self.is_given_up = False
 
@@ -56,6 +57,8 @@ class CollectorProcess:
             UserError: if the collector raised it.
             WorkerError: if it raised that or anything else, or the process died.
         """
+        if self._failure is not None:
+            raise self._failure
         if self._process is None:
             self._start(actor)
             self._play(actor)
@@ -65,10 +68,14 @@ class CollectorProcess:
 
     def state_dict(self) -> dict[str, Any] | None:
         """The rollout under way, which is of weights that are no more, and where the collector stands after it; None
-        before the first."""
-        if self._process is None:
+        before the first, and where that rollout fails, which whoever asks for it is told."""
+        if self._process is None or self._failure is not None:
             return None
-        self._ahead = self._ahead or _unpacked(self._receive())
+        try:
+            self._ahead = self._ahead or _unpacked(self._receive())
+        except (UserError, WorkerError) as error:
+            self._failure = error
+            return None
         return {"ahead": vars(self._ahead), "collector": self._asked("state_dict")}
 
     def load_state_dict(self, state: dict[str, Any] | None, actor: Actor) -> str:
