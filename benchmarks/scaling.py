@@ -1,11 +1,13 @@
 """Env steps per second of one process and of several that train one policy, each with the work that the one has.
 
-    python benchmarks/scaling.py [--configs ppo_cartpole a3c_cartpole] [--processes 1 2] [--repeats 5] [--json FILE]
+    python benchmarks/scaling.py [--configs ppo_cartpole a3c_cartpole] [--processes 2] [--repeats 5] [--json FILE]
 
-Every run is `python -m pg_lightning fit` with a log and checkpoints; the numbers of processes take turns, and ratios
-are taken within a repeat. A run's speed is the median of its `time/steps_per_second`, which counts the steps of all
-processes; the first quarter of its lines is left out, and no evaluation falls between the others. Synchronous
-algorithms run under `ddp`, A3C under `hogwild`. One thread for each process.
+Every run is `python -m pg_lightning fit` with a log and checkpoints. Three things take turns: one process; K processes
+with one policy; and K processes that know nothing of each other, each with a policy of its own, which shows what the
+machine gives to K at a time. Ratios are taken within a repeat. A run's speed is the median of its
+`time/steps_per_second`, which counts the steps of all its processes; the first quarter of its lines is left out, and no
+evaluation falls between the others. Synchronous algorithms run under `ddp`, A3C under `hogwild`. One thread for each
+process. Last, how long the ranks of `ddp` take to add up a gradient, through gloo and through memory.
 """
 
 from __future__ import annotations
@@ -13,68 +15,130 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
 from measuring import listed, machine, median_interval, positive, versions, with_interval
+from torch import distributed
+
+from pg_lightning import ranks
 
 STEPS = {"ppo_cartpole": 100_000, "a2c_cartpole": 60_000, "a3c_cartpole": 60_000, "ppo_halfcheetah": 40_000}
+MESSAGE = 9_155  # float32: the weights of two networks of 64-64 for CartPole, and one number more
 
 
-def steps_per_second(config: str, processes: int, steps: int) -> float:
-    """Of all processes together, each of which takes `steps` env steps."""
+def start(config: str, processes: int, folder: str) -> subprocess.Popen[str]:
+    """A run of so many processes, each of which takes as many env steps as the only one would."""
+    arguments = [
+        *("fit", "--config", config, "--trainer.default_root_dir", folder, "--trainer.devices", str(processes)),
+        *("--data.total_steps", str(STEPS[config] * processes), "--data.eval_every_steps", str(10**9)),
+        *(() if config.startswith("a3c") else ("--trainer.strategy", "ddp" if processes > 1 else "auto")),
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pg_lightning", *arguments],
+        env={"OMP_NUM_THREADS": "1", **os.environ},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def steps_per_second(config: str, processes: int, runs: int = 1) -> float:
+    """Of all processes of all runs, which run beside each other."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [
-            *("fit", "--config", config, "--trainer.default_root_dir", folder, "--trainer.devices", str(processes)),
-            *("--data.total_steps", str(steps * processes), "--data.eval_every_steps", str(10**9)),
-            *(() if config.startswith("a3c") else ("--trainer.strategy", "ddp" if processes > 1 else "auto")),
-        ]
-        environment = {"OMP_NUM_THREADS": "1", **os.environ}
-        command = [sys.executable, "-m", "pg_lightning", *arguments]
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if finished.returncode:
-            raise SystemExit(f"error: {' '.join(command)}\n{finished.stderr}")
-        with next(Path(folder).rglob("metrics.csv")).open(newline="") as file:
-            speeds = [
-                float(row["time/steps_per_second"]) for row in csv.DictReader(file) if row["time/steps_per_second"]
-            ]
+        started = [start(config, processes, f"{folder}/{i}") for i in range(runs)]
+        for run in started:
+            _, error = run.communicate()
+            if run.returncode:
+                raise SystemExit(f"error: {config} on {processes} processes\n{error}")
+        return sum(speed_of(file) for file in Path(folder).rglob("metrics.csv"))
+
+
+def speed_of(log: Path) -> float:
+    with log.open(newline="") as file:
+        speeds = [float(row["time/steps_per_second"]) for row in csv.DictReader(file) if row["time/steps_per_second"]]
     return median(speeds[len(speeds) // 4 :])
+
+
+def exchange(rank: int, num_ranks: int, port: int, queue: multiprocessing.Queue[list[float]]) -> None:
+    """Adds up a vector over the ranks by gloo and by memory, in turn, half a millisecond of work in between."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=num_ranks)
+    ranks.meet(4 * MESSAGE, timeout=60.0)
+    x = torch.zeros(MESSAGE)
+    ways: list[Callable[[torch.Tensor], object]] = [distributed.all_reduce, ranks.add_up]
+    seconds = np.empty((1000, 2))
+    for row in seconds:
+        for i, add_up in enumerate(ways):
+            then = time.perf_counter()
+            while time.perf_counter() - then < 5e-4:
+                pass
+            then = time.perf_counter()
+            add_up(x)
+            row[i] = time.perf_counter() - then
+    if rank == 0:
+        queue.put(seconds.mean(0).tolist())
+    distributed.barrier()
+
+
+def seconds_to_add_up(num_ranks: int) -> list[float]:
+    """By gloo and by memory: the mean of a thousand, for ranks wait for the slowest each time."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    queue: multiprocessing.Queue[list[float]] = spawn.Queue()
+    processes = [spawn.Process(target=exchange, args=(rank, num_ranks, port, queue)) for rank in range(num_ranks)]
+    for process in processes:
+        process.start()
+    seconds = queue.get(timeout=120)
+    for process in processes:
+        process.join()
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="+", choices=STEPS, default=["ppo_cartpole", "a3c_cartpole"])
-    parser.add_argument("--processes", nargs="+", type=positive, default=[1, 2])
+    parser.add_argument("--processes", type=positive, default=2, help="K")
     parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--json", type=Path, help="write every measurement here too")
     arguments = parser.parse_args()
+    k = arguments.processes
     print(f"{listed(versions())}\n{listed(machine())}\n")
-    first = arguments.processes[0]
-    print(f"| config | {' | '.join(f'{n} processes, steps/s' for n in arguments.processes)} | over {first} [95 %] |")
-    print("|---" * (len(arguments.processes) + 2) + "|")
+    print(f"| config | steps/s of 1 process | {k} processes | {k} runs beside each other | ", end="")
+    print(f"{k} processes / 1 [95 %] | {k} processes / {k} runs [95 %] |\n{'|---' * 6}|")
     measured = {}
     for config in arguments.configs:
         speeds = np.array(
             [
-                [steps_per_second(config, processes, STEPS[config]) for processes in arguments.processes]
+                [steps_per_second(config, 1), steps_per_second(config, k), steps_per_second(config, 1, runs=k)]
                 for _ in range(arguments.repeats)
             ]
         )
-        ratios = speeds[:, 1:] / speeds[:, :1]
-        shown = [with_interval(np.median(column), median_interval(column)) for column in ratios.T]
+        ratios = [speeds[:, 1] / speeds[:, 0], speeds[:, 1] / speeds[:, 2]]
+        shown = [with_interval(np.median(ratio), median_interval(ratio)) for ratio in ratios]
         print(
-            f"| `{config}` | {' | '.join(f'{x:,.0f}' for x in np.median(speeds, 0))} | {', '.join(shown)} |", flush=True
+            f"| `{config}` | {' | '.join(f'{x:,.0f}' for x in np.median(speeds, 0))} | {' | '.join(shown)} |",
+            flush=True,
         )
         measured[config] = speeds.tolist()
+    gloo, memory = seconds_to_add_up(k)
+    print(f"\n{MESSAGE:,} float32 of {k} ranks added up: gloo {gloo * 1e6:.0f} µs, memory {memory * 1e6:.0f} µs")
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"processes": arguments.processes, "steps_per_second": measured}, indent=2)
-        )
+        measured |= {"processes": k, "seconds_to_add_up": {"gloo": gloo, "memory": memory}}
+        arguments.json.write_text(json.dumps(measured, indent=2))
 
 
 if __name__ == "__main__":

@@ -6,17 +6,68 @@ rest. The tensors must be where the Trainer learns: NCCL knows no others.
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, distributed
 
+from pg_lightning import board
+from pg_lightning.board import Board
+
 Gather = Callable[[Tensor], Tensor]
 Moments = tuple[int | Tensor, Tensor, Tensor]
+_board: Board | None = None  # that of this process, as there is one default process group
+
+
+def meet(capacity: int, timeout: float) -> None:
+    """Has ranks that learn on the CPUs of one host exchange messages through memory from now on, until they `part`.
+
+    Where they are on several hosts, or this is not Linux on processors of the x86 kind, all goes on through gloo.
+
+    Args:
+        capacity: bytes of the longest message that is worth it.
+        timeout: seconds that a rank waits for another.
+    """
+    global _board
+    part()
+    rank, num_ranks = distributed.get_rank(), distributed.get_world_size()
+    told = [board.create(num_ranks, capacity) if rank == 0 else None]
+    distributed.broadcast_object_list(told)
+    if (path := told[0]) is None:
+        return
+    mine = None
+    if platform.machine() in ("x86_64", "AMD64"):
+        with suppress(OSError):
+            mine = Board(path, rank, num_ranks, capacity, timeout)
+    found: list[bool] = [False] * num_ranks
+    distributed.all_gather_object(found, mine is not None)
+    if rank == 0:
+        os.unlink(path)
+    if all(found):
+        _board = mine
+    elif mine is not None:
+        mine.close()
+
+
+def part() -> None:
+    """Leaves the others: who still waits for this rank learns that it is gone."""
+    global _board
+    if _board is not None:
+        _board.close()
+        _board = None
+
+
+def _board_for(x: Tensor) -> Board | None:
+    return _board if _board is not None and x.device.type == "cpu" and x.nbytes <= _board.capacity else None
 
 
 def gather(x: Tensor) -> Tensor:
     """`[K, *shape]`: the tensors `[*shape]` of all K ranks, in the order of their ranks."""
+    if (here := _board_for(x)) is not None:
+        return here.gather(x)
     gathered = x.new_empty(distributed.get_world_size(), *x.shape)
     distributed.all_gather(list(gathered.unbind()), x.contiguous())
     return gathered
@@ -30,8 +81,21 @@ def gather_together(*tensors: Tensor) -> list[Tensor]:
 
 
 def add_up(x: Tensor) -> None:
-    """Replaces a tensor by the sum over all ranks."""
-    distributed.all_reduce(x)
+    """Replaces a contiguous tensor by the sum over all ranks."""
+    if (here := _board_for(x)) is not None:
+        here.add_up(x)
+    else:
+        distributed.all_reduce(x)
+
+
+def highest(number: int, device: torch.device) -> int:
+    """The highest number that any rank tells.
+
+    Args:
+        number: of this rank.
+        device: where the Trainer learns.
+    """
+    return int(gather(torch.tensor(number, device=device)).max())
 
 
 def moments(x: Tensor) -> Moments:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
-import torch
+from pg_lightning import ranks
 
 # The exit status after each: what a shell reports of a process that the signal ended, and for SIGUSR1 "temporary
 # failure, try again" (EX_TEMPFAIL of sysexits.h).
@@ -163,7 +163,7 @@ def raise_if_stopped(strategy: Any) -> None:
     """
     received = _listener.received
     if getattr(strategy, "world_size", 1) > 1:
-        received = int(strategy.reduce(torch.tensor(received, device=strategy.root_device), reduce_op="max"))
+        received = ranks.highest(received, strategy.root_device)
     if received:
         _listener.received, _listener.ending = received, True
         raise Stopped(received, consistent=True)
@@ -187,7 +187,7 @@ def agree(strategy: Any, is_given_up: bool, seconds: float) -> bool:
     late = is_given_up or bool(listener.received and _age(listener) + seconds > PATIENCE)
     told = listener.received + LATE * late
     if getattr(strategy, "world_size", 1) > 1:
-        told = int(strategy.reduce(torch.tensor(told, device=strategy.root_device), reduce_op="max"))
+        told = ranks.highest(told, strategy.root_device)
     if told >= LATE:
         listener.received, listener.ending = told - LATE, True
         raise Stopped(listener.received, consistent=True)

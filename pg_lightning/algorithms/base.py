@@ -33,8 +33,10 @@ from pg_lightning.ranks import (
     add_up,
     gather,
     gather_together,
+    meet,
     merged,
     moments,
+    part,
     sums,
     weighted_mean,
 )
@@ -587,6 +589,8 @@ class PolicyGradientModule(LightningModule):
         self._gather = None
         if self.trainer.world_size > 1:
             self._gather = gather
+            if self.device.type == "cpu":
+                meet(self._flat.values.nbytes + 4096, cast(Any, self.trainer.strategy)._timeout.total_seconds())
             # Not DDP's wrapper, which has made the weights equal: it would add up gradients bucket by bucket, whatever
             # number of rows they are of, and before every update overwrite what ranks have with what rank 0 has.
             self.trainer.strategy.model = self
@@ -605,6 +609,10 @@ class PolicyGradientModule(LightningModule):
         self._step_is_watched = self._are_watched("on_before_optimizer_step")
         self._compiled_loss = torch.compile(self.loss) if self.compiles else None
         self._clock = (time.perf_counter(), self.env_steps)
+
+    def teardown(self, stage: str) -> None:
+        """Parts from the other ranks."""
+        part()
 
     def _log_training(self, metrics: dict[str, Tensor]) -> None:
         returns, lengths = self._episodes.collect()

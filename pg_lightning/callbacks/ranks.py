@@ -10,7 +10,9 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from pg_lightning.board import RankLost
 from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with
+from pg_lightning.ranks import part
 from pg_lightning.signals import Stopped
 
 # What gloo and NCCL say, among other things, when a rank is gone or too late.
@@ -32,6 +34,7 @@ class RankWatch(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves word of this rank's error; if it is that of another, makes that the cause of the exception."""
+        part()
         ends_by_signal = not isinstance(exception, Exception)  # which all ranks have agreed on
         if trainer.world_size == 1 or ends_by_signal or not dist.is_initialized():
             return
@@ -39,7 +42,9 @@ class RankWatch(Callback):
             return
         children = _children(trainer)
         text = str(exception).lower()
-        only_noticed = isinstance(exception, RuntimeError) and any(words in text for words in COLLECTIVE_ERRORS)
+        only_noticed = isinstance(exception, RankLost) or (
+            isinstance(exception, RuntimeError) and any(words in text for words in COLLECTIVE_ERRORS)
+        )
         try:
             store = dist.distributed_c10d._get_default_store()
             store.set(_word_of(trainer.global_rank), "" if only_noticed else f"ended with {_one_line(exception)}")

@@ -27,6 +27,7 @@ class StopOnSignal(Callback):
         if stage == "fit":
             self._listens = signals.listen()
             trainer._signal_connector.register_signal_handlers = lambda: None
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # ranks agree on more, in `agree`
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to save. No rank may leave the others waiting, however long an update is."""

@@ -17,8 +17,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from test_ppo import BOX, DISCRETE, OBSERVATIONS, make_rollout, timesteps_of
+from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
+from pg_lightning import board
 from pg_lightning.algorithms import A2C, PPO, REINFORCE, OneStepActorCritic, REINFORCEBaseline, base
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
@@ -222,14 +224,34 @@ def tell_apart(rank):
         return str(error)
 
 
+def with_count(function, *arguments):
+    """What it returns, and how often the ranks added something up through gloo."""
+    count = 0
+
+    def counted(x, *more, **options):
+        nonlocal count
+        count += 1
+        return all_reduce(x, *more, **options)
+
+    all_reduce = distributed.all_reduce
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "all_reduce", counted)
+        return function(*arguments), count
+
+
 def work(rank, port, writer):
     """What each of the two processes does: all cases, one after the other."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0}
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ.update({name: str(value) for name, value in (address | place).items()})
     try:
-        for name, case in {**CASES, "per rank": PER_RANK}.items():
-            writer.send((rank, name, learn(*case, rank)))
+        for name, case in CASES.items():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(board, "FOLDER", "/nowhere")
+                gloo, count_of_gloo = with_count(learn, *case, rank)
+            memory, count_of_memory = with_count(learn, *case, rank)
+            writer.send((rank, name, (*memory, gloo[0], count_of_memory, count_of_gloo)))
+        writer.send((rank, "per rank", learn(*PER_RANK, rank)))
         for name, case in ENVIRONMENTS.items():
             writer.send((rank, name, play(rank, **case)))
         writer.send((rank, "apart", (tell_apart(rank),)))
@@ -255,7 +277,7 @@ def ranks():
         writer.close()
         readers.append(reader)
     try:
-        while ready := wait(readers, timeout=100):
+        while readers and (ready := wait(readers, timeout=100)):
             for reader in ready:
                 try:
                     rank, name, result = reader.recv()
@@ -283,8 +305,10 @@ def assert_equal_bits(one, other):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_on_halves_are_one_on_the_whole(name, ranks):
-    (weights, metrics), (others, their_metrics) = of(ranks, name)
+    (weights, metrics, by_gloo, *counts), (others, their_metrics, _, *_) = of(ranks, name)
     assert_equal_bits(weights, others)
+    assert_equal_bits(weights, by_gloo)
+    assert counts[0] < counts[1]  # Lightning has messages of its own
     assert_equal_bits(metrics, their_metrics | {"time/steps_per_second": metrics["time/steps_per_second"]})
     whole, whole_metrics = learn(*CASES[name])
     for key, value in whole.items():
