@@ -5,7 +5,8 @@
 Linux with `unshare` (util-linux) and `ip` (iproute2); no privileges, and the machine's own network is left alone. Each
 host has an address, a loopback device and a host name of its own, and can reach the other through the cable only. On
 each, `torchrun` starts one process; together they run the same `python -m pg_lightning fit` as one host with two
-processes, which is run beside them. The exit status is 1 unless both ways end with the same weights, bit by bit.
+processes, which is run beside them. They have no memory in common either, so that all messages take the cable; on one
+host they take memory. The exit status is 1 unless both ways end with the same weights, bit by bit.
 """
 
 from __future__ import annotations
@@ -69,10 +70,9 @@ def on_two_hosts(arguments: argparse.Namespace, root: Path) -> None:
         launch = torchrun(2, f"--node_rank={rank}", f"--master_addr={ADDRESSES['alpha']}", "--master_port=29500")
         command = ["ip", "netns", "exec", name, *launch, *fit(arguments, root, nodes=2)]
         environment = os.environ | {"GLOO_SOCKET_IFNAME": "cable", "HOSTNAME": name}
+        alone = f'hostname {name} && mount -t tmpfs tmpfs /dev/shm && exec "$@"'
         hosts.append(
-            subprocess.Popen(
-                ["unshare", "--uts", "sh", "-c", f'hostname {name} && exec "$@"', "sh", *command], env=environment
-            )
+            subprocess.Popen(["unshare", "--uts", "--mount", "sh", "-c", alone, "sh", *command], env=environment)
         )
         print(f"{name}: {address}", flush=True)
     codes = [host.wait() for host in hosts]
