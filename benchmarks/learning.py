@@ -1,6 +1,7 @@
 """Trains configs over seeds, tests each best checkpoint on fresh episodes, and prints the table of results.
 
     python benchmarks/learning.py ppo_cartpole --seeds 1 2 3 4 5
+    python benchmarks/learning.py ppo_cartpole --ranks 2 --workers 1    # by two processes that share the environments
     python benchmarks/learning.py --json results.json    # all; takes hours, and goes on where it was interrupted
 
 Every run goes through the command line, as a user's would: `fit --config configs/NAME.yaml --seed_everything S`, then
@@ -23,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import yaml
 from scipy import stats
 
 ROOT = Path(__file__).parents[1]
@@ -71,11 +73,23 @@ class Result:
     return_ci95: list[float]
 
 
-def run(config: str, seed: int, runs: Path, episodes: int) -> Result:
+def among(ranks: int, path: Path) -> list[str]:
+    """What has so many processes train a config together, with as many environments in all as one has."""
+    if ranks == 1:
+        return []
+    num_envs = yaml.safe_load(path.read_text())["data"]["num_envs"]
+    if num_envs % ranks:
+        raise SystemExit(f"error: --ranks: {ranks} does not divide the {num_envs} environments of {path.name}")
+    each = str(num_envs // ranks)
+    return ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp", "--data.num_envs", each]
+
+
+def run(config: str, seed: int, runs: Path, episodes: int, ranks: int) -> Result:
     """One training and its test; wall seconds are those of the whole `fit` process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     program = [sys.executable, "-m", "pg_lightning"]
-    fit = ["fit", "--config", str(ROOT / "configs" / f"{config}.yaml"), "--seed_everything", str(seed)]
+    path = ROOT / "configs" / f"{config}.yaml"
+    fit = ["fit", "--config", str(path), "--seed_everything", str(seed), *among(ranks, path)]
     folder = runs / f"seed_{seed}"
     start = time.perf_counter()
     _call([*program, *fit, "--trainer.default_root_dir", str(folder)], environment)
@@ -135,6 +149,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that train one policy, under `ddp`")
     parser.add_argument("--runs", type=Path, help="keep the run folders here")
     parser.add_argument("--json", type=Path, help="keep every result here; those it holds already are not run again")
     arguments = parser.parse_args()
@@ -144,7 +159,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(arguments.workers) as pool:
         runs = arguments.runs or Path(scratch)
         wanted = [(config, seed) for config in arguments.configs for seed in arguments.seeds]
-        jobs = [pool.submit(run, *job, runs, arguments.episodes) for job in wanted if job not in known]
+        jobs = [pool.submit(run, *job, runs, arguments.episodes, arguments.ranks) for job in wanted if job not in known]
         for job in as_completed(jobs):
             result = job.result()
             known[result.config, result.seed] = result
@@ -156,7 +171,8 @@ def main() -> None:
     print(table(results))
     print(
         f"\nSeeds {' '.join(map(str, arguments.seeds))}; {arguments.episodes} deterministic episodes each on the best "
-        f"checkpoint; {arguments.workers} runs at a time, one thread each; {versions}."
+        f"checkpoint; {arguments.workers} runs at a time, {arguments.ranks} processes each, one thread a process; "
+        f"{versions}."
     )
     short = [f"{row.config} seed {row.seed}" for row in results if row.return_mean < (TARGETS[row.config] or -np.inf)]
     if short:

@@ -21,3 +21,9 @@ def test_every_seed_reaches_the_target(config):
         pytest.skip(f"needs {extra}")
     seeds = ["1"] if extra == "mujoco" else ["1", "2", "3"]
     subprocess.run([sys.executable, SCRIPT, config, "--seeds", *seeds], check=True)
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("config", ["ppo_cartpole", "ppo_acrobot", "a2c_cartpole"])
+def test_two_ranks_learn_what_one_does(config):
+    subprocess.run([sys.executable, SCRIPT, config, "--ranks", "2", "--workers", "1"], check=True)
