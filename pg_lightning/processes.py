@@ -1,23 +1,16 @@
-"""Processes: forked ones end with the process that forked them, and whoever waits for one learns why it died; ranks
-tell each other what one of them writes down for all."""
+"""Processes: forked ones end with the process that forked them, and whoever waits for one learns why it died."""
 
 from __future__ import annotations
 
 import ctypes
-import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
 
 from pg_lightning.signals import SIGNALS
 
-T = TypeVar("T")
 GRACE = 3.0  # seconds that a process has to end by itself, up to SIGKILL
 PR_SET_PDEATHSIG = 1
 
@@ -49,18 +42,3 @@ def cause_of_death(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"was killed by {signal.Signals(-exitcode).name}"
     return f"exited with code {exitcode} before training ended"
-
-
-def of_all_ranks(value: T) -> list[T]:
-    """The values of all ranks of a distributed training, in their order; every rank must ask. Alone, just this one.
-
-    Args:
-        value: of tensors and plain types, as a checkpoint is.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    packed: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(packed, buffer.getvalue())
-    return [torch.load(io.BytesIO(each), weights_only=True) for each in packed]

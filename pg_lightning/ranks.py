@@ -6,10 +6,12 @@ rest. The tensors must be where the Trainer learns: NCCL knows no others.
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -17,6 +19,7 @@ from torch import Tensor, distributed
 from pg_lightning import board
 from pg_lightning.board import Board
 
+T = TypeVar("T")
 Gather = Callable[[Tensor], Tensor]
 Moments = tuple[int | Tensor, Tensor, Tensor]
 _board: Board | None = None  # that of this process, as there is one default process group
@@ -78,6 +81,21 @@ def gather_together(*tensors: Tensor) -> list[Tensor]:
     gathered = gather(torch.cat([x.flatten() for x in tensors]))
     parts = gathered.split([x.numel() for x in tensors], 1)
     return [part.reshape(-1, *x.shape) for part, x in zip(parts, tensors, strict=True)]
+
+
+def of_all_ranks(value: T) -> list[T]:
+    """The values of all ranks of a distributed training, in their order; every rank must ask. Alone, just this one.
+
+    Args:
+        value: of tensors and plain types, as a checkpoint is.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    packed: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(packed, buffer.getvalue())
+    return [torch.load(io.BytesIO(each), weights_only=True) for each in packed]
 
 
 def add_up(x: Tensor) -> None:

@@ -26,7 +26,6 @@ from pg_lightning.errors import UserError, require
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.metrics import EpisodeStatistics, explained_variance
 from pg_lightning.networks import Activation, ActorCritic, FlatParameters, MemoryKind, RewardScaler, RunningMeanVar
-from pg_lightning.processes import of_all_ranks
 from pg_lightning.ranks import (
     Gather,
     Moments,
@@ -36,6 +35,7 @@ from pg_lightning.ranks import (
     meet,
     merged,
     moments,
+    of_all_ranks,
     part,
     sums,
     weighted_mean,

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from pg_lightning.errors import UserError
-from pg_lightning.processes import of_all_ranks
+from pg_lightning.ranks import of_all_ranks
 
 
 class MetricsFile(CSVLogger):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pg_lightning.processes import of_all_ranks
+from pg_lightning.ranks import of_all_ranks
 
 
 class RandomStates(Callback):
