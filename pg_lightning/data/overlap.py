@@ -73,10 +73,10 @@ class CollectorProcess:
             return None
         try:
             self._ahead = self._ahead or _unpacked(self._receive())
+            return {"ahead": vars(self._ahead), "collector": self._asked("state_dict")}
         except (UserError, WorkerError) as error:
             self._failure = error
             return None
-        return {"ahead": vars(self._ahead), "collector": self._asked("state_dict")}
 
     def load_state_dict(self, state: dict[str, Any] | None, actor: Actor) -> str:
         """Starts the process from that state; returns nothing, or why its environments could not be put there."""

@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 
 from pg_lightning.envs.pool import PoolVectorEnv
+from pg_lightning.processes import WorkerError
 
 MAX_REPLAY = 50_000  # steps of an episode, beyond which neither memory nor time is spent on bringing it back
 
@@ -102,7 +103,11 @@ def save(env: Any, played: Sequence[np.ndarray], lengths: np.ndarray, ended: np.
     if longest > min(MAX_REPLAY, len(played)):
         return None
     actions = torch.from_numpy(np.stack(played[len(played) - longest :])) if longest else None
-    return _plain({"beginnings": list(env.call("beginning")), "actions": actions, "ended": ended})
+    try:
+        beginnings = list(env.call("beginning"))
+    except WorkerError:  # the next step replaces the environment that gave none
+        return None
+    return _plain({"beginnings": beginnings, "actions": actions, "ended": ended})
 
 
 def load(env: Any, state: dict[str, Any] | None, obs: np.ndarray, returns: np.ndarray, lengths: np.ndarray) -> str:
@@ -127,8 +132,12 @@ def load(env: Any, state: dict[str, Any] | None, obs: np.ndarray, returns: np.nd
     for n, (beginning, ended) in enumerate(zip(state["beginnings"], state["ended"], strict=True)):
         actions = state["actions"][len(state["actions"]) - lengths[n] :, n] if lengths[n] else np.empty(0)
         records.append({**beginning, "actions": actions, "ended": bool(ended)})
-    env.set_attr("record", records)
-    for n, replayed in enumerate(env.call("replay")):
+    try:
+        env.set_attr("record", records)
+        answers = env.call("replay")
+    except WorkerError as error:
+        return str(error)
+    for n, replayed in enumerate(answers):
         if isinstance(replayed, str):
             return replayed
         last, total = replayed

@@ -12,7 +12,7 @@ import time
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -292,6 +292,21 @@ def test_the_death_of_the_process_ends_the_run_and_is_explained(fit: Any, what: 
     with pytest.raises(WorkerError, match=f"(?s)^data.overlap: the process that plays the rollouts {message}"):
         fit("Fails-v0", {**OVERLAP, "env_kwargs": {"what": what}, "total_steps": 10**6})
     assert time.monotonic() - start < 8
+
+
+def test_a_process_that_died_after_its_last_rollout_costs_no_checkpoint(fit: Any) -> None:
+    states: list[Any] = []
+
+    class Watched(RolloutDataModule):
+        def teardown(self, stage: str) -> None:
+            if isinstance(self.collector, CollectorProcess) and self.collector._process is not None:
+                assert self.collector.state_dict() is not None  # the rollout is here
+                os.kill(cast(int, self.collector._process.pid), signal.SIGKILL)
+                states.append(self.collector.state_dict())
+            super().teardown(stage)
+
+    fit("Fails-v0", OVERLAP, datamodule=Watched)
+    assert states == [None]
 
 
 @pytest.mark.parametrize("env_id", ["Fails-v0", "Picture-v0"])

@@ -1,11 +1,15 @@
 """Environments are put back where they were, or say why they cannot be."""
 
+import os
+import signal
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 
 from pg_lightning.envs import make_vector_env, replay
+from pg_lightning.envs.workers import RESTARTED
 
 N = 3
 
@@ -88,6 +92,26 @@ def test_an_environment_that_fails_is_none_that_fails_the_run():
     assert replay.load(env, state, obs, returns, lengths).startswith("AssertionError: ")
     state["beginnings"][0].update(seed=None, before=None)
     assert replay.load(env, state, obs, returns, lengths).startswith("TypeError: ")
+
+
+def test_a_process_that_dies_before_its_environment_is_asked_is_none_that_fails_the_run():
+    """The next step replaces it, as if nobody had asked."""
+    env = make_vector_env("CartPole-v1", N, backend="async")
+    actions, _, _, lengths, ended = played(env, 5)
+    os.kill(env._processes[1].pid, signal.SIGKILL)
+    assert replay.save(env, actions, lengths, ended) is None
+    assert env.step(actions[0])[-1][RESTARTED].tolist() == [False, True, False]
+    env.close()
+
+
+def test_a_process_that_dies_in_the_replay_is_none_that_fails_the_run(monkeypatch):
+    monkeypatch.setattr(replay.Replayable, "replay", lambda self: os._exit(3))
+    env = make_vector_env("CartPole-v1", N, backend="async")
+    actions, obs, returns, lengths, ended = played(env, 5)
+    reason = replay.load(env, replay.save(env, actions, lengths, ended), obs, returns, lengths)
+    assert reason.startswith("data.backend async: replay: env 0 ")
+    assert env.reset(seed=5)[0].shape == (N, 4)
+    env.close()
 
 
 def test_an_episode_without_an_end_is_given_up(monkeypatch):
