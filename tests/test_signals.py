@@ -20,6 +20,7 @@ from pg_lightning import signals
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutCollector, RolloutDataModule
 from pg_lightning.data.evaluation import EvaluationDataset
+from pg_lightning.data.overlap import CollectorProcess
 
 ROLLOUT = 64
 NUMBERS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)]
@@ -137,6 +138,24 @@ def test_after_a_rollout_that_was_given_up_episodes_start_afresh(cli, tiny, tmp_
     assert cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last").returncode == 0
     assert caplog.text.count("in the midst of a rollout; episodes start afresh") == 1
     assert load(last)["pg_lightning"]["env_steps"] == 11 * ROLLOUT
+
+
+@pytest.mark.parametrize("owner", [RolloutCollector, CollectorProcess])
+def test_a_rollout_that_ends_too_late_to_be_learned_from_is_given_up_too(
+    cli, tiny, tmp_path, monkeypatch, caplog, owner
+):
+    """The environments have gone on without the policy: what is resumed must not go on from there."""
+    overlap = ("--data.overlap", owner is CollectorProcess)
+    monkeypatch.setattr(signals, "PATIENCE", 1.0)
+    update = PPO.update
+    with monkeypatch.context() as patch:
+        patch.setattr(PPO, "update", lambda *args: time.sleep(1.1) or update(*args))
+        patch.setattr(owner, "collect", sends(signal.SIGTERM, owner.collect, at=3))
+        assert cli(tmp_path, "fit", "--config", tiny, *overlap).returncode == 143
+    last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
+    assert load(last)["pg_lightning"]["env_steps"] == 2 * ROLLOUT
+    assert cli(tmp_path, "fit", "--config", tiny, *overlap, "--ckpt_path", "last").returncode == 0
+    assert caplog.text.count("in the midst of a rollout; episodes start afresh") == 1
 
 
 def sends(signum, function, at, sleep=0.0):

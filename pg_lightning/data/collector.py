@@ -35,7 +35,7 @@ class RolloutCollector:
         max_episode_steps: where a rollout of whole episodes is given up, since one has no end.
 
     Attributes:
-        is_given_up: a rollout was begun and not ended: nobody knows where the environments stand.
+        is_given_up: a rollout was begun that nobody learns from: the environments are not where the policy is.
     """
 
     def __init__(

@@ -58,9 +58,10 @@ class RolloutDataset(IterableDataset[Rollout]):
             learning = time.monotonic() - played
             if stops or getattr(strategy, "world_size", 1) == 1:  # else no rank knows of a signal to another
                 signals.raise_if_stopped(strategy)
+            self.collector.is_given_up = True  # until it is clear that the policy learns from it
             rollout = signals.unless_stopped(self.collector.collect, self.actor, patience=signals.PATIENCE)
-            self.collector.is_given_up = rollout is None
             stops = signals.agree(strategy, rollout is None, learning)
+            self.collector.is_given_up = False
             played = time.monotonic()
             yield cast(Rollout, rollout)
 

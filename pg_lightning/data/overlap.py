@@ -39,7 +39,7 @@ class CollectorProcess:
         make_collector: called in the process; the environments live there.
 
     Attributes:
-        is_given_up: a rollout was asked for and not waited for: nobody knows where the environments stand.
+        is_given_up: a rollout was asked for that nobody learns from: the environments are not where the policy is.
     """
 
     def __init__(self, make_collector: Callable[[], RolloutCollector]) -> None:
