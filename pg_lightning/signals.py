@@ -194,6 +194,14 @@ def agree(strategy: Any, is_given_up: bool, seconds: float) -> bool:
     return told > 0
 
 
+def may_wait() -> bool:
+    """Whether there is time to wait for what a checkpoint can do without: no signal has come, or only just now."""
+    listener = _listener
+    if listener.received and not listener.since:  # another rank has told of it
+        listener.since = time.monotonic()
+    return not listener.received or _age(listener) < PATIENCE / 2
+
+
 def _age(listener: _Listener) -> float:
     return time.monotonic() - listener.since
 

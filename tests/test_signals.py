@@ -158,6 +158,17 @@ def test_a_rollout_that_ends_too_late_to_be_learned_from_is_given_up_too(
     assert caplog.text.count("in the midst of a rollout; episodes start afresh") == 1
 
 
+def test_a_save_does_not_wait_for_a_rollout_that_takes_long(cli, tiny, tmp_path, monkeypatch):
+    """The other process is stuck in the fifth, while the policy learns from the fourth."""
+    start = time.monotonic()
+    monkeypatch.setattr(PPO, "update", sends(signal.SIGTERM, PPO.update, at=4))
+    finished = cli(tmp_path, "fit", "--config", tiny, "--data.overlap", "true", *interrupts(0, 70))
+    assert time.monotonic() - start < 40  # the environment would have slept for 60
+    checkpoint = interrupted(finished, tmp_path, 143)
+    assert checkpoint["pg_lightning"]["env_steps"] == 4 * ROLLOUT
+    assert checkpoint["RolloutDataModule"]["ranks"] == [None]
+
+
 def sends(signum, function, at, sleep=0.0):
     """A function that at its `at`-th call gets a signal, and then does what it is for."""
     calls = 0

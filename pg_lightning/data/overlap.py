@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pg_lightning import signals
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.errors import UserError
 from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with, signals_held
@@ -68,8 +69,12 @@ class CollectorProcess:
 
     def state_dict(self) -> dict[str, Any] | None:
         """The rollout under way, which is of weights that are no more, and where the collector stands after it; None
-        before the first, and where that rollout fails, which whoever asks for it is told."""
+        before the first, where that rollout fails, which whoever asks for it is told, and where a signal leaves no time
+        to wait for it."""
         if self._process is None or self._failure is not None:
+            return None
+        if self._ahead is None and not self._comes_soon():
+            self.is_given_up = True
             return None
         try:
             self._ahead = self._ahead or _unpacked(self._receive())
@@ -118,6 +123,13 @@ class CollectorProcess:
         with suppress(OSError):
             self._pipe.send((method, arguments))
         return self._receive()
+
+    def _comes_soon(self) -> bool:
+        assert self._process is not None
+        while not self._pipe.poll(0.2) and self._process.is_alive():
+            if not signals.may_wait():
+                return False
+        return True
 
     def _receive(self) -> Any:
         assert self._process is not None
