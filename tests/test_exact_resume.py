@@ -112,6 +112,15 @@ def test_from_a_path_it_goes_on_as_exactly_in_a_folder_of_its_own(run, train, tm
         assert path.read_bytes() == (left / path.relative_to(kept)).read_bytes()
 
 
+def test_the_best_stays_the_best_though_its_folder_is_named_from_elsewhere(run, train, tmp_path):
+    """And though it has moved. Evaluations of one step are worse."""
+    moved = shutil.copytree(run, tmp_path / "moved/tiny/version_0")
+    worse = ("--data.total_steps", 800, "--data.eval_max_episode_steps", 1)
+    assert train(tmp_path, *worse, "--trainer.default_root_dir", tmp_path / "moved", *LAST) == moved
+    assert (moved / "checkpoints/best.ckpt").read_bytes() == (run / "checkpoints/best.ckpt").read_bytes()
+    assert load(moved / "checkpoints/last.ckpt")["pg_lightning"]["env_steps"] > 700
+
+
 def test_two_processes(tmp_path, tiny):
     """Each has its own episodes and generators in the one checkpoint that there is."""
     plain = ("--model.normalize_obs", "false", "--model.scale_rewards", "false", *SHORT)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -156,6 +157,17 @@ def test_a_run_that_is_resumed_goes_on_in_the_same_wandb_run_without_repeating_i
     assert mirrored(history) == kept
     assert len(kept) < len(metrics(second))
     assert json.loads((second / "wandb/run.json").read_text())["id"] == first["id"]
+
+
+def test_the_best_from_before_a_kill_is_attached_at_the_end_too(run, mirror, tmp_path):
+    """Though none of the second part is better; evaluations of one step are worse."""
+    shutil.copytree(run, tmp_path / "runs/tiny/version_0")
+    worse = ("--data.total_steps", 800, "--data.eval_max_episode_steps", 1)
+    options = ("--trainer.logger.log_model", "true", "--ckpt_path", "last")
+    resumed = mirror(tmp_path, *worse, *options, WANDB_MODE="offline")
+    (artifact,) = [record.artifact for record in read_offline(resumed)[1] if record.HasField("artifact")]
+    (content,) = artifact.manifest.contents
+    assert Path(content.local_path).read_bytes() == (run / "checkpoints/best.ckpt").read_bytes()
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])

@@ -153,12 +153,16 @@ class RunCheckpoint(ModelCheckpoint):
 
     failed = False
     saved_at = 0
+    _goes_on = False
     _next: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Aims at the first multiple to come."""
+        """Aims at the first multiple to come; tells loggers of the best so far."""
         super().on_train_start(trainer, pl_module)
         self._aim(trainer, pl_module)
+        if self._goes_on and self.monitor is not None and self.best_model_path and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(self)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Saves if that is due, unless an evaluation is about to be made here, which is followed by a save."""
@@ -183,12 +187,19 @@ class RunCheckpoint(ModelCheckpoint):
             shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
             print(f"\nsaved: {self.saved_at:,} env steps\nnext:  python -m pg_lightning fit --ckpt_path {shown}")
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Finds out whether a run goes on in its own folder."""
+        path, folder = (Path(str(x)).resolve() for x in (trainer.ckpt_path, self.dirpath))
+        self._goes_on = path.parent == folder
+
     def state_dict(self) -> dict[str, Any]:
         """With what the main process of asynchronous workers must know."""
         return super().state_dict() | {"failed": self.failed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Likewise."""
+        """Likewise; the folder of a run that goes on may have another name by now, or be named from elsewhere."""
+        if self._goes_on:
+            state_dict = _renamed(state_dict, state_dict["dirpath"], self.dirpath)
         super().load_state_dict(state_dict)
         self.failed = state_dict.get("failed", False)
 
@@ -218,6 +229,13 @@ class RunCheckpoint(ModelCheckpoint):
         super()._update_best_and_save(current, trainer, monitor_candidates)
         if self.failed:
             vars(self).update(before)
+
+
+def _renamed(x: Any, old: Any, new: Any) -> Any:
+    """The paths in a state, those of a folder by its new name."""
+    if isinstance(x, dict):
+        return {_renamed(key, old, new): _renamed(value, old, new) for key, value in x.items()}
+    return new + x.removeprefix(old) if isinstance(x, str) and x.startswith(old) else x
 
 
 def _complaint(path: Path, size: int, error: OSError) -> str:
