@@ -78,12 +78,12 @@ class Rollout:
         device = torch.device(device)
         if self.obs.device == device:
             return self
-        pinned = device.type == "cuda" and self.obs.device.type == "cpu"
         moved: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
-                moved[f.name] = (value.pin_memory() if pinned else value).to(device, non_blocking=True)
+                locked = device.type == "cuda" and value.device.type == "cpu"  # actions are on the GPU already
+                moved[f.name] = (value.pin_memory() if locked else value).to(device, non_blocking=True)
         return replace(self, **moved)
 
 

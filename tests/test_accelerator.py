@@ -1,4 +1,4 @@
-"""`accelerator: auto` chooses by measurement and says why."""
+"""`accelerator: auto` chooses by measurement and says why; what a checkpoint takes from a GPU."""
 
 import pytest
 import torch
@@ -53,3 +53,13 @@ def test_the_command_line_says_what_was_chosen(cli, tiny, tmp_path, caplog):
     finished = cli(tmp_path, "fit", "--config", tiny, "--data.total_steps", 64, "--trainer.accelerator", "auto")
     assert finished.returncode == 0, finished.stderr
     assert "trainer.accelerator auto: cpu" in caplog.text
+
+
+def test_episodes_that_a_gpu_knows_of_are_in_the_checkpoint(monkeypatch):
+    """`meta` stands for the GPU."""
+    module, _ = make()
+    module._episodes.update(torch.ones(2, device="meta"), torch.ones(2, device="meta"))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: torch.ones(x.shape))
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["pg_lightning"]["ranks"][0]["episode_returns"].tolist() == [1, 1]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -162,6 +164,21 @@ def test_a_rollout_moves_with_all_its_tensors_and_keeps_its_counts():
     assert len(tensors) == 11
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert (moved.policy_version, moved.env_steps) == (7, 2)
+
+
+def test_what_a_gpu_has_sampled_is_not_page_locked(monkeypatch):
+    """It cannot be. `meta` stands for the GPU."""
+    locked = []
+
+    def pin_memory(x):
+        assert x.device.type == "cpu"
+        locked.append(x)
+        return x
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, non_blocking: x)
+    replace(make_rollout(), actions=torch.zeros(2, 1, device="meta")).to("cuda")
+    assert len(locked) == 10
 
 
 def test_a_rollout_that_is_in_place_is_not_copied():

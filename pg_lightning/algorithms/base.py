@@ -680,7 +680,8 @@ class PolicyGradientModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counters, the spaces, and what every rank knows of its episodes; every rank must ask."""
         running = None if self.reward_scaler is None else self.reward_scaler.running
-        returns, lengths = (torch.cat([torch.zeros(0), *x]) for x in (self._episodes.returns, self._episodes.lengths))
+        episodes = (self._episodes.returns, self._episodes.lengths)
+        returns, lengths = (torch.cat([torch.zeros(0), *(x.cpu() for x in known)]) for known in episodes)
         own = {"discounted_returns": running, "episode_returns": returns, "episode_lengths": lengths}
         checkpoint["pg_lightning"] = {
             "env_steps": self.env_steps,
