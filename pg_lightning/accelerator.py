@@ -21,7 +21,7 @@ def choose_accelerator(
     A small MLP is often faster on a CPU: what it computes is done sooner than a GPU is told to.
 
     Args:
-        module: the algorithm, which is left as it is.
+        module: the algorithm, which is left as it is, as are the random numbers to come.
         data: the `RolloutDataModule`.
         devices: to choose among; by default the CPU and, if there is one, the GPU.
         repeats: of each measurement, of which the shortest counts.
@@ -30,15 +30,16 @@ def choose_accelerator(
         The Trainer's name of the faster device, and the reason in words.
     """
     if devices is None:
-        devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        devices = ("cpu", "cuda") if torch.cuda.is_available() and not module.is_asynchronous else ("cpu",)
     if len(devices) == 1:
-        return devices[0], f"{devices[0]}, the only device that there is"
+        return devices[0], f"{devices[0]}, the only device that {type(module).__name__} can have here"
     seconds = {device: seconds_per_rollout(module, data, device, repeats) for device in devices}
     best = min(seconds, key=lambda device: seconds[device])
     measured = ", ".join(f"{device} {1000 * value:,.1f}" for device, value in seconds.items())
     return best, f"{best}, the fastest at acting and learning ({measured} ms a rollout, environments left out)"
 
 
+@torch.random.fork_rng(devices=[])
 def seconds_per_rollout(module: PolicyGradientModule, data: Any, device: str, repeats: int = 3) -> float:
     """What the policy and its gradients take of one iteration: a choice of actions per step, a loss per minibatch."""
     module = deepcopy(module).to(device)

@@ -139,9 +139,11 @@ class CLI(LightningCLI):
         given = _listed(config.callbacks)
         if self.subcommand == "fit":
             # Where several processes are asked for, each would measure for itself: the choice is Lightning's.
-            if config.accelerator == "auto" and config.devices in ("auto", 1, "1") and "WORLD_SIZE" not in os.environ:
+            alone = config.devices in ("auto", 1, "1") and config.num_nodes == 1 and "WORLD_SIZE" not in os.environ
+            if config.accelerator == "auto" and alone:
                 config.accelerator, reason = choose_accelerator(self.model, self.datamodule)
                 config.devices = 1
+                self._config_to_save.trainer.accelerator = config.accelerator  # so that the run can be repeated
                 rank_zero_info(f"trainer.accelerator auto: {reason}")
             config.callbacks = [*self._fit_callbacks(config, given), *given]
             if not any(isinstance(plugin, CheckpointIO) for plugin in _listed(config.plugins)):

@@ -1,11 +1,14 @@
 """`accelerator: auto` chooses by measurement and says why; what a checkpoint takes from a GPU."""
 
+from functools import wraps
+
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from pg_lightning import accelerator
 from pg_lightning.accelerator import choose_accelerator, seconds_per_rollout
-from pg_lightning.algorithms import A2C, PPO, REINFORCE
+from pg_lightning.algorithms import A2C, A3C, PPO, REINFORCE
 from pg_lightning.data import RolloutDataModule
 
 
@@ -46,13 +49,29 @@ def test_the_faster_device_is_chosen_and_both_are_named(monkeypatch):
 def test_without_a_choice_nothing_is_measured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(accelerator, "seconds_per_rollout", None)
-    assert choose_accelerator(*make()) == ("cpu", "cpu, the only device that there is")
+    assert choose_accelerator(*make()) == ("cpu", "cpu, the only device that PPO can have here")
+
+
+def test_a3c_whose_workers_share_memory_has_no_choice(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(accelerator, "seconds_per_rollout", None)
+    assert choose_accelerator(*make(A3C))[0] == "cpu"
+
+
+def test_what_is_drawn_afterwards_is_what_would_have_been_drawn():
+    module, data = make()
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    seconds_per_rollout(module, data, "cpu")
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_command_line_says_what_was_chosen(cli, tiny, tmp_path, caplog):
     finished = cli(tmp_path, "fit", "--config", tiny, "--data.total_steps", 64, "--trainer.accelerator", "auto")
     assert finished.returncode == 0, finished.stderr
     assert "trainer.accelerator auto: cpu" in caplog.text
+    assert "accelerator: cpu" in (tmp_path / "runs/tiny/version_0/config.yaml").read_text()
 
 
 def test_episodes_that_a_gpu_knows_of_are_in_the_checkpoint(monkeypatch):
@@ -63,3 +82,14 @@ def test_episodes_that_a_gpu_knows_of_are_in_the_checkpoint(monkeypatch):
     checkpoint = {}
     module.on_save_checkpoint(checkpoint)
     assert checkpoint["pg_lightning"]["ranks"][0]["episode_returns"].tolist() == [1, 1]
+
+
+def test_on_several_nodes_none_measures_for_itself(cli, tiny, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr("pg_lightning.cli.choose_accelerator", lambda *_: (chosen.append(1) or "cpu", ""))
+    monkeypatch.setattr(Trainer, "fit", wraps(Trainer.fit)(lambda *_, **__: None))
+    for nodes in (1, 2):
+        options = ("--trainer.accelerator", "auto", "--trainer.devices", 1, "--trainer.num_nodes", nodes)
+        finished = cli(tmp_path, "fit", "--config", tiny, *options)
+        assert finished.returncode == 0, finished.stderr
+    assert chosen == [1]
