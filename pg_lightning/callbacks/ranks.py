@@ -13,7 +13,6 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from pg_lightning.board import RankLost
 from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with
 from pg_lightning.ranks import part
-from pg_lightning.signals import Stopped
 
 # What gloo and NCCL say, among other things, when a rank is gone or too late.
 COLLECTIVE_ERRORS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe")
@@ -37,8 +36,6 @@ class RankWatch(Callback):
         part()
         ends_by_signal = not isinstance(exception, Exception)  # which all ranks have agreed on
         if trainer.world_size == 1 or ends_by_signal or not dist.is_initialized():
-            return
-        if isinstance(exception, Stopped) and exception.consistent:  # all end, and none is at fault
             return
         children = _children(trainer)
         text = str(exception).lower()
