@@ -181,9 +181,10 @@ class RolloutDataModule(LightningDataModule):
         if stage == "fit" and self.overlap and "fork" not in multiprocessing.get_all_start_methods():
             raise UserError("data.overlap: forks a process, which this system cannot; set it to false")
         if stage == "fit" and self.backend == "auto":
-            self.backend, reason = choose_backend(
+            backend, reason = choose_backend(
                 self.env_id, self.num_envs, self.env_kwargs, self.wrappers, self.autoreset_mode
             )
+            self.backend = of_all_ranks(backend)[0]  # what the first rank has found: they must not play differently
             rank_zero_info(f"data.backend auto: {reason}")
 
     def train_dataloader(self) -> RolloutDataset:

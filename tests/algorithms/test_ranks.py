@@ -207,6 +207,16 @@ ENVIRONMENTS = {
 }
 
 
+def settle(rank):
+    """The back-end of a rank, where each would find another to be the fastest."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = ("sync", "vector")[rank]
+        patch.setattr("pg_lightning.data.datamodule.choose_backend", lambda *_: (found, ""))
+        rollouts = RolloutDataModule("CartPole-v1", backend="auto")
+        rollouts.setup("fit")
+    return rollouts.backend
+
+
 class Apart(A2C):
     """Forgets what the other ranks have found."""
 
@@ -254,6 +264,7 @@ def work(rank, port, writer):
         writer.send((rank, "per rank", learn(*PER_RANK, rank)))
         for name, case in ENVIRONMENTS.items():
             writer.send((rank, name, play(rank, **case)))
+        writer.send((rank, "backend", (settle(rank),)))
         writer.send((rank, "apart", (tell_apart(rank),)))
     except BaseException:
         writer.send((rank, name, traceback.format_exc()))
@@ -367,6 +378,10 @@ def test_ranks_play_rollouts_of_their_own_and_learn_in_step(name, ranks):
     assert all(np.isfinite(x).all() for x in weights.values())
     least = min(rows + their_rows)
     assert least == 0 if name == "one row" else least < 4 if name == "few rows" else least > 0
+
+
+def test_the_back_end_of_all_is_what_the_first_has_found_to_be_the_fastest(ranks):
+    assert of(ranks, "backend") == (("sync",), ("sync",))
 
 
 def test_ranks_that_drift_apart_are_told_which_on_every_rank(ranks):
