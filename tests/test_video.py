@@ -1,11 +1,14 @@
 """Videos of evaluations: there where they are asked for, and training does not notice."""
 
 import importlib.util
+import signal
 
 import pytest
-from run_files import assert_same_weights, read_metrics
+from run_files import assert_same_weights, load, read_metrics
+from test_signals import sends
 
 from pg_lightning.callbacks import video
+from pg_lightning.envs import make_vector_env
 
 VIDEO = ("--trainer.callbacks", "EvaluationVideo")
 
@@ -48,3 +51,21 @@ def test_a_video_that_fails_ends_the_videos_and_not_the_run(run, train, tmp_path
         ours = train(tmp_path, *VIDEO)
     assert len(attempts) == 1
     assert_same_weights(ours / "checkpoints/last.ckpt", run / "checkpoints/last.ckpt")
+
+
+def test_a_video_that_a_signal_cuts_is_none_that_failed(cli, tiny, tmp_path, monkeypatch, recwarn):
+    """In the second evaluation: the run ends with its checkpoint, and nothing is said of videos."""
+
+    class Dataset(video.EvaluationDataset):
+        _reset = sends(signal.SIGTERM, video.EvaluationDataset._reset, at=2, sleep=60)
+
+    monkeypatch.setattr(video.EvaluationVideo, "setup", lambda *_, **__: None)
+    monkeypatch.setattr(
+        video.EvaluationVideo,
+        "_make_env",
+        lambda _, data, *__: make_vector_env(data.env_id, 1, autoreset_mode="disabled"),
+    )
+    monkeypatch.setattr(video, "EvaluationDataset", Dataset)
+    assert cli(tmp_path, "fit", "--config", tiny, *VIDEO).returncode == 143
+    assert load(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt")["pg_lightning"]["env_steps"] == 448
+    assert [str(x.message) for x in recwarn if "videos" in str(x.message)] == []

@@ -60,6 +60,8 @@ class EvaluationVideo(Callback):
             return
         try:
             video = self._record(trainer, pl_module, Path(folder or ".") / "videos")
+        except StopIteration:  # a signal has cut the episode, and ends the run
+            return
         except Exception as error:
             self._is_working = False
             rank_zero_warn(f"no more videos in this run: {error}")
