@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -217,10 +218,14 @@ def join() -> None:
     """Waits for the processes of the run to end as this one does; those that do not are killed."""
     deadline = time.monotonic() + END
     for process in getattr(_listener.launcher, "procs", ()):
-        while process.poll() is None and time.monotonic() < deadline:
+        while _is_running(process) and time.monotonic() < deadline:
             time.sleep(0.02)
     if _listener.launcher is not None:
         _listener.launcher.kill(signal.SIGKILL)
+
+
+def _is_running(process: Any) -> bool:
+    return bool(process.is_alive() if isinstance(process, BaseProcess) else process.poll() is None)
 
 
 def leave(status: int) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -296,6 +297,20 @@ def test_a_job_that_slurm_does_not_take_back_is_reported(cli, tiny, tmp_path, sl
 def test_slurm_is_asked_for_nothing_after_other_signals(cli, tiny, tmp_path, slurm, signum):
     cli(tmp_path, "fit", "--config", tiny, *interrupts(signum, 20))
     assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize("launch", ["Popen", "fork"])
+def test_processes_of_a_run_are_waited_for_whoever_started_them(launch):
+    """As `ddp` starts them, and as `ddp_fork` does."""
+    if launch == "Popen":
+        process = subprocess.Popen(["sleep", "0.2"])
+    else:
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.2,))
+        process.start()
+    signals.launches(SimpleNamespace(procs=[process], kill=lambda _: None))
+    signals.join()
+    signals.launches(None)
+    assert (process.returncode if launch == "Popen" else process.exitcode) == 0
 
 
 # In processes of their own.
