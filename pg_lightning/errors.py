@@ -7,12 +7,13 @@ class UserError(ValueError):
     """Bad input. The message is one line that names the field and the cure."""
 
 
-def require(field: str, value: float, low: float, high: float = math.inf) -> None:
-    """Refuses a number outside [low, high].
+def require(field: str, value: float, low: float, high: float | None = None) -> None:
+    """Refuses a number outside [low, high]; without `high`, outside [low, ∞).
 
     Raises:
         UserError: naming the field, the bounds and the number.
     """
-    if not low <= value <= high:
-        bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-        raise UserError(f"{field}: must be {bounds}, got {value:g}")
+    if not (low <= value < math.inf if high is None else low <= value <= high):
+        bounds = f"at least {low:g}" if high in (None, math.inf) else f"between {low:g} and {high:g}"
+        finite = "finite and " if high is None and value == math.inf else ""
+        raise UserError(f"{field}: must be {finite}{bounds}, got {value:g}")

@@ -22,6 +22,18 @@ from test_cli_errors import complaint
         ("--data.num_envs 0", "data.num_envs: must be at least 1, got 0"),
         ("--model.num_minibatches 0", "model.num_minibatches: must be at least 1, got 0"),
         ("--model.gamma 1.5", "model.gamma: must be between 0 and 1, got 1.5"),
+        ("--model.lr .inf", "model.lr: must be finite and at least 0, got inf"),
+        ("--model.lr .nan", "model.lr: must be at least 0, got nan"),
+        ("--model.critic_lr .inf", "model.critic_lr: must be finite and at least 0, got inf"),
+        ("--model.vf_coef .inf", "model.vf_coef: must be finite and at least 0, got inf"),
+        ("--model.ent_coef .inf", "model.ent_coef: must be finite and at least 0, got inf"),
+        ("--model.clip_range .inf", "model.clip_range: must be finite and at least 0, got inf"),
+        ("--model.clip_range_vf .inf", "model.clip_range_vf: must be finite and at least 0, got inf"),
+        ("--model.target_kl .inf", "model.target_kl: must be finite and at least 0, got inf"),
+        ("--model.kl_penalty .inf", "model.kl_penalty: must be finite and at least 0, got inf"),
+        ("--model.max_grad_norm .nan", "model.max_grad_norm: must be at least 0, got nan"),
+        ("--model.gae_lambda .inf", "model.gae_lambda: must be between 0 and 1, got inf"),
+        ("--data.env_timeout .nan", "data.env_timeout: must be at least 0.1, got nan"),
         (
             "--model.num_minibatches 7",
             "model.num_minibatches: 7 does not divide a rollout of data.num_steps 16 x data.num_envs 4 = 64 rows",
@@ -30,6 +42,12 @@ from test_cli_errors import complaint
 )
 def test_a_value_that_makes_no_sense_is_named(cli, tiny, tmp_path, arguments, message):
     assert complaint(cli(tmp_path, "fit", "--config", tiny, *arguments.split())).startswith(message)
+
+
+def test_infinity_is_a_bound_where_it_means_none(train, tmp_path):
+    none = ("--model.max_grad_norm", ".inf", "--data.env_timeout", ".inf", "--data.backend", "async")
+    rows = read_metrics(train(tmp_path, *none, "--data.total_steps", 128, "--data.eval_episodes", 1))
+    assert rows[-1]["step"] == 128
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

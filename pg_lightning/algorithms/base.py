@@ -130,7 +130,7 @@ class PolicyGradientModule(LightningModule):
         require("model.gamma", gamma, 0, 1)
         require("model.lr", lr, 0)
         require("model.critic_lr", lr if critic_lr is None else critic_lr, 0)
-        require("model.max_grad_norm", max_grad_norm, 0)
+        require("model.max_grad_norm", max_grad_norm, 0, math.inf)
         require("model.ent_coef", ent_coef, 0)
         require("model.vf_coef", vf_coef, 0)
         require("model.memory_size", memory_size, 1)

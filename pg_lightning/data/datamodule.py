@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ class RolloutDataModule(LightningDataModule):
         backend: `sync` steps the environments in this process, `async` in one process each, `vector` uses the
             environment's own vectorised code, `auto` measures and says why.
         env_timeout: with `async`, the seconds that a step or a reset may take, to the first reset with the start of the
-            process; an environment that takes longer is replaced, as is one whose process dies.
+            process; an environment that takes longer is replaced, as is one whose process dies. `inf` waits for ever.
         max_env_restarts: with `async`, how many environments are replaced before the run ends, of those that a process
             trains in, and of those that it evaluates in; with 0 the first failure ends it.
         autoreset_mode: when an ended episode restarts: `same_step`, `next_step` or `disabled` (the collector resets);
@@ -134,7 +135,7 @@ class RolloutDataModule(LightningDataModule):
         }
         for name, count in counts.items():
             require(f"data.{name}", count, 1)
-        require("data.env_timeout", env_timeout, 0.1)
+        require("data.env_timeout", env_timeout, 0.1, math.inf)
         require("data.max_env_restarts", max_env_restarts, 0)
         self.env_id = env_id
         self.env_kwargs = env_kwargs
