@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import sys
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +19,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from pg_lightning.errors import UserError
 from pg_lightning.ranks import of_all_ranks
 
+MOST = 10_000  # rows that wait in memory for a disk that takes none; about 20 MB
+
 
 class MetricsFile(CSVLogger):
     """Lightning's `CSVLogger`, one row a call, that goes on in a folder where it finds a `metrics.csv`.
 
     A kill at any moment leaves all rows but perhaps the last: where a new column changes the header, the file is
-    replaced, not written over.
+    replaced, not written over. A disk that takes no rows costs one warning; they are written when it does again.
     """
 
     def __init__(self, save_dir: str, name: str, version: str | None = None) -> None:
@@ -34,40 +40,112 @@ class MetricsFile(CSVLogger):
             self._experiment = _Rows(self.log_dir)
         return super().experiment
 
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Tries once more to write the rows that have waited, and says what is missing in the end."""
+        super().finalize(status)
+        if isinstance(self._experiment, _Rows):
+            self._experiment.end()
+
 
 class _Rows(ExperimentWriter):
+    """Rows go to the file one by one. Those that it does not take stay in memory, and are tried again with the next.
+
+    Attributes:
+        metrics: rows that are not in the file yet.
+        count: rows that are.
+        lost: rows that were given up, since there were more than `MOST` in memory.
+        trouble: why the file took no rows, when it last did not.
+    """
+
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
+        self.path = Path(self.metrics_file_path)
         self.count = 0
+        self.lost = 0
+        self.trouble: str | None = None
+        self._torn_at: int | None = None
 
     def save(self) -> None:
-        """Appends the rows that are new."""
-        self.count += len(self.metrics)
-        super().save()
-
-    def keep(self, count: int) -> None:
-        """Drops all rows but the first `count`, and the columns that only others had."""
-        path = Path(self.metrics_file_path)
-        if not path.is_file():
+        """Appends the rows that are new, and those that have waited."""
+        if not self.metrics:
             return
-        with path.open(newline="") as file:
-            rows = [row for row, _ in zip(csv.DictReader(file), range(count), strict=False)]
-        self.count = len(rows)
-        self.metrics_keys = sorted({key for row in rows for key, value in row.items() if value})
-        self._replace([{key: row[key] for key in self.metrics_keys} for row in rows])
+        try:
+            self._cut()
+            keys = sorted(set(self.metrics_keys).union(*self.metrics))
+            if keys == self.metrics_keys and self.path.is_file():
+                self._append()
+            else:
+                self._replace(keys, [*self._read(), *self.metrics])
+        except OSError as error:
+            self.lost += max(0, len(self.metrics) - MOST)
+            del self.metrics[:-MOST]
+            if self.trouble is None:
+                _warn(f"cannot write {str(self.path)!r}: {error.strerror}; training goes on, its rows wait in memory")
+            self.trouble = error.strerror
+        else:
+            self.count += len(self.metrics)
+            self.metrics = []
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with open(self.metrics_file_path, newline="") as file:
-            rows: list[dict[str, Any]] = list(csv.DictReader(file))
-        self._replace(rows)
+    def end(self) -> None:
+        """Says once how many rows never found room."""
+        if missing := len(self.metrics) + self.lost:
+            _warn(f"{str(self.path)!r} lacks {missing} rows: {self.trouble}")
+            self.metrics, self.lost = [], 0
 
-    def _replace(self, rows: list[dict[str, Any]]) -> None:
-        path = f"{self.metrics_file_path}.new"
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(path, self.metrics_file_path)
+    def keep(self, count: int, unwritten: list[dict[str, Any]]) -> None:
+        """Drops all rows but the first `count`, and the columns that only others had; further ones are to follow.
+
+        Raises:
+            OSError: the file is untouched.
+        """
+        rows = self._read(count)
+        keys = sorted({key for row in rows for key, value in row.items() if value})
+        if self.path.is_file():
+            self._replace(keys, [{key: row[key] for key in keys} for row in rows])
+        self.count, self.metrics = len(rows), [*unwritten]
+
+    def _read(self, count: int | None = None) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return list(islice(csv.DictReader(file), count))
+
+    def _append(self) -> None:
+        whole = self.path.stat().st_size
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.metrics_keys).writerows(self.metrics)
+        data = text.getvalue().encode()
+        try:
+            with self.path.open("ab", buffering=0) as file:  # what a buffer holds back would follow later
+                while data:
+                    data = data[file.write(data) :]
+        except OSError:
+            self._torn_at = whole
+            with suppress(OSError):
+                self._cut()
+            raise
+
+    def _cut(self) -> None:
+        """Removes what was written of rows that did not find room."""
+        if self._torn_at is not None:
+            os.truncate(self.path, self._torn_at)
+            self._torn_at = None
+
+    def _replace(self, keys: list[str], rows: list[dict[str, Any]]) -> None:
+        new = self.path.with_name(f"{self.path.name}.new")
+        try:
+            with new.open("w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=keys)
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(new, self.path)
+        except OSError:
+            with suppress(OSError):
+                new.unlink()
+            raise
+        self.metrics_keys = keys
+        self._torn_at = None
 
     def _check_log_dir_exists(self) -> None:
         """What is there is kept."""
@@ -84,7 +162,7 @@ class ContinuedMetrics(Callback):
     def __init__(self, logger: MetricsFile, checkpoint: Path | None) -> None:
         self.logger = logger
         self.checkpoint = checkpoint
-        self._rows: int | None = None
+        self._restored: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compares what the ranks have found, before any of them loads it.
@@ -97,15 +175,32 @@ class ContinuedMetrics(Callback):
             raise UserError(f"ckpt_path: the processes have found different checkpoints: {', '.join(found)}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of rows so far."""
-        return {"rows": getattr(self.logger.experiment, "count", 0)}
+        """The number of rows in the file, and the rows that are not in it yet."""
+        rows = self.logger.experiment
+        if not isinstance(rows, _Rows):  # another rank than the first, whose checkpoint is written
+            return {}
+        return {"rows": rows.count, "unwritten": [{k: str(v) for k, v in row.items()} for row in rows.metrics]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps it for when all is restored."""
-        self._rows = state_dict["rows"]
+        self._restored = state_dict
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drops the rows that will be written again."""
-        if self._rows is not None:
-            self.logger.experiment.keep(self._rows)
+        """Drops the rows that will be written again.
+
+        Raises:
+            UserError: if the file cannot be written.
+        """
+        if not self._restored:
+            return
+        try:
+            self.logger.experiment.keep(self._restored["rows"], self._restored.get("unwritten", []))
+        except OSError as error:
+            path = self.logger.experiment.path
+            raise UserError(f"trainer.default_root_dir: cannot write {str(path)!r}: {error.strerror}") from error
+
+
+def _warn(message: str) -> None:
+    with suppress(OSError):  # the terminal may be a file on the same disk
+        print(f"warning: {message}", file=sys.stderr, flush=True)

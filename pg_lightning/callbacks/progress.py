@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -85,11 +86,12 @@ class EnvStepProgress(ProgressBar):
         self._printed = now
         done = pl_module.env_steps - self._start[1]
         left = (now - self._start[0]) * max(0, pl_module.total_steps - pl_module.env_steps) / max(1, done)
-        print(
-            f"{pl_module.env_steps:,}/{pl_module.total_steps:,} env steps  {self._numbers(trainer, pl_module)}  "
-            f"{left:.0f} s left",
-            flush=True,
-        )
+        with suppress(OSError):  # the output may be a file on a disk that is full
+            print(
+                f"{pl_module.env_steps:,}/{pl_module.total_steps:,} env steps  {self._numbers(trainer, pl_module)}  "
+                f"{left:.0f} s left",
+                flush=True,
+            )
 
     def _numbers(self, trainer: Trainer, pl_module: Any) -> str:
         seconds, steps = self._start
