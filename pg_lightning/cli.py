@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +50,7 @@ from pg_lightning.callbacks import (
     read_checkpoint,
 )
 from pg_lightning.data import RolloutDataModule
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, unwritable
 from pg_lightning.strategies import WorkerError
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -101,17 +102,21 @@ class CLI(LightningCLI):
     def __init__(self, config_name: str) -> None:
         self._config_name = config_name
         self._continued: Path | None = None
-        super().__init__(
-            PolicyGradientModule,
-            RolloutDataModule,
-            parser_class=Parser,
-            parser_kwargs={"prog": "pg-lightning", "description": "Policy gradients on Lightning."},
-            subclass_mode_model=True,
-            trainer_defaults=TRAINER_DEFAULTS,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        try:
+            super().__init__(
+                PolicyGradientModule,
+                RolloutDataModule,
+                parser_class=Parser,
+                parser_kwargs={"prog": "pg-lightning", "description": "Policy gradients on Lightning."},
+                subclass_mode_model=True,
+                trainer_defaults=TRAINER_DEFAULTS,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        finally:
+            if "_csv" in vars(self):
+                self._csv.release()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the model must know of the data."""
@@ -120,14 +125,16 @@ class CLI(LightningCLI):
             parser.link_arguments(f"data.{space}", f"model.init_args.{space}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Fixes the run's folder, and sends what other loggers write there too."""
+        """Makes the run's folder, and sends what other loggers write there too."""
         config = self.config[self.subcommand]
         self._config_to_save = config.clone()
         if self.subcommand == "fit":
             version = None if self._continued is None else run_folder(self._continued).name
             self._csv = MetricsFile(config.trainer.default_root_dir or ".", self._config_name, version)
-            for logger in _listed(config.trainer.logger):
-                _write_into(Path(self._csv.log_dir), logger, config.ckpt_path)
+            if not config.trainer.barebones and not config.trainer.fast_dev_run:
+                folder = Path(self._csv.log_dir)
+                for logger in _listed(config.trainer.logger):
+                    _write_into(folder, logger, config.ckpt_path)
         else:
             self._run_folder = run_folder(Path(config.ckpt_path))
         if self.subcommand == "predict":
@@ -245,16 +252,25 @@ class SaveConfig(Callback):
         self.config = config
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before the environments start; with the back-end that `auto` chose, so that the run can be repeated."""
+        """Before the environments start; with the back-end that `auto` chose, so that the run can be repeated.
+
+        Raises:
+            UserError: if the file cannot be written.
+        """
         folder = trainer.log_dir  # asks rank 0, so every rank must
         if stage != "fit" or not trainer.is_global_zero or folder is None:
             return
         self.config.data.backend = trainer.datamodule.backend  # type: ignore[attr-defined]
         for key in set(vars(self.config)) - {"seed_everything", "trainer", "model", "data"}:
             self.config.pop(key, None)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        file = Path(folder) / "config.yaml"
-        self.parser.save(self.config, file, skip_none=False, overwrite=True, skip_check=True)
+        file, new = (Path(folder) / name for name in ("config.yaml", "config.yaml.new"))
+        try:
+            new.write_text(self.parser.dump(self.config, skip_none=False, skip_check=True))
+            os.replace(new, file)
+        except OSError as error:  # of a resumed run the file from before is untouched
+            with suppress(OSError):
+                new.unlink()
+            raise unwritable(file, error) from error
         for logger in trainer.loggers[1:]:
             logger.log_hyperparams(yaml.safe_load(file.read_text()))
 

@@ -1,6 +1,7 @@
 """The one exception that means "the user can fix this": the command line prints it as a single line."""
 
 import math
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -17,3 +18,9 @@ def require(field: str, value: float, low: float, high: float | None = None) -> 
         bounds = f"at least {low:g}" if high in (None, math.inf) else f"between {low:g} and {high:g}"
         finite = "finite and " if high is None and value == math.inf else ""
         raise UserError(f"{field}: must be {finite}{bounds}, got {value:g}")
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What to raise where the folder of a run, or a file in it, cannot be written."""
+    reason = error.strerror or str(error)
+    return UserError(f"trainer.default_root_dir: cannot write {str(path)!r}: {reason}; give a folder that takes it")

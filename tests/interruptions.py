@@ -32,6 +32,13 @@ class InterruptAt(Callback):
             raise Interrupted
 
 
+class TellFolder(Callback):
+    """Prints which folder each rank takes for the run's, without asking the others."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        print(f"rank {trainer.global_rank}: {trainer.logger.log_dir}\n", end="", flush=True)
+
+
 def interrupt_at(update: int, save: bool = False) -> tuple[str, str]:
     """Arguments of the command line."""
     init_args = f"{{update: {update}, save: {str(save).lower()}}}"

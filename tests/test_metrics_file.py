@@ -110,8 +110,10 @@ def test_a_resumed_run_on_a_full_disk_is_refused_in_one_line(run, cli, tiny, tmp
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(_Rows, "_replace", lambda *_: (_ for _ in ()).throw(full))
     finished = cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last", "--data.total_steps", 1000)
-    said = "error: trainer.default_root_dir: cannot write 'runs/tiny/version_0/metrics.csv': No space left on device"
-    assert finished.stderr.splitlines()[-1] == said
+    assert finished.stderr.splitlines()[-1] == (
+        "error: trainer.default_root_dir: cannot write 'runs/tiny/version_0/metrics.csv': No space left on device; "
+        "give a folder that takes it"
+    )
     assert finished.returncode == 2
     assert (stopped / "metrics.csv").read_bytes() == before
 

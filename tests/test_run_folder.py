@@ -1,14 +1,23 @@
 """What `fit` leaves behind: `<root>/<config name>/version_K/` and everything in it."""
 
+import os
 import re
+import resource
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 from matplotlib.image import imread
 from run_files import assert_same_weights, load, read_metrics
+from test_cli_errors import complaint
+
+from pg_lightning.data import RolloutDataModule, datamodule
 
 DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
 ROLLOUT, TOTAL_STEPS, EVAL_EVERY = 64, 700, 200  # of the tiny config
@@ -42,6 +51,73 @@ def test_versions_count_up_and_another_root_starts_anew(train, tmp_path):
         "elsewhere/tiny/version_0",
     ]
     assert (elsewhere / "config.yaml").is_file()
+
+
+SHORT = ("--data.total_steps", 64, "--data.eval_episodes", 1)
+
+
+def test_of_runs_that_start_at_the_same_moment_each_has_a_folder(train, tmp_path, monkeypatch):
+    """Each looks before another has made its folder."""
+    monkeypatch.setattr(CSVLogger, "_get_next_version", lambda self: 0)
+    folders = [train(tmp_path, *SHORT, *more).name for more in ((), ("--trainer.logger", "tensorboard"), ())]
+    assert folders == ["version_0", "version_1", "version_2"]
+    for name in folders:
+        assert len(read_metrics(tmp_path / "runs/tiny" / name)) == 2
+    assert [path.parent.name for path in tmp_path.rglob("events.out*")] == ["version_1"]
+
+
+def test_two_processes_know_one_folder(tiny, tmp_path):
+    """The second starts when the first has made it."""
+    tell = ("--trainer.callbacks", "[interruptions.TellFolder]", "--trainer.devices", 2, "--trainer.strategy", "ddp")
+    command = [sys.executable, "-m", "pg_lightning", "fit", "--config", tiny, *tell, "--data.total_steps", 64]
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    finished = subprocess.run(
+        list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=170
+    )
+    assert finished.returncode == 0, finished.stderr
+    told = sorted(line for line in finished.stdout.splitlines() if line.startswith("rank "))
+    assert told == ["rank 0: runs/tiny/version_0", "rank 1: runs/tiny/version_0"]
+    assert os.listdir(tmp_path / "runs/tiny") == ["version_0"]
+
+
+@pytest.mark.parametrize("arguments", ["--model.gamma 2", "--trainer.gradient_clip_val 1"])
+@pytest.mark.parametrize("logger", ["true", "tensorboard"])
+def test_a_mistake_leaves_no_folder_of_a_run(cli, tiny, tmp_path, arguments, logger):
+    finished = cli(tmp_path, "fit", "--config", tiny, "--trainer.logger", logger, *arguments.split())
+    assert finished.returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_anything_starts(cli, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(datamodule, "make_env", lambda *_: pytest.fail("too late"))
+    (tmp_path / "file").write_text("")
+    for root, folder in (("file", "file/tiny"), ("file/below", "file/below/tiny"), ("/proc/none", "/proc/none/tiny")):
+        said = complaint(cli(tmp_path, "fit", "--config", tiny, "--trainer.default_root_dir", root))
+        assert re.fullmatch(
+            f"trainer.default_root_dir: cannot write '{folder}': "
+            "(Not a directory|No such file or directory); give a folder that takes it",
+            said,
+        )
+
+
+def test_a_folder_that_takes_no_file_is_named_before_environments_start(run, cli, tiny, tmp_path, monkeypatch):
+    """As where a job is put back into the queue on a full disk: `config.yaml` stays."""
+    stopped = shutil.copytree(run, tmp_path / "runs/tiny/version_0")
+    before = (stopped / "config.yaml").read_bytes()
+    monkeypatch.setattr(RolloutDataModule, "train_dataloader", lambda _: pytest.fail("too late"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        finished = cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last", "--data.total_steps", 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert finished.stderr.splitlines()[-1] == (
+        "error: trainer.default_root_dir: cannot write 'runs/tiny/version_0/config.yaml': File too large; "
+        "give a folder that takes it"
+    )
+    assert (stopped / "config.yaml").read_bytes() == before
+    assert sorted(os.listdir(stopped)) == ["checkpoints", "config.yaml", "learning_curve.png", "metrics.csv"]
 
 
 def test_config_yaml_holds_every_key(run, cli, tiny, tmp_path):

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, unwritable
 from pg_lightning.ranks import of_all_ranks
 
 MOST = 10_000  # rows that wait in memory for a disk that takes none; about 20 MB
@@ -27,16 +27,47 @@ class MetricsFile(CSVLogger):
 
     A kill at any moment leaves all rows but perhaps the last: where a new column changes the header, the file is
     replaced, not written over. A disk that takes no rows costs one warning; they are written when it does again.
+
+    Raises:
+        UserError: by the first look at `log_dir`, if that cannot be made.
     """
 
     def __init__(self, save_dir: str, name: str, version: str | None = None) -> None:
         super().__init__(save_dir, name, version, flush_logs_every_n_steps=1)
+        self._made: list[Path] = []
+
+    def _get_next_version(self) -> int:
+        """Makes the folder too: of two runs that start at the same moment the second takes the next number."""
+        try:
+            version = super()._get_next_version()
+            while _is_first_process():
+                folder = Path(self.root_dir, f"version_{version}")
+                missing = [path for path in (folder, *folder.parents) if not path.exists()]
+                try:
+                    folder.mkdir(parents=True)
+                except FileExistsError:
+                    version += 1
+                else:
+                    self._made = missing
+                    break
+        except OSError as error:
+            raise unwritable(Path(self.root_dir), error) from error
+        return version
+
+    def agree(self) -> None:
+        """Has all ranks know rank 0's folder; every rank must ask."""
+        self._version = of_all_ranks(self.version)[0]
+
+    def release(self) -> None:
+        """Removes the folder if nothing was written into it, and those above that were made for it."""
+        with suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
     @property
     def experiment(self) -> Any:
         """The writer; on other ranks than the first Lightning's, which does nothing."""
         if self._experiment is None and cast(Any, rank_zero_only).rank == 0:
-            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _Rows(self.log_dir)
         return super().experiment
 
@@ -165,11 +196,12 @@ class ContinuedMetrics(Callback):
         self._restored: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compares what the ranks have found, before any of them loads it.
+        """Has all ranks know the folder; compares what they have found, before any of them loads it.
 
         Raises:
             UserError: if they disagree.
         """
+        self.logger.agree()
         found = of_all_ranks(str(self.checkpoint))
         if len(set(found)) > 1:
             raise UserError(f"ckpt_path: the processes have found different checkpoints: {', '.join(found)}")
@@ -197,8 +229,13 @@ class ContinuedMetrics(Callback):
         try:
             self.logger.experiment.keep(self._restored["rows"], self._restored.get("unwritten", []))
         except OSError as error:
-            path = self.logger.experiment.path
-            raise UserError(f"trainer.default_root_dir: cannot write {str(path)!r}: {error.strerror}") from error
+            raise unwritable(self.logger.experiment.path, error) from error
+
+
+def _is_first_process() -> bool:
+    """Whether this is rank 0, or will be: the main process of another node does not know before it has a strategy."""
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return cast(Any, rank_zero_only).rank == 0 and node == "0"
 
 
 def _warn(message: str) -> None:
