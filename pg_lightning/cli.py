@@ -161,7 +161,7 @@ class CLI(LightningCLI):
                 config.logger = [self._csv, *(x for x in _listed(config.logger) if isinstance(x, Logger))]
         else:
             report = TrajectoryWriter if self.subcommand == "predict" else EvaluationReport
-            config.callbacks = [report(self._run_folder), *given]
+            config.callbacks = [report(self._run_folder), RankWatch(), *given]
             config.logger = False
             if not sys.stdout.isatty():
                 config.enable_progress_bar = False
@@ -301,7 +301,8 @@ def main() -> None:
         mistake = error if isinstance(error, MISTAKES) else error.__cause__
         if not isinstance(mistake, MISTAKES):
             raise
-        print("error:", " ".join(str(mistake).split()), file=sys.stderr)
+        if not getattr(mistake, "is_told", False):
+            sys.stderr.write(f"error: {' '.join(str(mistake).split())}\n")  # at once: ranks share a terminal
         raise SystemExit(2) from None
     finally:
         signals.forget()

@@ -5,7 +5,13 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that names the field and the cure."""
+    """Bad input. The message is one line that names the field and the cure.
+
+    Attributes:
+        is_told: another process has the same to say, and says it.
+    """
+
+    is_told = False
 
 
 def require(field: str, value: float, low: float, high: float | None = None) -> None:

@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback
 from run_files import load
 
+from pg_lightning.errors import UserError
+
 WALL_CLOCK = {"time/steps_per_second"}
 # Lightning forgets them and nothing reads them: how many batches validations had, the score of the last evaluation.
 FORGOTTEN = ("loops", "current_score")
@@ -30,6 +32,17 @@ class InterruptAt(Callback):
             if self.save:
                 trainer.save_checkpoint(Path(trainer.log_dir) / "checkpoints/last.ckpt")
             raise Interrupted
+
+
+class RefuseOn(Callback):
+    """Has some ranks find a mistake of the user's when training begins."""
+
+    def __init__(self, ranks: list[int]) -> None:
+        self.ranks = ranks
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_rank in self.ranks:
+            raise UserError("model.lr: not today")
 
 
 class TellFolder(Callback):

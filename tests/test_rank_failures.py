@@ -66,3 +66,31 @@ def test_the_others_end_and_name_it(tiny, tmp_path, deed, timeout, said):
     assert said in finished.stderr.splitlines(), finished.stderr
     assert processes_with(str(tmp_path)) == []
     assert load(tmp_path / "tiny/version_0/checkpoints/last.ckpt")["pg_lightning"]["env_steps"] >= 256
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"),
+    [
+        ([0, 1], {"error: model.lr: not today"}),
+        (
+            [1],
+            {"error: model.lr: not today", "error: trainer.strategy: rank 1 ended with UserError: model.lr: not today"},
+        ),
+    ],
+)
+def test_a_mistake_that_all_ranks_find_is_said_once(tiny, tmp_path, ranks, said):
+    tests = Path(__file__).parent
+    paths = {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]), "OMP_NUM_THREADS": "1"}
+    refuse = f"[{{class_path: interruptions.RefuseOn, init_args: {{ranks: {ranks}}}}}]"
+    command = [sys.executable, "-m", "pg_lightning", "fit", "--config", str(tiny), "--trainer.callbacks", refuse]
+    finished = subprocess.run(
+        [*command, "--trainer.devices", "2", "--trainer.strategy", "ddp"],
+        cwd=tmp_path,
+        env={**os.environ, **paths, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert finished.returncode == 2, finished.stderr
+    errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert sorted(errors) == sorted(said), finished.stderr

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from pg_lightning.board import RankLost
+from pg_lightning.errors import UserError
 from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with
 from pg_lightning.ranks import part
 
@@ -23,7 +24,8 @@ class RankWatch(Callback):
 
     A rank that is gone breaks the collective that the others are in, at once; one that hangs, when the timeout of the
     process group is over. Each rank that ends leaves word of why in the store that all share: its own error, or that
-    it only noticed. Whoever has left no word was killed, hangs, or has lost its host.
+    it only noticed. Whoever has left no word was killed, hangs, or has lost its host. A `UserError` that rank 0 has too
+    is left to it to say.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -42,9 +44,15 @@ class RankWatch(Callback):
         only_noticed = isinstance(exception, RankLost) or (
             isinstance(exception, RuntimeError) and any(words in text for words in COLLECTIVE_ERRORS)
         )
+        word = "" if only_noticed else f"ended with {_one_line(exception)}"
         try:
             store = dist.distributed_c10d._get_default_store()
-            store.set(_word_of(trainer.global_rank), "" if only_noticed else f"ended with {_one_line(exception)}")
+            if isinstance(exception, UserError) and trainer.global_rank > 0:
+                _wait_for_words(store, [0])
+                exception.is_told = store.check([_word_of(0)]) and store.get(_word_of(0)).decode() == word
+            store.set(_word_of(trainer.global_rank), word)
+            if isinstance(exception, UserError) and trainer.global_rank == 0:
+                _wait_for_words(store, _others(trainer))  # the store ends with this process
         except RuntimeError:  # it is kept by rank 0, or by the launcher on its host
             exception.__cause__ = WorkerError("trainer.strategy: rank 0 or its host does not answer")
             return
@@ -66,12 +74,9 @@ def _children(trainer: Trainer) -> dict[int, subprocess.Popen[bytes]]:
 
 def _culprits(store: dist.Store, trainer: Trainer, children: dict[int, subprocess.Popen[bytes]]) -> str:
     """What became of the ranks that have not just noticed, as one sentence; waits a little for them to say it."""
-    others = [rank for rank in range(trainer.world_size) if rank != trainer.global_rank]
-    deadline = time.monotonic() + GRACE
-    while time.monotonic() < deadline and not all(store.check([_word_of(rank)]) for rank in others):
-        time.sleep(0.1)
+    _wait_for_words(store, _others(trainer))
     found = []
-    for rank in others:
+    for rank in _others(trainer):
         if store.check([_word_of(rank)]):
             word = store.get(_word_of(rank)).decode()
         elif rank in children and children[rank].poll() is not None:
@@ -81,6 +86,16 @@ def _culprits(store: dist.Store, trainer: Trainer, children: dict[int, subproces
         if word:
             found.append(f"rank {rank} {word}")
     return "; ".join(found)
+
+
+def _wait_for_words(store: dist.Store, ranks: list[int]) -> None:
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline and not all(store.check([_word_of(rank)]) for rank in ranks):
+        time.sleep(0.1)
+
+
+def _others(trainer: Trainer) -> list[int]:
+    return [rank for rank in range(trainer.world_size) if rank != trainer.global_rank]
 
 
 def _word_of(rank: int) -> str:
