@@ -58,6 +58,7 @@ class A3C(PolicyGradientModule):
         self._shared.share_moments(self._make_optimizer(self._shared.weights))
         self._sums: list[Tensor] = []
         self._copied_at = 0
+        self._own_restarts = 0
 
     def setup(self, stage: str) -> None:
         """Refuses what the memory of one machine's CPUs cannot be shared over."""
@@ -96,6 +97,7 @@ class A3C(PolicyGradientModule):
     def on_train_start(self) -> None:
         """The first worker to come brings what it has, be it from a checkpoint; all then share that."""
         super().on_train_start()
+        self._own_restarts = 0
         shared = self._shared
         fit = getattr(self.trainer.strategy, "launched_at", time.monotonic_ns())
         with shared.lock:
@@ -108,6 +110,7 @@ class A3C(PolicyGradientModule):
                     sums.copy_(normalizer.sums())
                 shared.updates.fill_(self._policy_version)
                 shared.env_steps.fill_(self.env_steps)
+                shared.env_restarts.fill_(0)
                 shared.over.fill_(False)
             if self.shared_statistics:
                 shared.use_moments(self._optimizer().optimizer, first)
@@ -147,6 +150,12 @@ class A3C(PolicyGradientModule):
             self._shared.env_steps += count
             return int(self._shared.env_steps)
 
+    def _count_restarts(self, count: int) -> int:
+        with self._shared.lock:
+            self._shared.env_restarts += count - self._own_restarts
+            self._own_restarts = count
+            return int(self._shared.env_restarts)
+
     def _exclusively(self) -> AbstractContextManager[Any]:
         return self._shared.lock if self.locked else nullcontext()
 
@@ -162,6 +171,7 @@ class SharedMemory:
         sums: those of each normaliser, see `RunningMeanVar.sums`.
         updates: gradient steps of all workers.
         env_steps: of all workers.
+        env_restarts: environments that all workers have replaced.
         fit: the call of `Trainer.fit` that the rest belongs to, told by when it began.
         over: worker 0 has ended: at the budget, or because a callback such as `EarlyStopping` said so.
     """
@@ -169,7 +179,7 @@ class SharedMemory:
     def __init__(self, flat: FlatParameters, normalizers: list[RunningMeanVar]) -> None:
         self.weights = [nn.Parameter(group.detach().clone().share_memory_()) for group in flat.groups]
         self.sums = [normalizer.sums().share_memory_() for normalizer in normalizers]
-        self.updates, self.env_steps, self.fit = (torch.tensor(0).share_memory_() for _ in range(3))
+        self.updates, self.env_steps, self.env_restarts, self.fit = (torch.tensor(0).share_memory_() for _ in range(4))
         self.over = torch.tensor(False).share_memory_()
         self.moments: dict[nn.Parameter, dict[str, Tensor]] = {}
         self.lock = multiprocessing.get_context("fork").Lock()

@@ -171,6 +171,8 @@ class PolicyGradientModule(LightningModule):
         self.compiles = compile
         self._compiled_loss: Any = None
         self.env_steps = 0
+        self._restarts = 0  # of environments, those of this rank
+        self._restarts_before = 0  # of all ranks, before the run was resumed
         self._policy_version = 0
         self._previous_version = 0
         spaces = {"observation_space": observation_space, "action_space": action_space}
@@ -312,6 +314,8 @@ class PolicyGradientModule(LightningModule):
             self.network.normalizer.statistics.merge(*seen["obs"])
         self._policy_version += 1
         self.env_steps = self._count_env_steps(env_steps)
+        if rollout.env_restarts is not None:
+            self._restarts = self._count_restarts(rollout.env_restarts)
         if len(rollout.episode_returns) or not self._episodes.update_called:
             self._episodes.update(rollout.episode_returns, rollout.episode_lengths)
         if self.env_steps >= self.total_steps:
@@ -320,7 +324,8 @@ class PolicyGradientModule(LightningModule):
             if rollout.env_restarts is not None:
                 # A sum over ranks, of whose values the mean over rows is logged.
                 share = self._rows[self.global_rank] / sum(self._rows) if self._gather is not None else 1.0
-                metrics["env/restarts"] = torch.tensor(rollout.env_restarts / max(share, 1e-9), device=self.device)
+                restarts = self._restarts_before + self._restarts / max(share, 1e-9)
+                metrics["env/restarts"] = torch.tensor(restarts, device=self.device)
             self._log_training(metrics)
 
     # Lightning asks for the signature with every batch; one that is written down takes a third of the time.
@@ -539,6 +544,10 @@ class PolicyGradientModule(LightningModule):
         """Env steps so far, with `count` new ones."""
         return self.env_steps + count
 
+    def _count_restarts(self, count: int) -> int:
+        """Environments replaced since training began or was resumed, where this process has replaced `count`."""
+        return count
+
     # Evaluation: one batch is one whole episode.
 
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
@@ -586,6 +595,7 @@ class PolicyGradientModule(LightningModule):
                 f"data.total_steps: the checkpoint has trained for {self.env_steps} env steps already; "
                 f"set --data.total_steps above that (it is {self.total_steps})"
             )
+        self._restarts = 0
         self._gather = None
         if self.trainer.world_size > 1:
             self._gather = gather
@@ -683,12 +693,15 @@ class PolicyGradientModule(LightningModule):
         episodes = (self._episodes.returns, self._episodes.lengths)
         returns, lengths = (torch.cat([torch.zeros(0), *(x.cpu() for x in known)]) for known in episodes)
         own = {"discounted_returns": running, "episode_returns": returns, "episode_lengths": lengths}
+        own = {name: x if x is None else x.cpu().clone() for name, x in own.items()}
+        ranks, restarts = zip(*of_all_ranks((own, self._restarts)), strict=True)
         checkpoint["pg_lightning"] = {
             "env_steps": self.env_steps,
+            "env_restarts": self._restarts_before + sum(restarts),
             "policy_version": self._policy_version,
             "previous_version": self._previous_version,
             "optimizer": self._optimizer_name,
-            "ranks": of_all_ranks({name: x if x is None else x.cpu().clone() for name, x in own.items()}),
+            "ranks": [*ranks],
             **self._spaces,
         }
 
@@ -725,6 +738,7 @@ class PolicyGradientModule(LightningModule):
         self.env_steps = state["env_steps"]
         self._policy_version = state["policy_version"]
         self._previous_version = state.get("previous_version", self._policy_version)
+        self._restarts_before = state.get("env_restarts", 0)
         ranks = state.get("ranks", [])
         trainer = self._trainer  # none where only the weights are loaded
         if trainer is None or len(ranks) != trainer.world_size or getattr(trainer.strategy, "num_workers", 1) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from run_files import load, read_metrics
 from torch import Tensor
 
 from pg_lightning.data import EvaluationDataset, RolloutCollector, RolloutDataModule
-from pg_lightning.envs import make_vector_env
+from pg_lightning.envs import env_seed, make_vector_env
 from pg_lightning.envs.workers import RESTARTED
 from pg_lightning.errors import UserError
 from pg_lightning.processes import GRACE, WorkerError
@@ -391,6 +392,32 @@ def test_restarts_are_counted_in_the_metrics(cli: Any, tiny: Path, tmp_path: Pat
     last = [row for row in read_metrics(tmp_path / RUN) if "env/restarts" in row][-1]
     assert last["env/restarts"] == 4 * (4 * 16 // 13)
     assert last["time/env_steps"] == 4 * 4 * 16 - last["env/restarts"]
+
+
+def test_restarts_are_counted_on_where_a_run_is_resumed(cli: Any, tiny: Path, tmp_path: Path) -> None:
+    for steps in (200, 400):
+        finished = cli(tmp_path, *FIT, tiny, *breaking("exits", 1), "--data.total_steps", steps, "--ckpt_path", "last")
+        assert finished.returncode == 0, finished.stderr
+    counts = [row["env/restarts"] for row in read_metrics(tmp_path / RUN) if "env/restarts" in row]
+    assert counts == sorted(counts)
+    assert 4 * (4 * 16 // 13) in counts
+    assert counts[-1] > 4 * (4 * 16 // 13)
+    assert load(tmp_path / RUN / "checkpoints/last.ckpt")["pg_lightning"]["env_restarts"] == counts[-1]
+
+
+def test_restarts_of_all_workers_are_counted(cli: Any, tiny: Path, tmp_path: Path) -> None:
+    """The one environment that breaks, in its third step, is another's than that of the worker that logs."""
+    a3c = {"class_path": "pg_lightning.algorithms.A3C", "init_args": {"hidden_sizes": [8]}}
+    victim = env_seed(1, 0, 1, 0, 2)  # run, training environments, worker, env steps, environment
+    kwargs = f"{{fault: exits, victim: {victim}, step: 3}}"
+    faulty = ("--data.backend", "async", "--data.env_id", "odd_envs:Faulty-v0", "--data.env_kwargs", kwargs)
+    long = ("--data.total_steps", 6000, "--data.eval_every_steps", 6000, "--trainer.log_every_n_steps", 10)
+    workers = ("--model", json.dumps(a3c), "--trainer.strategy", "hogwild", "--trainer.devices", 2)
+    finished = cli(tmp_path, *FIT, tiny, *workers, *faulty, *long)
+    assert finished.returncode == 0, finished.stderr
+    counts = [row["env/restarts"] for row in read_metrics(tmp_path / RUN) if "env/restarts" in row]
+    assert counts[-1] == 1
+    assert load(tmp_path / RUN / "checkpoints/last.ckpt")["pg_lightning"]["env_restarts"] == 1
 
 
 @pytest.mark.parametrize("overlap", [False, True])
