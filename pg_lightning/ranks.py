@@ -37,18 +37,23 @@ def meet(capacity: int, timeout: float) -> None:
     global _board
     part()
     rank, num_ranks = distributed.get_rank(), distributed.get_world_size()
-    told = [board.create(num_ranks, capacity) if rank == 0 else None]
-    distributed.broadcast_object_list(told)
-    if (path := told[0]) is None:
+    machines: list[str] = [""] * num_ranks
+    distributed.all_gather_object(machines, platform.machine())  # all are there before there is a file
+    if not {"x86_64", "AMD64"}.issuperset(machines):
         return
-    mine = None
-    if platform.machine() in ("x86_64", "AMD64"):
+    told = [board.create(num_ranks, capacity) if rank == 0 else None]
+    try:
+        distributed.broadcast_object_list(told)
+        if (path := told[0]) is None:
+            return
+        mine = None
         with suppress(OSError):
             mine = Board(path, rank, num_ranks, capacity, timeout)
-    found: list[bool] = [False] * num_ranks
-    distributed.all_gather_object(found, mine is not None)
-    if rank == 0:
-        os.unlink(path)
+        found: list[bool] = [False] * num_ranks
+        distributed.all_gather_object(found, mine is not None)
+    finally:
+        if rank == 0 and told[0] is not None:
+            os.unlink(told[0])
     if all(found):
         _board = mine
     elif mine is not None:
