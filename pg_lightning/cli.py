@@ -51,6 +51,7 @@ from pg_lightning.callbacks import (
 )
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError, unwritable
+from pg_lightning.plot import plot
 from pg_lightning.strategies import WorkerError
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -107,7 +108,11 @@ class CLI(LightningCLI):
                 PolicyGradientModule,
                 RolloutDataModule,
                 parser_class=Parser,
-                parser_kwargs={"prog": "pg-lightning", "description": "Policy gradients on Lightning."},
+                parser_kwargs={
+                    "prog": "pg-lightning",
+                    "description": "Policy gradients on Lightning.",
+                    "epilog": "And, of runs that there are: plot RUN ... (plot --help).",
+                },
                 subclass_mode_model=True,
                 trainer_defaults=TRAINER_DEFAULTS,
                 save_config_callback=None,
@@ -286,6 +291,9 @@ def main() -> None:
         torch.set_num_threads(1)
     signals.listen()
     try:
+        if sys.argv[1:2] == ["plot"]:
+            plot_runs(sys.argv[2:])
+            return
         arguments = expand_arguments(sys.argv[1:] or ["--help"])
         sys.argv[1:] = arguments
         CLI(config_name=_config_name(arguments))
@@ -306,6 +314,15 @@ def main() -> None:
         raise SystemExit(2) from None
     finally:
         signals.forget()
+
+
+def plot_runs(arguments: list[str]) -> None:
+    """The command `plot`."""
+    parser = Parser(prog="pg-lightning plot", description="Learning curves of runs in one picture.")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders with runs anywhere below")
+    parser.add_function_arguments(plot, skip={"runs"})
+    for file in plot(**parser.parse_args(arguments).as_dict()):
+        print(file)
 
 
 def requeue() -> None:

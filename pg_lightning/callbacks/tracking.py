@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from pg_lightning.plot import new_figure
 from pg_lightning.signals import Stopped
 
 
@@ -38,14 +39,9 @@ class LearningCurve(Callback):
 
 def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
     """Plots `rollout/return_mean` and `val/return_mean` of a `metrics.csv` against env steps."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     with metrics_csv.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = new_figure(title, "env steps", "return")
     curves = {
         "rollout/return_mean": ("training episodes", {"color": "#9db4d3", "linewidth": 1.5}),
         "val/return_mean": ("evaluation", {"color": "#1f4e9c", "linewidth": 2, "marker": "o", "markersize": 4}),
@@ -54,9 +50,5 @@ def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
         points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)  # type: ignore[arg-type]
-    axes.set(xlabel="env steps", ylabel="return", title=title)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.savefig(png, dpi=150)
