@@ -4,10 +4,10 @@
 
 Every run is `python -m pg_lightning fit` with a log and checkpoints. Three things take turns: one process; K processes
 with one policy; and K processes that know nothing of each other, each with a policy of its own, which shows what the
-machine gives to K at a time. Ratios are taken within a repeat. A run's speed is the median of its
-`time/steps_per_second`, which counts the steps of all its processes; the first quarter of its lines is left out, and no
-evaluation falls between the others. Synchronous algorithms run under `ddp`, A3C under `hogwild`. One thread for each
-process. Last, how long the ranks of `ddp` take to add up a gradient, through gloo and through memory.
+machine gives to K at a time. Ratios are taken within a repeat. Speeds come from `time/steps_per_second`, which counts
+the steps of all processes of a run; the first quarter of its lines is left out, and no evaluation falls between the
+others. Synchronous algorithms run under `ddp`, A3C under `hogwild`. One thread for each process. Last, how long the
+ranks of `ddp` take to add up a gradient, through gloo and through memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -65,9 +64,12 @@ def steps_per_second(config: str, processes: int, runs: int = 1) -> float:
 
 
 def speed_of(log: Path) -> float:
+    """Env steps over seconds of the last three quarters of a run: a core that slows down now and then does count."""
     with log.open(newline="") as file:
-        speeds = [float(row["time/steps_per_second"]) for row in csv.DictReader(file) if row["time/steps_per_second"]]
-    return median(speeds[len(speeds) // 4 :])
+        lines = [(int(row["step"]), row["time/steps_per_second"]) for row in csv.DictReader(file)]
+    steps, speeds = np.array([(step, float(speed)) for step, speed in lines if speed]).T
+    later = len(steps) // 4
+    return (steps[-1] - steps[later]) / (np.diff(steps[later:]) / speeds[later + 1 :]).sum()
 
 
 def exchange(rank: int, num_ranks: int, port: int, queue: multiprocessing.Queue[list[float]]) -> None:
