@@ -111,14 +111,11 @@ def add_up(x: Tensor) -> None:
         distributed.all_reduce(x)
 
 
-def highest(number: int, device: torch.device) -> int:
-    """The highest number that any rank tells.
-
-    Args:
-        number: of this rank.
-        device: where the Trainer learns.
-    """
-    return int(gather(torch.tensor(number, device=device)).max())
+def highest(number: int, strategy: Any) -> int:
+    """The highest number that any rank of a `Strategy` tells; alone, this one's."""
+    if getattr(strategy, "world_size", 1) == 1:
+        return number
+    return int(gather(torch.tensor(number, device=strategy.root_device)).max())
 
 
 def moments(x: Tensor) -> Moments:

@@ -162,10 +162,7 @@ def raise_if_stopped(strategy: Any) -> None:
     Raises:
         Stopped: on all of them, if a signal came to any.
     """
-    received = _listener.received
-    if getattr(strategy, "world_size", 1) > 1:
-        received = ranks.highest(received, strategy.root_device)
-    if received:
+    if received := ranks.highest(_listener.received, strategy):
         _listener.received, _listener.ending = received, True
         raise Stopped(received, consistent=True)
 
@@ -186,9 +183,7 @@ def agree(strategy: Any, is_given_up: bool, seconds: float) -> bool:
     """
     listener = _listener
     late = is_given_up or bool(listener.received and _age(listener) + seconds > PATIENCE)
-    told = listener.received + LATE * late
-    if getattr(strategy, "world_size", 1) > 1:
-        told = ranks.highest(told, strategy.root_device)
+    told = ranks.highest(listener.received + LATE * late, strategy)
     if told >= LATE:
         listener.received, listener.ending = told - LATE, True
         raise Stopped(listener.received, consistent=True)
