@@ -80,9 +80,8 @@ class Board:
         self._counts = np.frombuffer(memory, np.int64, num_ranks * LINE // 8)[:: LINE // 8]
         places = torch.frombuffer(memory, dtype=torch.uint8, offset=_pages(num_ranks * LINE))
         self._places = places.view(2, num_ranks, self.capacity)
-        self._views: dict[
-            tuple[torch.dtype, torch.Size], tuple[Tensor, ...]
-        ] = {}  # making them takes as long as sending
+        # Kept, for making them takes as long as sending.
+        self._views: dict[tuple[torch.dtype, torch.Size], tuple[Tensor, ...]] = {}
 
     def gather(self, x: Tensor) -> Tensor:
         """`[K, *shape]`: the tensors `[*shape]` of all ranks, of one shape and dtype, in the order of their ranks."""
