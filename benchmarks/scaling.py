@@ -31,6 +31,7 @@ from measuring import listed, machine, median_interval, positive, versions, with
 from torch import distributed
 
 from pg_lightning import ranks
+from pg_lightning.plot import seconds_of
 
 STEPS = {"ppo_cartpole": 100_000, "a2c_cartpole": 60_000, "a3c_cartpole": 60_000, "ppo_halfcheetah": 40_000}
 MESSAGE = 9_155  # float32: the weights of two networks of 64-64 for CartPole, and one number more
@@ -66,10 +67,9 @@ def steps_per_second(config: str, processes: int, runs: int = 1) -> float:
 def speed_of(log: Path) -> float:
     """Env steps over seconds of the last three quarters of a run: a core that slows down now and then does count."""
     with log.open(newline="") as file:
-        lines = [(int(row["step"]), row["time/steps_per_second"]) for row in csv.DictReader(file)]
-    steps, speeds = np.array([(step, float(speed)) for step, speed in lines if speed]).T
+        steps, seconds = seconds_of(list(csv.DictReader(file)))
     later = len(steps) // 4
-    return (steps[-1] - steps[later]) / (np.diff(steps[later:]) / speeds[later + 1 :]).sum()
+    return float((steps[-1] - steps[later]) / (seconds[-1] - seconds[later]))
 
 
 def exchange(rank: int, num_ranks: int, port: int, queue: multiprocessing.Queue[list[float]]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 XAxis = Literal["env_steps", "seconds"]
 Estimate = Literal["mean", "iqm"]
+SPEED = "time/steps_per_second"
 UNITS = {"env_steps": "env steps", "seconds": "seconds of training"}
 COLORS = ("#1f4e9c", "#c8553d", "#2e7d5b", "#8a5aa8", "#b8860b", "#4a4a4a", "#3a9ab5", "#b5477f")
 
@@ -86,11 +87,11 @@ def read_curve(folder: Path, metric: str, x: XAxis) -> Curve:
     """A metric of a run.
 
     Raises:
-        UserError: if it was never logged.
+        UserError: if it was never logged, or there is no speed to tell seconds from.
     """
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    points = [(float(row["step"]), float(row[metric])) for row in rows if row.get(metric)]
+    points = points_of(rows, metric)
     if not points:
         known = ", ".join(key for key in (rows[0] if rows else {}) if "/" in key)
         raise UserError(f"metric: {str(folder)!r} has no {metric!r}; it has {known or 'nothing'}")
@@ -98,14 +99,20 @@ def read_curve(folder: Path, metric: str, x: XAxis) -> Curve:
     config = yaml.safe_load(config_file.read_text()) if config_file.is_file() else {}
     steps, values = np.array(points).T
     if x == "seconds":
+        if not points_of(rows, SPEED):
+            raise UserError(f"x: {str(folder)!r} has no {SPEED!r} to tell seconds from; use env_steps")
         steps = np.interp(steps, *seconds_of(rows))
     return Curve(folder, config, steps, values)
 
 
+def points_of(rows: list[dict[str, str]], metric: str) -> list[tuple[float, float]]:
+    """Env steps and value of every row of a `metrics.csv` that has the metric."""
+    return [(float(row["step"]), float(row[metric])) for row in rows if row.get(metric)]
+
+
 def seconds_of(rows: list[dict[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """Env steps `[M]`, and the seconds `[M]` that playing and learning had taken by then."""
-    timed = [(float(row["step"]), float(row["time/steps_per_second"])) for row in rows if row["time/steps_per_second"]]
-    steps, speeds = np.array([(0.0, 1.0), *timed]).T
+    steps, speeds = np.array([(0.0, 1.0), *points_of(rows, SPEED)]).T
     return steps, np.cumsum(np.diff(steps, prepend=0.0) / speeds)
 
 

@@ -53,6 +53,13 @@ def test_seconds_add_up_what_each_stretch_took(tmp_path):
     assert [x.tolist() for x in seconds_of(rows)] == [[0, 10, 30], [0, 1, 5]]
 
 
+def test_a_run_without_a_speed_has_no_seconds(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,val/return_mean\n10,1.0\n")
+    assert read_curve(tmp_path, "val/return_mean", "env_steps").values.tolist() == [1]
+    with pytest.raises(UserError, match=r"^x: .* has no 'time/steps_per_second'"):
+        read_curve(tmp_path, "val/return_mean", "seconds")
+
+
 @pytest.mark.parametrize(
     ("by", "name"),
     [

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from pg_lightning.plot import new_figure
+from pg_lightning.plot import new_figure, points_of
 from pg_lightning.signals import Stopped
 
 
@@ -47,8 +47,7 @@ def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
         "val/return_mean": ("evaluation", {"color": "#1f4e9c", "linewidth": 2, "marker": "o", "markersize": 4}),
     }
     for key, (label, style) in curves.items():
-        points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
-        if points:
+        if points := points_of(rows, key):
             axes.plot(*zip(*points, strict=True), label=label, **style)  # type: ignore[arg-type]
     axes.legend(frameon=False)
     figure.savefig(png, dpi=150)
