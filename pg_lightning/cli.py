@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import logging
@@ -49,6 +50,7 @@ from pg_lightning.callbacks import (
     TrajectoryWriter,
     read_checkpoint,
 )
+from pg_lightning.commands.study import study
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError, unwritable
 from pg_lightning.plot import plot
@@ -291,8 +293,8 @@ def main() -> None:
         torch.set_num_threads(1)
     signals.listen()
     try:
-        if sys.argv[1:2] == ["plot"]:
-            plot_runs(sys.argv[2:])
+        if command := COMMANDS.get("".join(sys.argv[1:2])):
+            command(sys.argv[2:])
             return
         arguments = expand_arguments(sys.argv[1:] or ["--help"])
         sys.argv[1:] = arguments
@@ -323,6 +325,22 @@ def plot_runs(arguments: list[str]) -> None:
     parser.add_function_arguments(plot, skip={"runs"})
     for file in plot(**parser.parse_args(arguments).as_dict()):
         print(file)
+
+
+def run_study(arguments: list[str]) -> None:
+    """The command `study`."""
+    parser = Parser(prog="pg-lightning study", description="What a setting does: many runs, over the same seeds.")
+    parser.add_argument("--config_file", action="config", help=argparse.SUPPRESS)
+    parser.add_function_arguments(study)
+    if arguments and not arguments[0].startswith("-"):
+        file = find_config(arguments[0], "studies")
+        arguments = [f"--config_file={file}", f"--name={file.stem}", *arguments[1:]]
+    settings = parser.parse_args(arguments).as_dict()
+    settings.pop("config_file", None)
+    study(**{**settings, "config": find_config(str(settings["config"]))})
+
+
+COMMANDS = {"plot": plot_runs, "study": run_study}
 
 
 def requeue() -> None:
@@ -372,14 +390,14 @@ def expand_arguments(arguments: list[str]) -> list[str]:
     return expanded
 
 
-def find_config(name: str) -> Path:
-    """A config by path, or by name among those shipped.
+def find_config(name: str, below: str = "") -> Path:
+    """A config by path, or by name among those shipped in a folder of the configs.
 
     Raises:
         UserError: if there is none, naming those that there are, or if it is not YAML, naming the line.
     """
     package = Path(__file__).parent
-    shipped = [folder / "configs" for folder in (package, package.parent)]
+    shipped = [folder / "configs" / below for folder in (package, package.parent)]
     paths = [Path(name), *(folder / f"{Path(name).stem}.yaml" for folder in shipped)]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ XAxis = Literal["env_steps", "seconds"]
 Estimate = Literal["mean", "iqm"]
 SPEED = "time/steps_per_second"
 UNITS = {"env_steps": "env steps", "seconds": "seconds of training"}
+NUMBER = re.compile(r"\d+(\.\d*)?(e[+-]?\d+)?")
 COLORS = ("#1f4e9c", "#c8553d", "#2e7d5b", "#8a5aa8", "#b8860b", "#4a4a4a", "#3a9ab5", "#b5477f")
 
 
@@ -65,7 +67,12 @@ def plot(
     groups: dict[str, list[Curve]] = {}
     for curve in curves:
         groups.setdefault(group_of(curve, by), []).append(curve)
-    return draw(groups, metric, x, estimate, output)
+    return draw(dict(sorted(groups.items(), key=in_order)), metric, x, estimate, output)
+
+
+def in_order(group: tuple[str, Any]) -> list[tuple[float, str]]:
+    """Sorts names as they are read: `lr 0.003` before `lr 0.01`."""
+    return [(float(word) if NUMBER.fullmatch(word) else -1.0, word) for word in group[0].split()]
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -164,12 +171,21 @@ def draw(groups: dict[str, list[Curve]], metric: str, x: XAxis, estimate: Estima
     """One line and one band a group, as PNG and as SVG."""
     environments = {curve.config.get("data", {}).get("env_id", "") for curves in groups.values() for curve in curves}
     figure, axes = new_figure(", ".join(sorted(environments)), UNITS[x], metric)
-    for i, (name, curves) in enumerate(sorted(groups.items())):
+    for i, (name, curves) in enumerate(groups.items()):
         color = COLORS[i % len(COLORS)]
         grid, middle, low, high = summary(curves, estimate)
         axes.plot(grid, middle, color=color, linewidth=2, label=f"{name} ({len(curves)})")
         axes.fill_between(grid, low, high, color=color, alpha=0.18, linewidth=0)
     axes.legend(frameon=False, title=f"{'IQM' if estimate == 'iqm' else 'mean'} (runs), 95 % over runs")
+    return save(figure, output)
+
+
+def save(figure: Figure, output: Path) -> list[Path]:
+    """A picture as PNG and as SVG.
+
+    Raises:
+        UserError: if they cannot be written.
+    """
     files = [output.with_suffix(suffix) for suffix in (".png", ".svg")]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,268 @@
+"""Many trainings, side by side in processes of their own, that go on where they were interrupted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import re
+import runpy
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+from rich.progress import Progress
+
+from pg_lightning.errors import UserError
+from pg_lightning.plot import points_of, seconds_of
+
+# Forks of a process that has imported everything: imports take longer than many a run.
+FORKS = multiprocessing.get_context("forkserver")
+FOLDER_NAME = re.compile(r"[^\w.=,+-]+")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, with one seed.
+
+    Attributes:
+        name: of the setting that it is a run of.
+        seed: of the run; runs of several settings with one seed are a pair.
+        command: arguments of `python -m pg_lightning`; it goes on where an interrupted one has left the folder.
+        settings: all that it depends on, in plain types.
+        folder: its own.
+    """
+
+    name: str
+    seed: int
+    command: list[str]
+    settings: dict[str, Any]
+    folder: Path
+
+
+@dataclass
+class Result:
+    """What a run came to, by one metric.
+
+    Attributes:
+        name: as in `Run`.
+        seed: as in `Run`.
+        env_steps: where it was evaluated last.
+        final: the metric there.
+        mean: the metric on average over the evaluations: the height of the learning curve.
+        seconds: of playing and learning, evaluations left out.
+    """
+
+    name: str
+    seed: int
+    env_steps: int
+    final: float
+    mean: float
+    seconds: float
+
+
+def make_run(
+    root: Path, name: str, seed: int, config: Path, settings: dict[str, Any], overrides: dict[str, Any]
+) -> Run:
+    """`fit` of a config with a seed and with some of its keys set otherwise.
+
+    Args:
+        root: of the folders of all runs.
+        name: of the setting.
+        seed: of the run.
+        config: the file.
+        settings: what the file holds.
+        overrides: dotted keys and their values.
+    """
+    folder = root / folder_name(name) / f"seed_{seed}"
+    options = [part for key, value in overrides.items() for part in (f"--{key}", _as_argument(value))]
+    where = ["--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+    command = ["fit", "--config", str(config), *where, "--seed_everything", str(seed), *options]
+    return Run(name, seed, [*command, "--ckpt_path", "last"], {"config": settings, "overrides": overrides}, folder)
+
+
+def folder_name(name: str) -> str:
+    """A name that any file system takes."""
+    return FOLDER_NAME.sub("-", name).strip("-")
+
+
+def read_result(run: Run, metric: str) -> Result:
+    """What a run's `metrics.csv` says.
+
+    Raises:
+        UserError: if the metric was never logged.
+    """
+    files = sorted(run.folder.rglob("metrics.csv"))
+    rows = []
+    if files:
+        with files[-1].open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    points = points_of(rows, metric)
+    if not points:
+        raise UserError(f"metric: {str(run.folder)!r} has logged no {metric!r}")
+    steps, values = np.array(points).T
+    seconds = float(np.interp(steps[-1], *seconds_of(rows)))
+    return Result(run.name, run.seed, int(steps[-1]), float(values[-1]), float(values.mean()), seconds)
+
+
+class Runs:
+    """Carries out runs, each in a process of its own with one thread; ends them all when it is stopped.
+
+    What is done is not done again, and what was interrupted goes on. Each run keeps `run.json`, what it depends on, and
+    `log.txt`, what it printed, in its folder.
+
+    Args:
+        metric: what results are of.
+        workers: runs at a time.
+        total: how many there will be, for the progress bar.
+    """
+
+    def __init__(self, metric: str, workers: int, total: int) -> None:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        FORKS.set_forkserver_preload(["pg_lightning.cli"])
+        self.metric = metric
+        self.pool = ThreadPoolExecutor(workers)
+        self.progress = Progress(transient=True)
+        self.total = total
+        self.failed: list[str] = []
+        self._task = self.progress.add_task("runs", total=total)
+        self._processes: set[BaseProcess] = set()
+        self._lock = threading.Lock()
+        self._is_stopped = False
+
+    def __enter__(self) -> Runs:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        with self._lock:
+            self._is_stopped = True
+            for process in self._processes:
+                process.terminate()  # they save where they are
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.progress.stop()
+
+    def all(self, runs: Sequence[Run]) -> list[Result]:
+        """The results of runs, in their order; without those that failed, which `failed` names.
+
+        Raises:
+            UserError: if one calls its arguments wrong, in its own words: the others would too.
+        """
+        results: dict[int, Result] = {}
+        jobs: dict[Future[Result | None], int] = {self.pool.submit(self.one, run): i for i, run in enumerate(runs)}
+        for job in as_completed(jobs):
+            result = job.result()
+            if result is not None:
+                results[jobs[job]] = result
+        return [results[i] for i in sorted(results)]
+
+    def one(self, run: Run) -> Result | None:
+        """The result of a run, in this thread; None if it failed.
+
+        Raises:
+            UserError: if it calls its arguments wrong, or its folder holds another run.
+        """
+        self._claim(run)
+        if self.known(run) is None:
+            status = self._call(run)
+            last = (run.folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
+            if status == 2:
+                raise UserError(f"{run.name}, seed {run.seed}: {last[0].removeprefix('error: ')}")
+            if status:
+                self._tell(f"{run.name}, seed {run.seed}: failed with status {status}, see {run.folder / 'log.txt'}")
+                self.failed.append(f"{run.name}, seed {run.seed}")
+                return None
+            reached = asdict(read_result(run, self.metric))
+            (run.folder / "result.json").write_text(json.dumps(reached, indent=1) + "\n")
+        result = self.known(run)
+        assert result is not None
+        self._tell(f"{run.name}, seed {run.seed}: {result.final:.1f} at {result.env_steps:,} env steps")
+        return result
+
+    def known(self, run: Run) -> Result | None:
+        """The result of a run that is done."""
+        file = run.folder / "result.json"
+        return Result(**json.loads(file.read_text())) if file.is_file() else None
+
+    def _claim(self, run: Run) -> None:
+        """Writes down what the run depends on, or compares it with what is written there."""
+        record = run.folder / "run.json"
+        text = json.dumps({"seed": run.seed, "metric": self.metric, **run.settings}, indent=1) + "\n"
+        if not record.is_file():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            record.write_text(text)
+        elif record.read_text() != text:
+            raise UserError(
+                f"output: {str(run.folder)!r} holds a run with other settings; remove it, or give another folder"
+            )
+
+    def _call(self, run: Run) -> int:
+        """The exit status of the run's process.
+
+        Raises:
+            UserError: if all is to end.
+        """
+        with self._lock:
+            if self._is_stopped:
+                raise UserError("stopped")
+            process = FORKS.Process(target=_carry_out, args=(run.command, run.folder / "log.txt"))
+            process.start()
+            self._processes.add(process)
+        process.join()
+        with self._lock:
+            self._processes.discard(process)
+            if self._is_stopped:
+                raise UserError("stopped")
+        assert process.exitcode is not None
+        return process.exitcode
+
+    def _tell(self, line: str) -> None:
+        self.progress.advance(self._task)
+        done = int(self.progress.tasks[0].completed)
+        self.progress.console.print(f"[{done}/{self.total}] {line}", highlight=False, markup=False)
+
+
+def raise_if_failed(failed: Sequence[str]) -> None:
+    """Ends the command when all else is written.
+
+    Raises:
+        UserError: naming the runs.
+    """
+    if failed:
+        raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; the same command tries them again")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What a config holds."""
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    return content
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One line a row; the columns are those of the first."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _carry_out(command: list[str], log: Path) -> None:
+    """In a process of its own: `python -m pg_lightning`, with everything it prints in a file."""
+    os.setsid()  # Ctrl-C is told to it by `Runs`, and not by the terminal too
+    with log.open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv[1:] = command
+    runpy.run_module("pg_lightning", run_name="__main__")
+
+
+def _as_argument(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
