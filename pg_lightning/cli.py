@@ -1,4 +1,4 @@
-"""The command line: `python -m pg_lightning {fit,validate,test,predict}`."""
+"""The command line: `python -m pg_lightning {fit,validate,test,predict,record,plot,study}`."""
 
 from __future__ import annotations
 
@@ -49,8 +49,11 @@ from pg_lightning.callbacks import (
     StopOnSignal,
     TrajectoryWriter,
     read_checkpoint,
+    relative,
+    run_folder,
 )
 from pg_lightning.commands.study import study
+from pg_lightning.commands.trainer import PolicyTrainer
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError, unwritable
 from pg_lightning.plot import plot
@@ -70,6 +73,11 @@ LOGGER_PRESETS: dict[str, Any] = {
 # How long ranks wait for one that hangs, unless the strategy is given with a timeout of its own.
 RANK_TIMEOUT = timedelta(minutes=5)
 MISTAKES = (UserError, MisconfigurationException, WorkerError, DistError, CheckpointError)
+REPORTS: dict[str | None, type[EvaluationReport | TrajectoryWriter]] = {
+    "validate": EvaluationReport,
+    "test": EvaluationReport,
+    "predict": TrajectoryWriter,
+}
 LAST = "last"  # as a --ckpt_path: the newest checkpoint of that name, to go on in its own folder
 
 # What jsonargparse says of bad input.
@@ -117,6 +125,7 @@ class CLI(LightningCLI):
                 },
                 subclass_mode_model=True,
                 trainer_defaults=TRAINER_DEFAULTS,
+                trainer_class=PolicyTrainer,
                 save_config_callback=None,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
@@ -124,6 +133,11 @@ class CLI(LightningCLI):
         finally:
             if "_csv" in vars(self):
                 self._csv.release()
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and those that `PolicyTrainer` adds; the arguments that are not the user's to give."""
+        return {**LightningCLI.subcommands(), "record": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the model must know of the data."""
@@ -167,8 +181,8 @@ class CLI(LightningCLI):
             else:
                 config.logger = [self._csv, *(x for x in _listed(config.logger) if isinstance(x, Logger))]
         else:
-            report = TrajectoryWriter if self.subcommand == "predict" else EvaluationReport
-            config.callbacks = [report(self._run_folder), RankWatch(), *given]
+            report = REPORTS.get(self.subcommand)
+            config.callbacks = [*([report(self._run_folder)] if report else []), RankWatch(), *given]
             config.logger = False
             if not sys.stdout.isatty():
                 config.enable_progress_bar = False
@@ -240,7 +254,7 @@ class CLI(LightningCLI):
         print(f"\nrun:   {self._csv.log_dir}")
         checkpoint = self.trainer.checkpoint_callback
         if isinstance(checkpoint, RunCheckpoint) and checkpoint.best_model_score is not None:
-            best = _relative(Path(checkpoint.best_model_path))
+            best = relative(Path(checkpoint.best_model_path))
             print(
                 f"best:  evaluation return {float(checkpoint.best_model_score):.1f} ({checkpoint.monitor}), in {best}\n"
                 f"next:  python -m pg_lightning test --ckpt_path {best} --data.eval_episodes 100\n"
@@ -419,12 +433,6 @@ def last_checkpoint(runs: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def run_folder(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint was written by."""
-    folder = checkpoint.absolute().parent
-    return _relative(folder.parent if folder.name == "checkpoints" else folder)
-
-
 def _config_beside(checkpoint: Path) -> Path:
     if not checkpoint.is_file():
         raise UserError(f"ckpt_path: no file {str(checkpoint)!r}")
@@ -444,10 +452,6 @@ def _config_name(arguments: list[str]) -> str:
 
 def _no_checkpoint(subcommand: str) -> UserError:
     return UserError(f"ckpt_path: {subcommand} needs a checkpoint, --ckpt_path RUN/checkpoints/best.ckpt")
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _listed(values: Any) -> list[Any]:

@@ -18,7 +18,7 @@ def test_without_moviepy_it_is_one_clear_line(cli, tiny, tmp_path, monkeypatch):
     finished = cli(tmp_path, "fit", "--config", tiny, *VIDEO)
     assert finished.returncode == 2
     assert finished.stderr.splitlines()[-1] == (
-        "error: trainer.callbacks: EvaluationVideo needs moviepy; pip install moviepy, or leave it out"
+        'error: trainer.callbacks: EvaluationVideo needs moviepy; pip install "pg_lightning[video]"'
     )
 
 

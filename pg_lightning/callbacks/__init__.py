@@ -1,6 +1,13 @@
 """Callbacks: evaluation and checkpoints by env steps, what a resume needs, signals, progress, reports and pictures."""
 
-from pg_lightning.callbacks.checkpoints import CheckpointError, RunCheckpoint, SafeCheckpointIO, read_checkpoint
+from pg_lightning.callbacks.checkpoints import (
+    CheckpointError,
+    RunCheckpoint,
+    SafeCheckpointIO,
+    read_checkpoint,
+    relative,
+    run_folder,
+)
 from pg_lightning.callbacks.evaluation import EvaluateEverySteps, EvaluationReport, TrajectoryWriter
 from pg_lightning.callbacks.metrics_file import ContinuedMetrics, MetricsFile
 from pg_lightning.callbacks.progress import EnvStepProgress
@@ -28,4 +35,6 @@ __all__ = [
     "StopOnSignal",
     "TrajectoryWriter",
     "read_checkpoint",
+    "relative",
+    "run_folder",
 ]

@@ -264,3 +264,14 @@ def _remove(*paths: Path) -> None:
     for path in paths:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint was written by."""
+    folder = checkpoint.absolute().parent
+    return relative(folder.parent if folder.name == "checkpoints" else folder)
+
+
+def relative(path: Path) -> Path:
+    """A path as one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

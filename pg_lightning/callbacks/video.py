@@ -40,18 +40,7 @@ class EvaluationVideo(Callback):
         """Finds out before training begins whether there will be pictures."""
         if stage != "fit" or not trainer.is_global_zero:
             return
-        if importlib.util.find_spec("moviepy") is None:
-            raise UserError("trainer.callbacks: EvaluationVideo needs moviepy; pip install moviepy, or leave it out")
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        try:
-            env = make_env(data.env_id, _rendering(data), data.wrappers)
-            env.reset(seed=0)
-            picture = env.render()
-            env.close()
-        except Exception as error:
-            raise UserError(f"trainer.callbacks: EvaluationVideo cannot render {data.env_id!r}: {error}") from error
-        if getattr(picture, "ndim", 0) != 3:
-            raise UserError(f"trainer.callbacks: EvaluationVideo: {data.env_id!r} has no render mode 'rgb_array'")
+        require_pictures(trainer.datamodule, "trainer.callbacks: EvaluationVideo")  # type: ignore[attr-defined]
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Records, on rank 0. A failure ends the videos, with a warning, and not the training."""
@@ -98,8 +87,30 @@ class EvaluationVideo(Callback):
         ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the folder has other videos in it
-            return make_vector_env(data.env_id, 1, _rendering(data), wrappers, "sync", "disabled")
+            return make_vector_env(data.env_id, 1, rendering(data), wrappers, "sync", "disabled")
 
 
-def _rendering(data: RolloutDataModule) -> dict[str, Any]:
+def require_pictures(data: RolloutDataModule, who: str) -> None:
+    """Finds out whether there will be pictures.
+
+    Raises:
+        UserError: in the name of `who`, if moviepy is not installed or the environment gives none.
+    """
+    if importlib.util.find_spec("moviepy") is None:
+        raise UserError(f'{who} needs moviepy; pip install "pg_lightning[video]"')
+    if data.backend == "envpool":
+        raise UserError(f"{who} cannot render with EnvPool; set data.backend to sync, and data.env_id to Gymnasium's")
+    try:
+        env = make_env(data.env_id, rendering(data), data.wrappers)
+        env.reset(seed=0)
+        picture = env.render()
+        env.close()
+    except Exception as error:
+        raise UserError(f"{who} cannot render {data.env_id!r}: {error}") from error
+    if getattr(picture, "ndim", 0) != 3:
+        raise UserError(f"{who}: {data.env_id!r} has no render mode 'rgb_array'")
+
+
+def rendering(data: RolloutDataModule) -> dict[str, Any]:
+    """Arguments of an environment that draws."""
     return {**(data.env_kwargs or {}), "render_mode": "rgb_array"}

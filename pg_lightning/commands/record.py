@@ -1,0 +1,82 @@
+"""`python -m pg_lightning record --ckpt_path P`: episodes of a policy as videos."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Trainer
+
+from pg_lightning.callbacks.video import rendering, require_pictures
+from pg_lightning.data import RolloutDataModule
+from pg_lightning.errors import UserError, require
+from pg_lightning.rollout import Episode
+
+VideoFormat = Literal["mp4", "gif"]
+
+
+def record(
+    trainer: Trainer,
+    model: Any,
+    data: RolloutDataModule,
+    ckpt_path: str,
+    episodes: int,
+    format: VideoFormat,
+    folder: Path,
+) -> list[Path]:
+    """Plays episodes and writes each as a video, and `record.json` with what they came to.
+
+    Its keys: `env_id, seed, env_steps` (of training), `deterministic`, and `episodes`, each with `file, return,
+    length`.
+
+    Returns:
+        The videos.
+
+    Raises:
+        UserError: if there are no pictures to be had, or the folder cannot be written.
+    """
+    require("episodes", episodes, 1)
+    require_pictures(data, "record")
+    data.env_kwargs = rendering(data)
+    recorder = {"video_folder": str(folder), "name_prefix": "new", "episode_trigger": lambda episode: True}
+    recorder["disable_logger"] = True
+    data.wrappers = [*data.wrappers, {"class_path": "gymnasium.wrappers.RecordVideo", "init_args": recorder}]
+    data.num_envs, data.backend, data.eval_episodes = 1, "sync", episodes
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Overwriting existing videos")
+            played: Any = trainer.predict(model, datamodule=data, ckpt_path=ckpt_path, return_predictions=True)
+        files = [_finished(folder, i, format) for i in range(episodes)]
+        report = {
+            "env_id": data.env_id,
+            "seed": data.seed,
+            "env_steps": model.env_steps,
+            "deterministic": data.eval_deterministic,
+            "episodes": [_line(file, episode) for file, episode in zip(files, played, strict=True)],
+        }
+        (folder / "record.json").write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"output: cannot write {str(folder)!r}: {error}; give another folder") from error
+    for line in report["episodes"]:
+        print(f"return {line['return']:.1f} in {line['length']} steps: {folder / line['file']}")
+    return files
+
+
+def _finished(folder: Path, index: int, format: VideoFormat) -> Path:
+    """The video of an episode under its last name, in the format asked for."""
+    made, file = folder / f"new-episode-{index}.mp4", folder / f"episode_{index:04d}.{format}"
+    if format == "mp4":
+        return made.replace(file)
+    from moviepy import VideoFileClip
+
+    with VideoFileClip(str(made)) as clip:
+        clip.write_gif(str(file), logger=None)
+    made.unlink()
+    return file
+
+
+def _line(file: Path, episode: Episode) -> dict[str, Any]:
+    return {"file": file.name, "return": episode.episode_return.item(), "length": int(episode.episode_length)}
