@@ -1,4 +1,4 @@
-"""The command line: `python -m pg_lightning {fit,validate,test,predict,record,plot,study}`."""
+"""The command line: `python -m pg_lightning {fit,validate,test,predict,record,plot,study,compare}`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
@@ -52,6 +53,8 @@ from pg_lightning.callbacks import (
     relative,
     run_folder,
 )
+from pg_lightning.commands.compare import compare
+from pg_lightning.commands.reference import reference
 from pg_lightning.commands.study import study
 from pg_lightning.commands.trainer import PolicyTrainer
 from pg_lightning.data import RolloutDataModule
@@ -121,7 +124,7 @@ class CLI(LightningCLI):
                 parser_kwargs={
                     "prog": "pg-lightning",
                     "description": "Policy gradients on Lightning.",
-                    "epilog": "And, of runs that there are: plot RUN ... (plot --help).",
+                    "epilog": "Without a config of one run: plot RUN ..., study FILE, compare FILE (each with --help).",
                 },
                 subclass_mode_model=True,
                 trainer_defaults=TRAINER_DEFAULTS,
@@ -343,18 +346,37 @@ def plot_runs(arguments: list[str]) -> None:
 
 def run_study(arguments: list[str]) -> None:
     """The command `study`."""
-    parser = Parser(prog="pg-lightning study", description="What a setting does: many runs, over the same seeds.")
-    parser.add_argument("--config_file", action="config", help=argparse.SUPPRESS)
-    parser.add_function_arguments(study)
-    if arguments and not arguments[0].startswith("-"):
-        file = find_config(arguments[0], "studies")
-        arguments = [f"--config_file={file}", f"--name={file.stem}", *arguments[1:]]
-    settings = parser.parse_args(arguments).as_dict()
-    settings.pop("config_file", None)
+    settings = read_study(study, "What a setting does: many runs, over the same seeds.", arguments)
     study(**{**settings, "config": find_config(str(settings["config"]))})
 
 
-COMMANDS = {"plot": plot_runs, "study": run_study}
+def run_compare(arguments: list[str]) -> None:
+    """The command `compare`."""
+    settings = read_study(compare, "Algorithms at one budget, beside a value-based method and chance.", arguments)
+    compare(**{**settings, "methods": [find_config(str(method)) for method in settings["methods"]]})
+
+
+def read_study(function: Callable[..., None], description: str, arguments: list[str]) -> dict[str, Any]:
+    """The arguments of a study: those of its file, which comes first and gives it its name, and the command line's."""
+    parser = Parser(prog=f"pg-lightning {function.__name__}", description=description, usage="%(prog)s FILE [options]")
+    parser.add_argument("--file", action="config", help=argparse.SUPPRESS)
+    parser.add_function_arguments(function)
+    if arguments and not arguments[0].startswith("-"):
+        file = find_config(arguments[0], "studies")
+        arguments = [f"--file={file}", f"--name={file.stem}", *arguments[1:]]
+    settings = parser.parse_args(arguments).as_dict()
+    del settings["file"]
+    return settings
+
+
+def run_reference(arguments: list[str]) -> None:
+    """The command `reference`, which `compare` gives."""
+    parser = Parser(prog="pg-lightning reference", description="What algorithms are compared with.")
+    parser.add_function_arguments(reference)
+    reference(**parser.parse_args(arguments).as_dict())
+
+
+COMMANDS = {"plot": plot_runs, "study": run_study, "compare": run_compare, "reference": run_reference}
 
 
 def requeue() -> None:

@@ -167,8 +167,15 @@ def summary(curves: list[Curve], estimate: Estimate) -> tuple[np.ndarray, ...]:
     return grid, middle, drawn.confidence_interval.low, drawn.confidence_interval.high
 
 
-def draw(groups: dict[str, list[Curve]], metric: str, x: XAxis, estimate: Estimate, output: Path) -> list[Path]:
-    """One line and one band a group, as PNG and as SVG."""
+def draw(
+    groups: dict[str, list[Curve]],
+    metric: str,
+    x: XAxis,
+    estimate: Estimate,
+    output: Path,
+    levels: dict[str, float] | None = None,
+) -> list[Path]:
+    """One line and one band a group, and a dashed line for what does not learn, as PNG and as SVG."""
     environments = {curve.config.get("data", {}).get("env_id", "") for curves in groups.values() for curve in curves}
     figure, axes = new_figure(", ".join(sorted(environments)), UNITS[x], metric)
     for i, (name, curves) in enumerate(groups.items()):
@@ -176,6 +183,8 @@ def draw(groups: dict[str, list[Curve]], metric: str, x: XAxis, estimate: Estima
         grid, middle, low, high = summary(curves, estimate)
         axes.plot(grid, middle, color=color, linewidth=2, label=f"{name} ({len(curves)})")
         axes.fill_between(grid, low, high, color=color, alpha=0.18, linewidth=0)
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color="#777777", linestyle="--", linewidth=1, label=name)
     axes.legend(frameon=False, title=f"{'IQM' if estimate == 'iqm' else 'mean'} (runs), 95 % over runs")
     return save(figure, output)
 

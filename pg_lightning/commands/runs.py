@@ -22,7 +22,7 @@ import yaml  # type: ignore[import-untyped]
 from rich.progress import Progress
 
 from pg_lightning.errors import UserError
-from pg_lightning.plot import points_of, seconds_of
+from pg_lightning.plot import find_runs, points_of, seconds_of
 
 # Forks of a process that has imported everything: imports take longer than many a run.
 FORKS = multiprocessing.get_context("forkserver")
@@ -228,6 +228,11 @@ class Runs:
         self.progress.advance(self._task)
         done = int(self.progress.tasks[0].completed)
         self.progress.console.print(f"[{done}/{self.total}] {line}", highlight=False, markup=False)
+
+
+def run_folders(run: Run) -> list[Path]:
+    """The folder that a run which is done has made, with its `metrics.csv`; none of others."""
+    return find_runs([run.folder])[-1:] if (run.folder / "result.json").is_file() else []
 
 
 def raise_if_failed(failed: Sequence[str]) -> None:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pg_lightning.callbacks.evaluation import confidence_interval
-from pg_lightning.commands.runs import Result, Run, Runs, make_run, raise_if_failed, read_config, write_csv
+from pg_lightning.commands.runs import Result, Run, Runs, make_run, raise_if_failed, read_config, run_folders, write_csv
 from pg_lightning.errors import UserError, require
-from pg_lightning.plot import COLORS, Curve, draw, find_runs, new_figure, read_curve, save
+from pg_lightning.plot import COLORS, Curve, draw, new_figure, read_curve, save
 
 Sampler = Literal["grid", "random", "tpe"]
 Values = dict[str, Any]  # of the keys that a study varies
@@ -195,7 +195,7 @@ def report(
     if len(shown) > SHOWN:
         shown = sorted(shown, key=lambda name: -mean_of(results, name, "final"))[:SHOWN]
     curves = {
-        name: [read_curve(path, metric, "env_steps") for run in runs_of(settings[name]) for path in _folders(run)]
+        name: [read_curve(path, metric, "env_steps") for run in runs_of(settings[name]) for path in run_folders(run)]
         for name in shown
     }
     draw({name: group for name, group in curves.items() if group}, metric, "env_steps", "iqm", folder / "curves.png")
@@ -218,10 +218,10 @@ def verdict(names: Sequence[str], results: Sequence[Result], metric: str) -> str
     Differences are those of pairs of runs with one seed; the interval is Student's t of their mean, for each comparison
     by itself.
     """
-    steps = max(result.env_steps for result in results)
+    steps = min(result.env_steps for result in results)
     what: Literal["final", "mean"]
     lines = []
-    for what, when in (("final", f"at {steps:,} env steps"), ("mean", "on average over the evaluations")):
+    for what, when in (("final", f"at {steps:,} env steps"), ("mean", "on average over all evaluations")):
         ranked = sorted(
             (name for name in names if any(result.name == name for result in results)),
             key=lambda name: -mean_of(results, name, what),
@@ -238,6 +238,8 @@ def verdict(names: Sequence[str], results: Sequence[Result], metric: str) -> str
 def _compared(best: str, other: str, differences: list[float]) -> str:
     if len(differences) < 2:
         return f"{other}: fewer than two seeds in common, so there is no telling"
+    if not any(differences):
+        return f"{other} is its equal with every seed"
     mean, (low, high) = np.mean(differences), confidence_interval(np.array(differences))
     amount = f"by {mean:.1f} [{low:.1f}, {high:.1f}]"
     return f"it beats {other} {amount}" if low > 0 else f"it is not to be told from {other}: ahead {amount}"
@@ -259,10 +261,6 @@ def draw_finals(names: Sequence[str], results: Sequence[Result], metric: str, ti
     axes.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
     axes.set_xlabel("setting (mean and 95 % interval; grey: each seed)")
     save(figure, output)
-
-
-def _folders(run: Run) -> list[Path]:
-    return find_runs([run.folder])[-1:] if (run.folder / "result.json").is_file() else []
 
 
 def _title(curves: dict[str, list[Curve]]) -> str:

@@ -1,0 +1,156 @@
+"""`python -m pg_lightning compare configs/studies/compare_X.yaml`: algorithms at one budget, evaluated alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pg_lightning.callbacks.evaluation import confidence_interval
+from pg_lightning.commands.runs import (
+    Result,
+    Run,
+    Runs,
+    folder_name,
+    make_run,
+    raise_if_failed,
+    read_config,
+    run_folders,
+    write_csv,
+)
+from pg_lightning.commands.study import verdict
+from pg_lightning.errors import UserError, require
+from pg_lightning.plot import XAxis, draw, read_curve
+
+METRIC = "val/return_mean"
+CHANCE = "random policy"
+
+
+def compare(
+    name: str,
+    methods: list[Path],
+    dqn: dict[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None,
+    seeds: list[int] = [1, 2, 3, 4, 5],  # noqa: B006 - read by the command line, never written
+    workers: int = 1,
+    output: Path = Path("studies"),
+) -> None:
+    """Trains algorithms for equally many env steps with equal evaluations, beside a value-based method and chance.
+
+    An interrupted comparison goes on where it stopped.
+
+    Args:
+        name: of the comparison; what it finds goes into a folder of that name.
+        methods: configs, all of one environment.
+        dqn: arguments of Stable-Baselines3's `DQN`, which is left out without them.
+        overrides: keys of the configs that differ from them in all runs: the budget, and the evaluations.
+        seeds: of the runs of each method.
+        workers: runs at a time; more than one bend the figure over wall time.
+        output: where the comparison's folder is made.
+
+    Raises:
+        UserError: if an argument is of no use, or runs have failed.
+    """
+    require("workers", workers, 1)
+    if not methods or not seeds:
+        raise UserError(f"{'seeds' if methods else 'methods'}: give at least one")
+    folder, configs = output / name, {path.stem: read_config(path) for path in methods}
+    data = _data(configs, overrides or {})
+    paths = {path.stem: path for path in methods}
+
+    def runs_of(label: str) -> list[Run]:
+        if label in paths:
+            make, config, settings = make_run, configs[label], overrides or {}
+            return [make(folder / "runs", label, seed, paths[label], config, settings) for seed in seeds]
+        arguments = dqn if label == "DQN" else {}
+        return [_reference_run(folder / "runs", label, seed, data, arguments or {}) for seed in seeds]
+
+    labels = [*paths, *([] if dqn is None else ["DQN"]), CHANCE]
+    folder.mkdir(parents=True, exist_ok=True)
+    with Runs(METRIC, workers, len(labels) * len(seeds)) as pool:
+        results, failed = (
+            pool.all([run for pair in zip(*map(runs_of, labels), strict=True) for run in pair]),
+            pool.failed,
+        )
+    known = {label: [run for run in runs_of(label) if run_folders(run)] for label in labels}
+    report({label: runs for label, runs in known.items() if runs}, results, folder)
+    raise_if_failed(failed)
+
+
+def report(runs: dict[str, list[Run]], results: list[Result], folder: Path) -> None:
+    """Writes `results.csv`, `table.md`, `curves_env_steps.png`, `curves_seconds.png`, and prints table and verdict."""
+    write_csv(folder / "results.csv", [asdict(result) for result in results])
+    chance = {CHANCE: float(np.mean([r.final for r in results if r.name == CHANCE]))} if CHANCE in runs else {}
+    axes: tuple[XAxis, ...] = ("env_steps", "seconds")
+    for x in axes:
+        curves = {
+            label: [read_curve(path, METRIC, x) for run in group for path in run_folders(run)]
+            for label, group in runs.items()
+            if label != CHANCE
+        }
+        draw(curves, METRIC, x, "iqm", folder / f"curves_{x}.png", chance)
+    text = f"{table(list(runs), results)}\n\n{verdict([*runs], results, METRIC)}\n"
+    (folder / "table.md").write_text(text)
+    print(f"\n{text}")
+    for file in ("results.csv", "table.md", "curves_env_steps.png", "curves_seconds.png"):
+        print(folder / file)
+
+
+def table(labels: Sequence[str], results: Sequence[Result]) -> str:
+    """Markdown, one row a method, the best first: means over seeds with Student's t intervals of 95 %."""
+    steps = min(result.env_steps for result in results)
+    lines = [
+        f"| method | return at {steps:,} env steps [95 %] | mean over all evaluations [95 %] | seconds of training |",
+        "|---|---|---|--:|",
+    ]
+    rows = []
+    for label in labels:
+        group = [result for result in results if result.name == label]
+        finals, means = (np.array([getattr(result, what) for result in group]) for what in ("final", "mean"))
+        seconds = "–" if label == CHANCE else f"{np.median([result.seconds for result in group]):.0f}"
+        rows.append((finals.mean(), f"| {label} | {_interval(finals)} | {_interval(means)} | {seconds} |"))
+    return "\n".join([*lines, *(line for _, line in sorted(rows, reverse=True))])
+
+
+def _interval(values: np.ndarray) -> str:
+    low, high = confidence_interval(values)
+    return f"{values.mean():.1f}" if low == high else f"{values.mean():.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _data(configs: dict[str, dict[str, Any]], overrides: dict[str, Any]) -> dict[str, Any]:
+    """What all methods are evaluated by: environment, budget and evaluations.
+
+    Raises:
+        UserError: if they differ.
+    """
+    same = (
+        "env_id",
+        "env_kwargs",
+        "wrappers",
+        "total_steps",
+        "eval_every_steps",
+        "eval_episodes",
+        "eval_deterministic",
+    )
+    given = {key.removeprefix("data."): value for key, value in overrides.items() if key.startswith("data.")}
+    data = {name: {**config.get("data", {}), **given} for name, config in configs.items()}
+    first, *others = data
+    for key in same:
+        for other in others:
+            if data[first].get(key) != data[other].get(key):
+                raise UserError(
+                    f"overrides: data.{key} is {data[first].get(key)!r} in {first} and {data[other].get(key)!r} in "
+                    f"{other}; give one for all"
+                )
+    return {key: data[first][key] for key in same if key in data[first]}
+
+
+def _reference_run(root: Path, label: str, seed: int, data: dict[str, Any], arguments: dict[str, Any]) -> Run:
+    folder = root / folder_name(label) / f"seed_{seed}"
+    given = ["--data", json.dumps(data), "--arguments", json.dumps(arguments), "--folder", str(folder)]
+    command = ["reference", "--method", label.split()[0].lower(), "--seed", str(seed), *given]
+    return Run(label, seed, command, {"data": data, "arguments": arguments}, folder)
