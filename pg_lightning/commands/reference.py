@@ -26,7 +26,8 @@ Method = Literal["dqn", "random"]
 def reference(method: Method, data: dict[str, Any], seed: int, folder: Path, arguments: dict[str, Any]) -> None:
     """Plays a method in an environment and evaluates it as the algorithms are: the same seeds, as often.
 
-    Writes `config.yaml` and `metrics.csv` as a run has them, with `val/return_mean`, and `time/steps_per_second` of what is trained.
+    Writes `config.yaml` and `metrics.csv` as a run has them, the latter with `val/return_mean` and, of what is trained,
+    `time/steps_per_second`.
 
     Args:
         method: `dqn`, or `random`: actions drawn from the action space, which nothing is learned from.
