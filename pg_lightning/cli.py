@@ -361,7 +361,9 @@ def read_study(function: Callable[..., None], description: str, arguments: list[
     parser = Parser(prog=f"pg-lightning {function.__name__}", description=description, usage="%(prog)s FILE [options]")
     parser.add_argument("--file", action="config", help=argparse.SUPPRESS)
     parser.add_function_arguments(function)
-    if arguments and not arguments[0].startswith("-"):
+    if not arguments:
+        raise UserError(f"{function.__name__}: give a file, such as configs/studies/lr_cartpole.yaml, or --help")
+    if not arguments[0].startswith("-"):
         file = find_config(arguments[0], "studies")
         arguments = [f"--file={file}", f"--name={file.stem}", *arguments[1:]]
     settings = parser.parse_args(arguments).as_dict()

@@ -26,7 +26,7 @@ from pg_lightning.plot import find_runs, points_of, seconds_of
 
 # Forks of a process that has imported everything: imports take longer than many a run.
 FORKS = multiprocessing.get_context("forkserver")
-FOLDER_NAME = re.compile(r"[^\w.=,+-]+")
+FOLDER_NAME = re.compile(r"[^\w.=+-]+")
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class Runs:
     def _tell(self, line: str) -> None:
         self.progress.advance(self._task)
         done = int(self.progress.tasks[0].completed)
-        self.progress.console.print(f"[{done}/{self.total}] {line}", highlight=False, markup=False)
+        self.progress.console.print(f"[{done}/{self.total}] {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def run_folders(run: Run) -> list[Path]:

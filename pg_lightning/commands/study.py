@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -126,8 +127,9 @@ def search(
     except ImportError as error:
         raise UserError(f'sampler: {sampler} needs Optuna; pip install "pg_lightning[study]"') from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    retry = optuna.storages.RetryFailedTrialCallback()
-    kept = optuna.storages.RDBStorage(storage, heartbeat_interval=60, failed_trial_callback=retry)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
+    kept = optuna.storages.RDBStorage(storage, heartbeat_interval=60, heartbeat_stale_trial_callback=retry)
     found = optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
     seed = len(found.trials)  # another each time: one that goes on would only draw again what it has drawn before
     if sampler == "random":
@@ -171,14 +173,16 @@ def suggest(trial: Any, key: str, choices: Any) -> Any:
         low, high = choices["low"], choices["high"]
         draw_number = trial.suggest_int if isinstance(low, int) and isinstance(high, int) else trial.suggest_float
         options = {name: value for name, value in choices.items() if name not in ("low", "high")}
-        return draw_number(key, low, high, **options)
+        return chosen(draw_number(key, low, high, **options), choices)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"vary.{key}: give a list, or low, high and perhaps log or step; got {choices!r}") from error
 
 
 def chosen(parameter: Any, choices: Any) -> Any:
-    """What Optuna's parameter stands for: it takes no lists."""
-    return json.loads(parameter) if isinstance(choices, list) else parameter
+    """What Optuna's parameter stands for: it takes no lists, and gives numbers more digits than anybody reads."""
+    if isinstance(choices, list):
+        return json.loads(parameter)
+    return float(f"{parameter:.3g}") if isinstance(parameter, float) else parameter
 
 
 def report(
