@@ -23,6 +23,7 @@ Estimate = Literal["mean", "iqm"]
 SPEED = "time/steps_per_second"
 UNITS = {"env_steps": "env steps", "seconds": "seconds of training"}
 NUMBER = re.compile(r"\d+(\.\d*)?(e[+-]?\d+)?")
+PIXELS = 1200  # across a picture
 COLORS = ("#1f4e9c", "#c8553d", "#2e7d5b", "#8a5aa8", "#b8860b", "#4a4a4a", "#3a9ab5", "#b5477f")
 
 
@@ -176,17 +177,26 @@ def draw(
     levels: dict[str, float] | None = None,
 ) -> list[Path]:
     """One line and one band a group, and a dashed line for what does not learn, as PNG and as SVG."""
-    environments = {curve.config.get("data", {}).get("env_id", "") for curves in groups.values() for curve in curves}
-    figure, axes = new_figure(", ".join(sorted(environments)), UNITS[x], metric)
+    figure, axes = new_figure(environments(groups), UNITS[x], metric)
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color="#777777", linestyle="--", linewidth=1, label=name)
+    draw_curves(axes, groups, estimate)
+    return save(figure, output)
+
+
+def draw_curves(axes: Axes, groups: dict[str, list[Curve]], estimate: Estimate) -> None:
+    """One line and one band a group, with a legend."""
     for i, (name, curves) in enumerate(groups.items()):
         color = COLORS[i % len(COLORS)]
         grid, middle, low, high = summary(curves, estimate)
         axes.plot(grid, middle, color=color, linewidth=2, label=f"{name} ({len(curves)})")
         axes.fill_between(grid, low, high, color=color, alpha=0.18, linewidth=0)
-    for name, level in (levels or {}).items():
-        axes.axhline(level, color="#777777", linestyle="--", linewidth=1, label=name)
     axes.legend(frameon=False, title=f"{'IQM' if estimate == 'iqm' else 'mean'} (runs), 95 % over runs")
-    return save(figure, output)
+
+
+def environments(groups: dict[str, list[Curve]]) -> str:
+    """The names of the environments that the runs are of."""
+    return ", ".join(sorted({c.config.get("data", {}).get("env_id", "") for curves in groups.values() for c in curves}))
 
 
 def save(figure: Figure, output: Path) -> list[Path]:
@@ -199,7 +209,7 @@ def save(figure: Figure, output: Path) -> list[Path]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         for file in files:
-            figure.savefig(file, dpi=150)
+            figure.savefig(file, dpi=PIXELS / figure.get_figwidth())
     except OSError as error:
         raise UserError(f"output: cannot write {str(output)!r}: {error.strerror}; give another path") from error
     return files
@@ -207,14 +217,25 @@ def save(figure: Figure, output: Path) -> list[Path]:
 
 def new_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """An empty picture in the style of all pictures here; needs no screen."""
+    figure = blank(8, 4.8)
+    axes = figure.add_subplot()
+    style(axes, title, xlabel, ylabel)
+    return figure, axes
+
+
+def blank(width: float, height: float) -> Figure:
+    """A sheet of so many inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure
+
+
+def style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    """What all pictures here have in common."""
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    return figure, axes

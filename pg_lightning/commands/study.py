@@ -17,7 +17,17 @@ import numpy as np
 from pg_lightning.callbacks.evaluation import confidence_interval
 from pg_lightning.commands.runs import Result, Run, Runs, make_run, raise_if_failed, read_config, run_folders, write_csv
 from pg_lightning.errors import UserError, require
-from pg_lightning.plot import COLORS, Curve, draw, new_figure, read_curve, save
+from pg_lightning.plot import (
+    COLORS,
+    UNITS,
+    Curve,
+    blank,
+    draw_curves,
+    environments,
+    read_curve,
+    save,
+    style,
+)
 
 Sampler = Literal["grid", "random", "tpe"]
 Values = dict[str, Any]  # of the keys that a study varies
@@ -192,7 +202,7 @@ def report(
     metric: str,
     folder: Path,
 ) -> None:
-    """Writes `results.csv`, `curves.png`, `final.png` and `verdict.txt`, and prints the verdict."""
+    """Writes `results.csv`, `study.png` and `verdict.txt`, and prints the verdict."""
     rows = [{**settings[result.name], **asdict(result)} for result in results]
     write_csv(folder / "results.csv", rows)
     shown = list(settings)
@@ -202,12 +212,11 @@ def report(
         name: [read_curve(path, metric, "env_steps") for run in runs_of(settings[name]) for path in run_folders(run)]
         for name in shown
     }
-    draw({name: group for name, group in curves.items() if group}, metric, "env_steps", "iqm", folder / "curves.png")
-    draw_finals(shown, results, metric, _title(curves), folder / "final.png")
+    draw_study({name: group for name, group in curves.items() if group}, results, metric, folder / "study.png")
     text = verdict(shown, results, metric)
     (folder / "verdict.txt").write_text(text + "\n")
     print(f"\n{text}\n")
-    for file in ("results.csv", "curves.png", "final.png", "verdict.txt"):
+    for file in ("results.csv", "study.png", "verdict.txt"):
         print(folder / file)
 
 
@@ -249,23 +258,21 @@ def _compared(best: str, other: str, differences: list[float]) -> str:
     return f"it beats {other} {amount}" if low > 0 else f"it is not to be told from {other}: ahead {amount}"
 
 
-def draw_finals(names: Sequence[str], results: Sequence[Result], metric: str, title: str, output: Path) -> None:
-    """The final result of every run, runs with one seed joined by a line, and the mean of each setting."""
-    figure, axes = new_figure(title, "", f"{metric}, final")
-    places = {name: i for i, name in enumerate(names)}
+def draw_study(curves: dict[str, list[Curve]], results: Sequence[Result], metric: str, output: Path) -> None:
+    """The learning curves; beside them the final result of every run, with runs of one seed joined by a line."""
+    figure = blank(12, 4.8)
+    left, right = figure.subplots(1, 2)
+    style(left, environments(curves), UNITS["env_steps"], metric)
+    draw_curves(left, curves, "iqm")
+    style(right, "each seed, and the mean with its 95 % interval", "", f"{metric}, final")
+    places = {name: i for i, name in enumerate(curves)}
     for seed in sorted({result.seed for result in results}):
         points = sorted((places[r.name], r.final) for r in results if r.seed == seed and r.name in places)
-        axes.plot(*zip(*points, strict=True), color="#999999", linewidth=0.8, marker="o", markersize=3, alpha=0.6)
-    for name, place in places.items():
+        right.plot(*zip(*points, strict=True), color="#999999", linewidth=0.8, marker="o", markersize=3, alpha=0.6)
+    for (name, place), color in zip(places.items(), COLORS, strict=False):
         finals = np.array([result.final for result in results if result.name == name])
-        if len(finals):
-            low, high = confidence_interval(finals)
-            around = [[finals.mean() - low], [high - finals.mean()]]
-            axes.errorbar(place, finals.mean(), around, color=COLORS[0], marker="D", markersize=7, capsize=5)
-    axes.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
-    axes.set_xlabel("setting (mean and 95 % interval; grey: each seed)")
+        low, high = confidence_interval(finals)
+        around = [[finals.mean() - low], [high - finals.mean()]]
+        right.errorbar(place, finals.mean(), around, color=color, marker="D", markersize=7, capsize=5)
+    right.set_xticks(range(len(places)), [name.replace(", ", "\n", 1) for name in places])
     save(figure, output)
-
-
-def _title(curves: dict[str, list[Curve]]) -> str:
-    return next(curve.config["data"]["env_id"] for group in curves.values() for curve in group)
