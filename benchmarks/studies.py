@@ -3,8 +3,8 @@
     python benchmarks/studies.py                    # some hours on two cores; goes on where it was interrupted
     python benchmarks/studies.py lr_cartpole gamma_cartpole --output studies
 
-Each goes through the command line, as a user's would. The figures go to docs/images/studies; of the page everything below
-the line `<!-- found -->` is written anew.
+Each goes through the command line, as a user's would. The figures go to docs/images/studies; of the page everything
+below the line `<!-- found -->` is written anew.
 """
 
 from __future__ import annotations
