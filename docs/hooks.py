@@ -142,4 +142,5 @@ def fence(text: str, title: str, options: str = "", language: str | None = None)
 
 def mathml(latex: str, is_block: bool) -> str:
     """An equation that a browser shows as it is."""
-    return convert(html.unescape(latex).strip(), display="block" if is_block else "inline")
+    made = convert(html.unescape(latex).strip(), display="block" if is_block else "inline")
+    return made.replace("<mi>log</mi>", '<mo lspace="0.17em" rspace="0.17em">log</mo>')  # a function's name has space
