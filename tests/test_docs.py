@@ -144,7 +144,7 @@ class Page(HTMLParser):
 def site(tmp_path_factory):
     """The site, built strictly: a link into nothing, or a page that the navigation lacks, is an error."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", folder]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]  # --quiet would forgive
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     return folder
