@@ -140,7 +140,7 @@ class CLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, and those that `PolicyTrainer` adds; the arguments that are not the user's to give."""
-        return {**LightningCLI.subcommands(), "record": {"model", "datamodule"}}
+        return {**LightningCLI.subcommands(), "record": {"model", "datamodule"}, "export": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the model must know of the data."""

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from pg_lightning.callbacks import run_folder
+from pg_lightning.commands.export import PolicyFormat, export
 from pg_lightning.commands.record import VideoFormat, record
 from pg_lightning.data import RolloutDataModule
 
@@ -36,3 +37,23 @@ class PolicyTrainer(Trainer):
         """
         assert ckpt_path is not None
         record(self, model, datamodule, ckpt_path, episodes, format, output or run_folder(Path(ckpt_path)) / "record")
+
+    def export(
+        self,
+        model: Any,
+        datamodule: RolloutDataModule,
+        ckpt_path: str | None = None,
+        format: PolicyFormat = "onnx",
+        output: Path | None = None,
+    ) -> None:
+        """Writes the policy as one file that can be run without this package, and a card in JSON beside it.
+
+        Args:
+            model: the policy.
+            datamodule: its environment.
+            ckpt_path: the weights.
+            format: onnx, or torch for a `.pt2` that `torch.export.load` reads.
+            output: folder of the file and its card; by default `export` in the run's.
+        """
+        assert ckpt_path is not None
+        export(self, model, datamodule, ckpt_path, format, output or run_folder(Path(ckpt_path)) / "export")

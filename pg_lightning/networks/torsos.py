@@ -57,7 +57,7 @@ class MLP(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Features of the last hidden layer, activated."""
-        x = obs.reshape(len(obs), self.in_features)  # not -1: there may be no rows
+        x = obs.reshape(obs.shape[0], self.in_features)  # not -1: there may be no rows
         norms, activation = self.norms, self.activation
         # Acting calls this once per environment step with a handful of rows: calling each layer as a module would
         # double its cost.
