@@ -9,6 +9,8 @@ import logging
 import math
 import os
 import platform
+import subprocess
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from importlib.metadata import version
@@ -148,7 +150,7 @@ def export(
         return None
     if result is None:
         result = _return_of(model, data)
-    model.cpu().float()
+    model.cpu().float().eval()  # whatever it was trained on, and in
     inputs = met_observations(model, data)
     with torch.no_grad():
         pi, _ = model.network.act(**inputs)
@@ -177,8 +179,13 @@ def export(
         "return": result,
         "inputs": {name: _described_tensor(x, meanings[name]) for name, x in inputs.items()},
         "outputs": {name: _described_tensor(x, meanings[name]) for name, x in expected.items()},
-        "check": {"observations": len(inputs["obs"]), "tolerance": TOLERANCE, "max_abs_difference": difference},
+        "check": {
+            "observations": len(inputs["obs"]),
+            "tolerance": f"{TOLERANCE:g} x max(1, |value|)",
+            "max_abs_difference": difference,
+        },
         "versions": versions(format),
+        "exported_from_commit": commit(),
         "config": config_of(run),
     }
     try:
@@ -227,11 +234,9 @@ class _Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.actor, name)
 
-    def act(
-        self, obs: Tensor, generator: Any, deterministic: bool, action_mask: Tensor | None, state: Tensor | None
-    ) -> Any:
+    def act(self, obs: Tensor, generator: Any, deterministic: bool, action_mask: Any, state: Any) -> Any:
         for name, x in (("obs", obs), ("action_mask", action_mask), ("state", state)):
-            self.shown[name].append(x)
+            self.shown[name].append(None if x is None else x.clone())
         return self.actor.act(obs, generator, deterministic, action_mask, state)
 
 
@@ -241,13 +246,13 @@ def met_observations(model: Any, data: RolloutDataModule) -> dict[str, Any]:
     """
     backend: Literal["envpool", "sync"] = "envpool" if data.backend == "envpool" else "sync"
     env = make_vector_env(data.env_id, NUM_ENVS, data.env_kwargs, data.wrappers, backend)
-    watched = _Watched(model)
+    watched: Any = _Watched(model)
     try:
         seeds = [env_seed(data.seed, PREDICT, n) for n in range(NUM_ENVS)]
         RolloutCollector(env, NUM_STEPS, seeds, env_seed(data.seed, PREDICT, 0, 0)).collect(watched)
     finally:
         env.close()
-    return {name: None if xs[0] is None else torch.cat(xs).clone() for name, xs in watched.shown.items()}  # type: ignore[arg-type]
+    return {name: None if xs[0] is None else torch.cat(xs) for name, xs in watched.shown.items()}
 
 
 def to_torch(policy: Policy, inputs: Tensors) -> bytes:
@@ -263,14 +268,16 @@ def to_onnx(policy: Policy, inputs: Tensors, names: list[str]) -> bytes:
     logger = logging.getLogger("torch.onnx")
     level, logger.level = logger.level, logging.ERROR  # it speaks of torchvision, which nobody has asked for
     try:
-        model = torch.onnx.export(
-            program,
-            kwargs=inputs,
-            input_names=list(inputs),
-            output_names=names,
-            dynamic_shapes={name: {0: "batch"} for name in inputs},
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that several axes have one name
+            model = torch.onnx.export(
+                program,
+                kwargs=inputs,
+                input_names=list(inputs),
+                output_names=names,
+                dynamic_shapes={name: {0: "batch"} for name in inputs},
+                verbose=False,
+            )
     except Exception as error:
         raise _not_expressed("ONNX", error) from error
     finally:
@@ -280,7 +287,8 @@ def to_onnx(policy: Policy, inputs: Tensors, names: list[str]) -> bytes:
 
 
 def _program(policy: Policy, inputs: Tensors) -> torch.export.ExportedProgram:
-    dynamic = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
+    batch = torch.export.Dim("batch")  # the same of all
+    dynamic = {name: {0: batch} for name in inputs}
     try:
         # Of more than one row: what has one is taken to have no other number.
         return torch.export.export(policy, (), {name: x[:2] for name, x in inputs.items()}, dynamic_shapes=dynamic)
@@ -289,7 +297,8 @@ def _program(policy: Policy, inputs: Tensors) -> torch.export.ExportedProgram:
 
 
 def _not_expressed(form: str, error: Exception) -> UserError:
-    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    cause = error.__cause__ or error  # torch.onnx wraps it in advice
+    reason = next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
     return UserError(f"model: {form} cannot express this policy, with its torso or head: {reason}")
 
 
@@ -367,6 +376,23 @@ def versions(format: PolicyFormat) -> dict[str, str]:
     packages = ("torch", "lightning", "gymnasium", "numpy", *NEEDED[format])
     known = {name: version(name) for name in packages}
     return {"python": platform.python_version(), "pg_lightning": pg_lightning.__version__, **known}
+
+
+def commit() -> str | None:
+    """Of the working tree that one is in, with a `+` where it has changes; None outside of one.
+
+    A run does not say which its training was started in.
+    """
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()
 
 
 def config_of(run: Path) -> Any:
