@@ -12,6 +12,7 @@ import platform
 import subprocess
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
@@ -56,12 +57,12 @@ class Policy(nn.Module):
     """What a policy is to those who play it: a function of `[B, *obs]` observations, of one step, in one graph.
 
     Args:
-        network: of which a copy is made, without the critic.
+        network: of which a copy is made, without the critic and without gradients.
     """
 
     def __init__(self, network: ActorCritic) -> None:
         super().__init__()
-        self.actor = deepcopy(network)
+        self.actor = deepcopy(network).requires_grad_(False)
         self.actor.critic_torso = self.actor.critic_memory = None
         self.actor.critic_head = self.actor.value_normalizer = None
 
@@ -233,6 +234,10 @@ class _Watched:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.actor, name)
+
+    def acting(self) -> AbstractContextManager[Any]:
+        """Not in the Trainer's precision: the file has none but its own."""
+        return torch.inference_mode()
 
     def act(self, obs: Tensor, generator: Any, deterministic: bool, action_mask: Any, state: Any) -> Any:
         for name, x in (("obs", obs), ("action_mask", action_mask), ("state", state)):

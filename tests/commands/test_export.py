@@ -148,19 +148,19 @@ def test_the_file_says_what_the_checkpoint_says_in_batches_of_any_size(exported,
     module, file = exported(format, env_kwargs, **model)
     policy = command.loaded(file.read_bytes(), format)
     vector = gym.make_vec("Any-v0", 7, **env_kwargs)
-    space = module.network.actor_head
+    head = module.network.actor_head
     for B in (1, 2, 7):
         obs, info = vector.reset(seed=B)
         state = module.initial_state(B)
         kept = None if state is None else torch.zeros(B, module.network.actor_memory.state_size)
         for _ in range(4):
             if isinstance(obs, dict):
-                obs = spaces.flatten_space(vector.observation_space) and _flattened(vector, obs)
+                obs = _flattened(vector, obs)
             x = torch.as_tensor(obs if obs.dtype == np.uint8 else obs.astype(np.float32))[:B]
             mask = torch.as_tensor(info["action_mask"])[:B] if "action_mask" in info else None
             with torch.no_grad():
                 pi, state = module.network.act(x, mask, state)
-                mode = space.env_actions(pi.mode)
+                mode = head.env_actions(pi.mode)
             given = {"obs": x, "action_mask": mask, "state": kept}
             found = policy({name: value for name, value in given.items() if value is not None})
             assert list(found) == ["action", *names]
