@@ -1,4 +1,4 @@
-"""The command line: `python -m pg_lightning {fit,validate,test,predict,record,plot,study,compare}`."""
+"""The command line: `python -m pg_lightning {fit,validate,test,predict,record,export,plot,study,compare}`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import DistError
 from torch.distributed.constants import default_pg_timeout
 
-from pg_lightning import signals
+from pg_lightning import __version__, signals
 from pg_lightning.accelerator import choose_accelerator
 from pg_lightning.algorithms import PolicyGradientModule
 from pg_lightning.callbacks import (
@@ -53,6 +53,7 @@ from pg_lightning.callbacks import (
     relative,
     run_folder,
 )
+from pg_lightning.callbacks.tracking import commit
 from pg_lightning.commands.compare import compare
 from pg_lightning.commands.reference import reference
 from pg_lightning.commands.study import study
@@ -289,7 +290,8 @@ class SaveConfig(Callback):
             self.config.pop(key, None)
         file, new = (Path(folder) / name for name in ("config.yaml", "config.yaml.new"))
         try:
-            new.write_text(self.parser.dump(self.config, skip_none=False, skip_check=True))
+            made_by = f"# pg_lightning {__version__}, commit {commit() or 'unknown'}\n"
+            new.write_text(made_by + self.parser.dump(self.config, skip_none=False, skip_check=True))
             os.replace(new, file)
         except OSError as error:  # of a resumed run the file from before is untouched
             with suppress(OSError):

@@ -1,8 +1,9 @@
-"""What a run leaves behind for the eye: a learning-curve picture."""
+"""What a run leaves behind: a learning-curve picture, and the commit that it was started from."""
 
 from __future__ import annotations
 
 import csv
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,17 @@ def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
             axes.plot(*zip(*points, strict=True), label=label, **style)  # type: ignore[arg-type]
     axes.legend(frameon=False)
     figure.savefig(png, dpi=150)
+
+
+def commit() -> str | None:
+    """Of the working tree that one is in, with a `+` where it has changes; None outside of one."""
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import platform
-import subprocess
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import pg_lightning
 from pg_lightning.callbacks import read_checkpoint, run_folder
 from pg_lightning.callbacks.evaluation import confidence_interval
+from pg_lightning.callbacks.tracking import commit
 from pg_lightning.data import RolloutCollector, RolloutDataModule
 from pg_lightning.data.datamodule import PREDICT
 from pg_lightning.envs import env_seed, make_env, make_vector_env
@@ -186,6 +187,7 @@ def export(
             "max_abs_difference": difference,
         },
         "versions": versions(format),
+        "commit": trained_from(run),
         "exported_from_commit": commit(),
         "config": config_of(run),
     }
@@ -383,21 +385,11 @@ def versions(format: PolicyFormat) -> dict[str, str]:
     return {"python": platform.python_version(), "pg_lightning": pg_lightning.__version__, **known}
 
 
-def commit() -> str | None:
-    """Of the working tree that one is in, with a `+` where it has changes; None outside of one.
-
-    A run does not say which its training was started in.
-    """
-    try:
-        told = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return told.stdout.strip()
+def trained_from(run: Path) -> str | None:
+    """The commit that a run's `config.yaml` names in its first line."""
+    path = run / "config.yaml"
+    named = re.match(r"# .*commit ([0-9a-f]+\+?)", path.read_text()) if path.is_file() else None
+    return named[1] if named else None
 
 
 def config_of(run: Path) -> Any:

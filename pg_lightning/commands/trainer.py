@@ -14,7 +14,7 @@ from pg_lightning.data import RolloutDataModule
 
 
 class PolicyTrainer(Trainer):
-    """A Trainer that also records a policy."""
+    """A Trainer that also films and exports a policy."""
 
     def record(
         self,

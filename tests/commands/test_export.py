@@ -18,6 +18,7 @@ from torch import nn
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.commands import export as command
+from pg_lightning.commands.export import trained_from
 from pg_lightning.commands.trainer import PolicyTrainer
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs.toy import Step
@@ -313,3 +314,10 @@ def test_the_return_is_that_of_a_report_only_if_it_is_of_this_checkpoint(tmp_pat
     )
     assert command.known_return(tmp_path, data, 700)["source"] == "test.json"  # type: ignore[index]
     assert command.known_return(tmp_path, data, 100) is None
+
+
+def test_the_card_names_the_commit_that_training_was_started_from(tmp_path):
+    (tmp_path / "config.yaml").write_text("# pg_lightning 0.1.0, commit 1a2b3c+\nseed_everything: 1\n")
+    assert trained_from(tmp_path) == "1a2b3c+"
+    (tmp_path / "config.yaml").write_text("# pg_lightning 0.1.0, commit unknown\nseed_everything: 1\n")
+    assert trained_from(tmp_path) is None
