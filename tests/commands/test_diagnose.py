@@ -164,6 +164,17 @@ def test_the_weights_worked_by_hand():
     }
 
 
+def test_rewards_are_scaled_as_in_training(quiet_trainer):
+    data = RolloutDataModule("CartPole-v1")
+    module = A2C(**spaces_of(data), scale_rewards=True, hidden_sizes=[])
+    module.reward_scaler.statistics.merge(10, torch.tensor(0.0), torch.tensor(16.0))
+    module.trainer = quiet_trainer()
+    collector = data.diagnosis_collector(2)
+    (rollout,) = play(collector, module, 1, "")
+    collector.close()
+    torch.testing.assert_close(rollout.rewards[rollout.valid], torch.full((rollout.env_steps,), 0.25))
+
+
 # The statistics, on vectors whose distribution is known.
 
 
