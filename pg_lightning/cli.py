@@ -1,4 +1,4 @@
-"""The command line: `python -m pg_lightning {fit,validate,test,predict,record,export,plot,study,compare}`."""
+"""The command line: `python -m pg_lightning {fit,validate,test,predict,record,export,diagnose,plot,study,compare}`."""
 
 from __future__ import annotations
 
@@ -141,7 +141,8 @@ class CLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, and those that `PolicyTrainer` adds; the arguments that are not the user's to give."""
-        return {**LightningCLI.subcommands(), "record": {"model", "datamodule"}, "export": {"model", "datamodule"}}
+        added = ("record", "export", "diagnose")
+        return {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in added}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the model must know of the data."""
@@ -160,7 +161,7 @@ class CLI(LightningCLI):
                 folder = Path(self._csv.log_dir)
                 for logger in _listed(config.trainer.logger):
                     _write_into(folder, logger, config.ckpt_path)
-        else:
+        elif config.ckpt_path is not None:
             self._run_folder = run_folder(Path(config.ckpt_path))
         if self.subcommand == "predict":
             config.return_predictions = False
@@ -222,6 +223,7 @@ class CLI(LightningCLI):
         """The word `last` becomes a path; a missing, torn or foreign checkpoint is found out before anything starts."""
         subcommand = self.config.subcommand
         config = self.config[subcommand]
+        needs_one = subcommand != "fit" and not (subcommand == "diagnose" and config.ckpt_path is None)
         if config.ckpt_path == LAST:
             runs = Path(config.trainer.default_root_dir or ".") / self._config_name
             self._continued = last_checkpoint(runs)
@@ -230,7 +232,7 @@ class CLI(LightningCLI):
                 rank_zero_info(f"ckpt_path: no {LAST}.ckpt in {runs} yet, so training starts afresh")
         path = config.ckpt_path
         if path is None:
-            if subcommand != "fit":
+            if needs_one:
                 raise _no_checkpoint(subcommand)
             return
         if not Path(path).is_file():

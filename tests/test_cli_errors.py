@@ -95,7 +95,7 @@ def test_an_unknown_config_names_those_there_are(cli, tmp_path):
         ("train", "argument subcommand: invalid choice: 'train'"),
         ("fit --config", "argument -c/--config: expected one argument"),
         ("fit", "the following arguments are required: fit.data.env_id, fit.model"),
-        ("--config ppo_cartpole", 'expected "subcommand" to be one of {fit,validate,test,predict,record'),
+        ("--config ppo_cartpole", 'expected "subcommand" to be one of {fit,validate,test,predict,record, ...}'),
         ("test", "ckpt_path: test needs a checkpoint, --ckpt_path RUN/checkpoints/best.ckpt"),
         ("predict --config ppo_cartpole", "ckpt_path: predict needs a checkpoint"),
         ("test --ckpt_path", "ckpt_path: test needs a checkpoint"),

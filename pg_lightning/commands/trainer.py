@@ -8,13 +8,14 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from pg_lightning.callbacks import run_folder
+from pg_lightning.commands.diagnose import diagnose
 from pg_lightning.commands.export import PolicyFormat, export
 from pg_lightning.commands.record import VideoFormat, record
 from pg_lightning.data import RolloutDataModule
 
 
 class PolicyTrainer(Trainer):
-    """A Trainer that also films and exports a policy."""
+    """A Trainer that also films and exports a policy, and diagnoses its gradient."""
 
     def record(
         self,
@@ -57,3 +58,31 @@ class PolicyTrainer(Trainer):
         """
         assert ckpt_path is not None
         export(self, model, datamodule, ckpt_path, format, output or run_folder(Path(ckpt_path)) / "export")
+
+    def diagnose(
+        self,
+        model: Any,
+        datamodule: RolloutDataModule,
+        ckpt_path: str | None = None,
+        batches: int = 64,
+        episodes: int = 16,
+        gae_lambdas: list[float] = [0.5, 0.9, 0.95, 0.99],  # noqa: B006 - read by the command line, never written
+        fit_critic: bool = False,
+        output: Path | None = None,
+    ) -> None:
+        """Compares estimators of the policy gradient, all on the same episodes: their noise, and their bias.
+
+        Args:
+            model: the policy.
+            datamodule: the environment.
+            ckpt_path: the weights; without them the policy is as it is initialised.
+            batches: how many; from the differences between them noise is told.
+            episodes: of one batch; each estimator makes one gradient of it.
+            gae_lambdas: λ of GAE to compare, beside 0, the TD error, and 1, the learned baseline.
+            fit_critic: fit a critic to episodes of the policy, even though the checkpoint has one. Where there is no
+                checkpoint, or no critic in it, one is fitted in any case.
+            output: folder of `diagnose.csv`, `.json`, `.png` and `.svg`; by default that of the run, without a
+                checkpoint `diagnose`.
+        """
+        folder = output or (Path("diagnose") if ckpt_path is None else run_folder(Path(ckpt_path)))
+        diagnose(self, model, datamodule, ckpt_path, batches, episodes, gae_lambdas, fit_critic, folder)

@@ -27,7 +27,7 @@ from pg_lightning.ranks import of_all_ranks
 from pg_lightning.rollout import Actor, Rollout
 
 # Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
-TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT = range(5)
+TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT, DIAGNOSE_ENVS, DIAGNOSE_ACTIONS = range(7)
 # What must be as it was, for the episodes under way to go on after a resume.
 SETTINGS = ("env_kwargs", "wrappers", "num_envs", "backend", "autoreset_mode", "whole_episodes", "overlap")
 
@@ -209,6 +209,13 @@ class RolloutDataModule(LightningDataModule):
         self.collector = CollectorProcess(make) if self.overlap else make()
         self.episodes_go_on = self._go_on(actor)
         return RolloutDataset(self.collector, actor, length)
+
+    def diagnosis_collector(self, episodes: int) -> RolloutCollector:
+        """Plays rollouts of so many whole episodes, one in each environment, that no training has seen."""
+        self.num_envs, self.num_steps, self.whole_episodes = episodes, 1, True
+        self.backend = "sync" if self.backend == "auto" else self.backend
+        seeds = [env_seed(self.seed, DIAGNOSE_ENVS, n) for n in range(episodes)]
+        return self._make_collector(seeds, env_seed(self.seed, DIAGNOSE_ACTIONS))
 
     def _go_on(self, actor: Actor) -> bool:
         """Puts the environments where a checkpoint has them; says in one line if that cannot be."""
