@@ -74,6 +74,9 @@ def test_what_a_page_of_the_course_claims_in_python_holds(page):
         exec(block, names)
 
 
+SHORT = '{"data.total_steps": 500, "data.eval_every_steps": 500, "data.eval_episodes": 2}'
+
+
 def with_a_hundredth_of_the_budget(command: list[str]) -> list[str]:
     """The arguments of `fit`, so that training takes a moment; everything else as the page has it."""
     given = dict(pairwise(command))
@@ -93,6 +96,8 @@ def test_the_first_page_can_be_followed_line_by_line(cli, tmp_path):
         assert (python, m, package) == ("python", "-m", "pg_lightning"), line
         if command[0] == "fit":
             command = with_a_hundredth_of_the_budget(command)
+        if command[0] == "study":
+            command += ["--seeds", "[1]", "--overrides", SHORT]
         finished = cli(tmp_path, *command)
         assert finished.returncode == 0, f"{line}: {finished.stderr}"
     runs = tmp_path / "runs"
@@ -101,6 +106,7 @@ def test_the_first_page_can_be_followed_line_by_line(cli, tmp_path):
     assert len(list((runs / "ppo_cartpole/version_0/record").glob("*.mp4"))) == 3
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["algorithms.png", "entropy.png", "lr.png"]
     assert len(list(runs.glob("lr/ppo_cartpole/version_*/metrics.csv"))) == 4
+    assert (tmp_path / "my_studies/lr_cartpole/study.png").is_file()
 
 
 def test_every_metric_has_what_it_is_what_it_should_be_and_what_to_do():
