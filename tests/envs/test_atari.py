@@ -22,8 +22,8 @@ class Game(gym.Env):
     observation_space = spaces.Box(0, 99, (1,), np.float32)
     action_space = spaces.Discrete(3)
 
-    def __init__(self, actions: str = "NOOP FIRE DIE", lives: int = 5) -> None:
-        self.actions, self.full = actions.split(), lives
+    def __init__(self, actions: str = "NOOP FIRE DIE", lives: int = 5, lingers: bool = False) -> None:
+        self.actions, self.full, self.lingers = actions.split(), lives, lingers
         self.ale = SimpleNamespace(lives=lambda: self.lives)
         self.lives = self.games = self.fires = 0
 
@@ -36,9 +36,10 @@ class Game(gym.Env):
         return self._obs(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        is_over = self.full > 0 and self.lives - (action == DIE and not self.lingers) <= 0
         self.fires += action == FIRE
         self.lives -= action == DIE
-        return self._obs(), float(action != DIE), self.full > 0 and self.lives == 0, False, {}
+        return self._obs(), float(action != DIE), is_over, False, {}
 
     def _obs(self) -> np.ndarray:
         return np.array([self.fires], dtype=np.float32)
@@ -73,6 +74,21 @@ def test_every_life_is_an_episode_and_the_game_goes_on() -> None:
             assert (terminated, truncated) == (True, False)
             if life < 5:
                 assert env.reset()[0].tolist() == obs.tolist() == [life + 1]
+    assert game.games == 2
+
+
+def test_the_last_life_ends_with_the_game() -> None:
+    """Some games show their end for a while, with no life left."""
+    game = Game(lingers=True)
+    env = LifeEpisodes(FireAtLifeStart(game))
+    env.reset()
+    for _ in range(4):
+        assert env.step(DIE)[2]
+        env.reset()
+    obs, _, terminated, _, _ = env.step(DIE)
+    assert (obs.tolist(), terminated) == ([5], False)
+    assert env.step(NOOP)[2]
+    env.reset()
     assert game.games == 2
 
 
