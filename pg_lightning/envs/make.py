@@ -72,7 +72,7 @@ def make_env(
     if not _has_vector_form(env.observation_space):
         raise UserError(
             f"data.env_id: observation space {' '.join(str(env.observation_space).split())} is not supported; "
-            f"supported are {SUPPORTED_OBSERVATIONS}"
+            f"supported are {SUPPORTED_OBSERVATIONS}{_without_the_rest(env.observation_space)}"
         )
     if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:
         env = gym.wrappers.FlattenObservation(env)
@@ -208,6 +208,14 @@ def _has_vector_form(space: Space) -> bool:
     if isinstance(space, spaces.Dict):
         return all(map(_has_vector_form, space.spaces.values()))
     return isinstance(space, (spaces.Box, *_FLATTENED))
+
+
+def _without_the_rest(space: Space) -> str:
+    """The wrapper that keeps those parts of a `Dict` that have a vector form, if there are any."""
+    parts = space.spaces.items() if isinstance(space, spaces.Dict) else ()
+    keys = ", ".join(key for key, part in parts if _has_vector_form(part))
+    wrapper = f"{{class_path: gymnasium.wrappers.FilterObservation, init_args: {{filter_keys: [{keys}]}}}}"
+    return f"; to do without the rest, data.wrappers [{wrapper}]" if keys else ""
 
 
 def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:

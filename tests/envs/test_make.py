@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -389,3 +390,12 @@ def test_keys_of_different_lengths_are_different_keys() -> None:
 def test_a_seed_is_always_the_same() -> None:
     assert env_seed(1, 2, 3) == env_seed(1, 2, 3)
     assert isinstance(env_seed(2**64 - 1, 0), int)
+
+
+def test_the_parts_of_a_dict_that_have_a_vector_form_are_kept_as_the_refusal_says() -> None:
+    space = spaces.Dict(mission=spaces.Text(5), image=spaces.Box(0, 9, (2,), np.float32), way=spaces.Discrete(3))
+    shown = {"space": space, "value": {"mission": "go", "image": np.ones(2, np.float32), "way": 1}}
+    said = refusal(make_env, "tests/Showing-v0", shown).partition("data.wrappers ")[2]
+    env = make_env("tests/Showing-v0", shown, yaml.safe_load(said))
+    assert env.reset()[0].tolist() == [1, 1, 0, 1, 0]
+    assert "wrappers" not in refusal(make_env, "tests/Showing-v0", {"space": spaces.Dict(mission=spaces.Text(5))})
