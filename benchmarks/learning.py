@@ -58,6 +58,7 @@ TARGETS: dict[str, float | None] = {
     "ppo_walker2d": 2200.0,
     "a2c_greycells": -5.0,
     "ppo_recall": 0.99,
+    "ppo_minigrid": 0.9,
 }
 
 
@@ -122,16 +123,17 @@ def table(results: list[Result]) -> str:
         rows = [result for result in results if result.config == config]
         returns = np.array([row.return_mean for row in rows])
         iqm = stats.trim_mean(returns, 0.25)
+        digits = 1 if abs(iqm) >= 1 else 2
         interval = ""
         if len(rows) > 1 and np.ptp(returns) > 0:
             drawn = stats.bootstrap(
                 (returns,), lambda x, axis: stats.trim_mean(x, 0.25, axis=axis), method="percentile", rng=0
             ).confidence_interval
-            interval = f" [{drawn.low:.1f}, {drawn.high:.1f}]"
-        seeds = ", ".join(f"{row.return_mean:.1f}" for row in rows)
+            interval = f" [{drawn.low:.{digits}f}, {drawn.high:.{digits}f}]"
+        seeds = ", ".join(f"{row.return_mean:.{digits}f}" for row in rows)
         seconds = np.median([row.seconds for row in rows])
         lines.append(
-            f"| `{config}` | {max(row.env_steps for row in rows):,} | {iqm:.1f}{interval} | {seeds} "
+            f"| `{config}` | {max(row.env_steps for row in rows):,} | {iqm:.{digits}f}{interval} | {seeds} "
             f"| {'–' if TARGETS[config] is None else f'≥ {TARGETS[config]:g}'} | {seconds:.0f} |"
         )
     return "\n".join(lines)

@@ -29,7 +29,17 @@ from pg_lightning.rollout import Actor, Rollout
 # Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
 TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT, DIAGNOSE_ENVS, DIAGNOSE_ACTIONS = range(7)
 # What must be as it was, for the episodes under way to go on after a resume.
-SETTINGS = ("env_kwargs", "wrappers", "num_envs", "backend", "autoreset_mode", "whole_episodes", "overlap")
+SETTINGS = (
+    "env_kwargs",
+    "wrappers",
+    "train_env_kwargs",
+    "train_wrappers",
+    "num_envs",
+    "backend",
+    "autoreset_mode",
+    "whole_episodes",
+    "overlap",
+)
 
 
 class RolloutDataset(IterableDataset[Rollout]):
@@ -74,6 +84,9 @@ class RolloutDataModule(LightningDataModule):
         env_id: a Gymnasium id; `module:EnvId` imports the module that registers it first.
         env_kwargs: arguments of the environment.
         wrappers: class paths of wrappers, or `{class_path, init_args}`, applied in this order.
+        train_env_kwargs: more arguments, or others, of the environments that are trained in; evaluation does without.
+        train_wrappers: wrappers around the others in training; evaluation does without. What they do to rewards and
+            episodes is in `rollout/return_mean`, not in `val/return_mean`.
         num_envs: parallel environments N per process.
         num_steps: env steps T per environment and rollout; with `whole_episodes` the least.
         whole_episodes: every environment starts afresh with each rollout and plays on to the end of an episode; with
@@ -108,6 +121,8 @@ class RolloutDataModule(LightningDataModule):
         env_id: str,
         env_kwargs: dict[str, Any] | None = None,
         wrappers: list[ClassPath] | None = None,
+        train_env_kwargs: dict[str, Any] | None = None,
+        train_wrappers: list[ClassPath] | None = None,
         num_envs: int = 8,
         num_steps: int = 128,
         whole_episodes: bool = False,
@@ -140,6 +155,8 @@ class RolloutDataModule(LightningDataModule):
         self.env_id = env_id
         self.env_kwargs = env_kwargs
         self.wrappers = wrappers or []
+        self.train_env_kwargs = train_env_kwargs
+        self.train_wrappers = train_wrappers or []
         self.num_envs = num_envs
         self.num_steps = num_steps
         self.whole_episodes = whole_episodes
@@ -161,6 +178,28 @@ class RolloutDataModule(LightningDataModule):
         env = make_env(env_id, env_kwargs, self.wrappers, backend)
         self.observation_space, self.action_space = env.observation_space, env.action_space
         env.close()
+        if self.train_env_kwargs or self.train_wrappers:
+            self._check_training_env()
+
+    def _check_training_env(self) -> None:
+        try:
+            env = make_env(self.env_id, *self._training_env, self.backend)
+        except UserError as error:  # without what training adds it could be made
+            raise UserError(str(error).replace("data.", "data.train_", 1)) from error
+        spaces = env.observation_space, env.action_space
+        env.close()
+        if spaces != (self.observation_space, self.action_space):
+            name = "train_wrappers" if self.train_wrappers else "train_env_kwargs"
+            raise UserError(
+                f"data.{name}: training has other spaces than evaluation, {' '.join(str(spaces).split())}; "
+                "what changes them belongs into data.wrappers or data.env_kwargs"
+            )
+
+    @property
+    def _training_env(self) -> tuple[dict[str, Any] | None, list[ClassPath]]:
+        """Arguments and wrappers of the environments that are trained in."""
+        env_kwargs = {**(self.env_kwargs or {}), **self.train_env_kwargs} if self.train_env_kwargs else self.env_kwargs
+        return env_kwargs, [*self.wrappers, *self.train_wrappers]
 
     @property
     def rows_vary(self) -> bool:
@@ -182,9 +221,7 @@ class RolloutDataModule(LightningDataModule):
         if stage == "fit" and self.overlap and "fork" not in multiprocessing.get_all_start_methods():
             raise UserError("data.overlap: forks a process, which this system cannot; set it to false")
         if stage == "fit" and self.backend == "auto":
-            backend, reason = choose_backend(
-                self.env_id, self.num_envs, self.env_kwargs, self.wrappers, self.autoreset_mode
-            )
+            backend, reason = choose_backend(self.env_id, self.num_envs, *self._training_env, self.autoreset_mode)
             self.backend = of_all_ranks(backend)[0]  # what the first rank has found: they must not play differently
             rank_zero_info(f"data.backend auto: {reason}")
 
@@ -266,7 +303,7 @@ class RolloutDataModule(LightningDataModule):
 
     def _make_collector(self, seeds: list[int], action_seed: int) -> RolloutCollector:
         return RolloutCollector(
-            self._make_env(self.num_envs, self.backend, self.autoreset_mode),
+            self._make_env(self.num_envs, *self._training_env, self.backend, self.autoreset_mode),
             self.num_steps,
             seeds[0] if self.backend == "vector" else seeds,
             action_seed,
@@ -274,12 +311,19 @@ class RolloutDataModule(LightningDataModule):
             self.eval_max_episode_steps,
         )
 
-    def _make_env(self, num_envs: int, backend: str, autoreset_mode: AutoresetName | None) -> VectorEnv:
+    def _make_env(
+        self,
+        num_envs: int,
+        env_kwargs: dict[str, Any] | None,
+        wrappers: list[ClassPath],
+        backend: str,
+        autoreset_mode: AutoresetName | None,
+    ) -> VectorEnv:
         return make_vector_env(
             self.env_id,
             num_envs,
-            self.env_kwargs,
-            self.wrappers,
+            env_kwargs,
+            wrappers,
             cast(Any, backend),
             autoreset_mode,
             self.env_timeout,
@@ -306,7 +350,7 @@ class RolloutDataModule(LightningDataModule):
         num_envs = max(1, min(self.num_envs, len(seeds)))
         if self._eval_env is None or self._eval_env.num_envs != num_envs:
             backend = self.backend if self.backend in ("async", "envpool") else "sync"
-            self._eval_env = self._make_env(num_envs, backend, "disabled")
+            self._eval_env = self._make_env(num_envs, self.env_kwargs, self.wrappers, backend, "disabled")
         return _loader(
             EvaluationDataset(
                 self._eval_env,

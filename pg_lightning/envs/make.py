@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -29,6 +30,10 @@ _MODES: dict[AutoresetName, AutoresetMode] = {
 }
 _FLATTENED = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 REFUSALS = (gym.error.Error, ImportError, TypeError, ValueError, AssertionError)
+# What an import asks for, and the extra that installs it.
+EXTRAS = {"ale_py": "atari", "cv2": "atari", "Box2D": "box2d", "minigrid": "minigrid", "mujoco": "mujoco"}
+# How ids begin that are known only once a module is imported.
+REGISTERED_BY = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Tuple or Dict of these"
 
 
@@ -60,13 +65,14 @@ def make_env(
         env: gym.Env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
     except REFUSALS as error:
         field = "data.env_id" if isinstance(error, (gym.error.Error, ImportError)) else "data.env_kwargs"
-        raise UserError(f"{field}: cannot make {env_id!r}: {_one_line(error)}") from error
+        cure = _missing_extra(error) or _missing_import(env_id) or _one_line(error)
+        raise UserError(f"{field}: cannot make {env_id!r}: {cure}") from error
     for wrapper in wrappers:
         env = _wrap(env, wrapper)
     if not _has_vector_form(env.observation_space):
         raise UserError(
             f"data.env_id: observation space {' '.join(str(env.observation_space).split())} is not supported; "
-            f"supported are {SUPPORTED_OBSERVATIONS}"
+            f"supported are {SUPPORTED_OBSERVATIONS}{_without_the_rest(env.observation_space)}"
         )
     if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:
         env = gym.wrappers.FlattenObservation(env)
@@ -204,13 +210,38 @@ def _has_vector_form(space: Space) -> bool:
     return isinstance(space, (spaces.Box, *_FLATTENED))
 
 
+def _without_the_rest(space: Space) -> str:
+    """The wrapper that keeps those parts of a `Dict` that have a vector form, if there are any."""
+    parts = space.spaces.items() if isinstance(space, spaces.Dict) else ()
+    keys = ", ".join(key for key, part in parts if _has_vector_form(part))
+    wrapper = f"{{class_path: gymnasium.wrappers.FilterObservation, init_args: {{filter_keys: [{keys}]}}}}"
+    return f"; to do without the rest, data.wrappers [{wrapper}]" if keys else ""
+
+
 def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:
     wrap, arguments = resolve("data.wrappers", wrapper)
     try:
         return wrap(env, **arguments)
     except REFUSALS as error:
         path = wrapper if isinstance(wrapper, str) else wrapper["class_path"]
-        raise UserError(f"data.wrappers: {path} refuses the environment: {_one_line(error)}") from error
+        cure = _missing_extra(error) or _one_line(error)
+        raise UserError(f"data.wrappers: {path} refuses the environment: {cure}") from error
+
+
+def _missing_extra(error: BaseException | None) -> str:
+    """What to install, if an import of what an extra brings is at the bottom of the error."""
+    while error is not None:
+        name = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ImportError) and name in EXTRAS:
+            return f'{name} is not installed; pip install "pg_lightning[{EXTRAS[name]}]"'
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _missing_import(env_id: str) -> str:
+    """What to call an environment whose module nobody has imported."""
+    module = next((module for start, module in REGISTERED_BY.items() if env_id.startswith(start)), None)
+    return f"name it '{module}:{env_id}'" if module is not None and module not in sys.modules else ""
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -268,6 +272,47 @@ def test_a_wrapper_that_cannot_be_applied_is_named_in_one_line(wrapper: Any) -> 
     assert path in message
 
 
+# What is not installed.
+
+
+@pytest.mark.parametrize(
+    ("module", "env_id", "wrappers", "extra"),
+    [
+        ("ale_py", "ale_py:ALE/Pong-v5", [], "atari"),
+        ("cv2", "CartPole-v1", ["gymnasium.wrappers.AtariPreprocessing"], "atari"),
+        ("Box2D", "LunarLander-v3", [], "box2d"),
+        ("minigrid", "minigrid:MiniGrid-Empty-5x5-v0", [], "minigrid"),
+        ("mujoco", "Hopper-v5", [], "mujoco"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_the_line_that_installs_it(
+    monkeypatch: Any, module: str, env_id: str, wrappers: Any, extra: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("gymnasium.envs.box2d", "gymnasium.envs.mujoco"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    message = refusal(make_env, env_id, wrappers=wrappers)
+    assert message.startswith("data.wrappers: " if wrappers else "data.env_id: ")
+    assert message.endswith(f': {module} is not installed; pip install "pg_lightning[{extra}]"')
+    assert re.search(rf"^{extra} = \[", (Path(__file__).parents[2] / "pyproject.toml").read_text(), re.MULTILINE)
+
+
+def test_a_module_that_is_broken_is_not_said_to_be_missing(monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    assert "pip install" not in refusal(make_env, "CartPole-v1", {"gravitas": 1})
+    assert "pip install" not in refusal(make_env, "no_such_module:Env-v0")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [("ALE/Pong-v5", "ale_py:ALE/Pong-v5"), ("MiniGrid-Empty-5x5-v0", "minigrid:MiniGrid-Empty-5x5-v0")],
+)
+def test_an_id_that_an_import_registers_is_named_with_the_import(monkeypatch: Any, env_id: str, name: str) -> None:
+    monkeypatch.delitem(sys.modules, name.partition(":")[0], raising=False)
+    monkeypatch.setattr("gymnasium.envs.registration.registry", {})
+    assert refusal(make_env, env_id) == f"data.env_id: cannot make {env_id!r}: name it {name!r}"
+
+
 # Observation spaces.
 
 SHOWN: list[tuple[gym.Space, Any, list[float]]] = [
@@ -345,3 +390,12 @@ def test_keys_of_different_lengths_are_different_keys() -> None:
 def test_a_seed_is_always_the_same() -> None:
     assert env_seed(1, 2, 3) == env_seed(1, 2, 3)
     assert isinstance(env_seed(2**64 - 1, 0), int)
+
+
+def test_the_parts_of_a_dict_that_have_a_vector_form_are_kept_as_the_refusal_says() -> None:
+    space = spaces.Dict(mission=spaces.Text(5), image=spaces.Box(0, 9, (2,), np.float32), way=spaces.Discrete(3))
+    shown = {"space": space, "value": {"mission": "go", "image": np.ones(2, np.float32), "way": 1}}
+    said = refusal(make_env, "tests/Showing-v0", shown).partition("data.wrappers ")[2]
+    env = make_env("tests/Showing-v0", shown, yaml.safe_load(said))
+    assert env.reset()[0].tolist() == [1, 1, 0, 1, 0]
+    assert "wrappers" not in refusal(make_env, "tests/Showing-v0", {"space": spaces.Dict(mission=spaces.Text(5))})

@@ -10,7 +10,13 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "learning.py"
 TARGETS = {config: target for config, target in runpy.run_path(str(SCRIPT))["TARGETS"].items() if target is not None}
-EXTRAS = {"lunarlander": "Box2D", "halfcheetah": "mujoco", "hopper": "mujoco", "walker2d": "mujoco"}
+EXTRAS = {
+    "lunarlander": "Box2D",
+    "halfcheetah": "mujoco",
+    "hopper": "mujoco",
+    "walker2d": "mujoco",
+    "minigrid": "minigrid",
+}
 
 
 @pytest.mark.learning

@@ -1,0 +1,86 @@
+"""What Atari recipes ask for beyond Gymnasium's wrappers: FIRE where a life begins, and lives as episodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+
+class FireAtLifeStart(gym.Wrapper[Any, Any, Any, Any]):
+    """Presses FIRE where a life begins: some games wait for it, and a policy may never come to press it.
+
+    At the start of a game, as is usual, and here after every lost life too, so that a policy that was trained with
+    `LifeEpisodes` finds what it knows when it plays whole games.
+
+    Args:
+        env: an Atari game, preprocessed; not yet frame-stacked.
+
+    Raises:
+        ValueError: if the game knows no FIRE.
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        meanings = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
+        if "FIRE" not in meanings:
+            raise ValueError("its actions are without FIRE")
+        self._fire = meanings.index("FIRE")
+        self._lives = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts a game."""
+        self.env.reset(seed=seed, options=options)
+        obs, _, terminated, truncated, info = self.env.step(self._fire)
+        if terminated or truncated:
+            obs, info = self.env.reset(options=options)
+        self._lives = lives_of(self)
+        return obs, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step, or two if it cost a life."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        lives = lives_of(self)
+        if 0 < lives < self._lives and not (terminated or truncated):
+            obs, more, terminated, truncated, info = self.env.step(self._fire)
+            reward = float(reward) + float(more)
+        self._lives = lives
+        return obs, reward, terminated, truncated, info
+
+
+class LifeEpisodes(gym.Wrapper[Any, Any, Any, Any]):
+    """Every life is an episode that ends in a terminal state; the game goes on in the next (Mnih et al. 2015).
+
+    For `data.train_wrappers`: evaluation plays whole games. Gymnasium's `terminal_on_life_loss` begins a new game
+    instead, so that no second life is ever seen.
+
+    Args:
+        env: an Atari game, preprocessed.
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self._lives = 0
+        self._is_over = True
+        self._last: tuple[Any, dict[str, Any]]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """The observation that the last life ended with; a new game if none is under way, or if there is a seed."""
+        if self._is_over or seed is not None:
+            self._last = self.env.reset(seed=seed, options=options)
+            self._lives, self._is_over = lives_of(self), False
+        return self._last
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step; terminated if it cost a life."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._last, self._is_over = (obs, info), terminated or truncated
+        lives = lives_of(self)
+        terminated = terminated or 0 < lives < self._lives
+        self._lives = lives
+        return obs, reward, terminated, truncated, info
+
+
+def lives_of(env: gym.Env) -> int:
+    """The lives that are left in an Atari game; 0 in games without."""
+    return int(env.unwrapped.ale.lives())  # type: ignore[attr-defined]
