@@ -15,6 +15,7 @@ from pg_lightning.commands.runs import (
     Result,
     Run,
     Runs,
+    claimed,
     folder_name,
     make_run,
     raise_if_failed,
@@ -70,8 +71,7 @@ def compare(
         return [_reference_run(folder / "runs", label, seed, data, arguments or {}) for seed in seeds]
 
     labels = [*paths, *([] if dqn is None else ["DQN"]), CHANCE]
-    folder.mkdir(parents=True, exist_ok=True)
-    with Runs(METRIC, workers, len(labels) * len(seeds)) as pool:
+    with claimed(folder), Runs(METRIC, workers, len(labels) * len(seeds)) as pool:
         results, failed = (
             pool.all([run for pair in zip(*map(runs_of, labels), strict=True) for run in pair]),
             pool.failed,

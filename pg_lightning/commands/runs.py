@@ -10,8 +10,9 @@ import re
 import runpy
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -67,6 +68,28 @@ class Result:
     final: float
     mean: float
     seconds: float
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes a folder, which inside is this process's.
+
+    Raises:
+        UserError: if another process is at work in it, or it cannot be made.
+    """
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"output: cannot write {str(folder)!r}: {error.strerror}; give another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"output: a study is at work in {str(folder)!r}; give another folder, or wait") from error
+        yield
 
 
 def make_run(

@@ -15,7 +15,17 @@ from typing import Any, Literal
 import numpy as np
 
 from pg_lightning.callbacks.evaluation import confidence_interval
-from pg_lightning.commands.runs import Result, Run, Runs, make_run, raise_if_failed, read_config, run_folders, write_csv
+from pg_lightning.commands.runs import (
+    Result,
+    Run,
+    Runs,
+    claimed,
+    make_run,
+    raise_if_failed,
+    read_config,
+    run_folders,
+    write_csv,
+)
 from pg_lightning.errors import UserError, require
 from pg_lightning.plot import (
     COLORS,
@@ -84,8 +94,7 @@ def study(
         return [make_run(folder / "runs", label_of(values), seed, config, content, settings) for seed in seeds]
 
     settings = grid(vary) if sampler == "grid" else []
-    folder.mkdir(parents=True, exist_ok=True)
-    with Runs(metric, workers, len(seeds) * (len(settings) or trials)) as pool:
+    with claimed(folder), Runs(metric, workers, len(seeds) * (len(settings) or trials)) as pool:
         if sampler == "grid":
             # A seed of all settings, then the next: a setting that cannot be run is found out soon.
             results = pool.all([run for pair in zip(*map(runs_of, settings), strict=True) for run in pair])

@@ -13,7 +13,7 @@ import yaml
 
 from pg_lightning import cli
 from pg_lightning.commands import runs as runs_module
-from pg_lightning.commands.runs import Result, Run, Runs, make_run, raise_if_failed
+from pg_lightning.commands.runs import Result, Run, Runs, claimed, make_run, raise_if_failed
 from pg_lightning.commands.study import chosen, grid, label_of, search, suggest, verdict
 from pg_lightning.errors import UserError
 
@@ -122,6 +122,20 @@ def test_a_mistake_in_the_settings_ends_the_study_in_the_words_of_the_run(tmp_pa
     played.statuses["a", 1] = 2
     with pytest.raises(UserError, match=r"^a, seed 1: model\.lr: too high$"), Runs("x", 1, 1) as pool:
         pool.all([a_run(tmp_path, "a")])
+
+
+def test_two_studies_do_not_work_in_one_folder(tmp_path):
+    with (
+        claimed(tmp_path / "x"),
+        pytest.raises(UserError, match=r"^output: a study is at work in"),
+        claimed(tmp_path / "x"),
+    ):
+        pass
+    with claimed(tmp_path / "x"):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^output: cannot write .*file/x'"), claimed(tmp_path / "file/x"):
+        pass
 
 
 def test_the_verdict_tells_what_beats_what_over_pairs_of_seeds():
