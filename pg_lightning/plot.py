@@ -22,6 +22,7 @@ XAxis = Literal["env_steps", "seconds"]
 Estimate = Literal["mean", "iqm"]
 SPEED = "time/steps_per_second"
 UNITS = {"env_steps": "env steps", "seconds": "seconds of training"}
+LEGENDS: dict[Estimate, str] = {"iqm": "IQM (runs), 95 % over runs", "mean": "mean (runs), 95 % over runs"}
 NUMBER = re.compile(r"\d+(\.\d*)?(e[+-]?\d+)?")
 PIXELS = 1200  # across a picture
 COLORS = ("#1f4e9c", "#c8553d", "#2e7d5b", "#8a5aa8", "#b8860b", "#4a4a4a", "#3a9ab5", "#b5477f")
@@ -181,17 +182,17 @@ def draw(
     for name, level in (levels or {}).items():
         axes.axhline(level, color="#777777", linestyle="--", linewidth=1, label=name)
     draw_curves(axes, groups, estimate)
+    axes.legend(frameon=False, title=LEGENDS[estimate])
     return save(figure, output)
 
 
 def draw_curves(axes: Axes, groups: dict[str, list[Curve]], estimate: Estimate) -> None:
-    """One line and one band a group, with a legend."""
+    """One line and one band a group."""
     for i, (name, curves) in enumerate(groups.items()):
         color = COLORS[i % len(COLORS)]
         grid, middle, low, high = summary(curves, estimate)
         axes.plot(grid, middle, color=color, linewidth=2, label=f"{name} ({len(curves)})")
         axes.fill_between(grid, low, high, color=color, alpha=0.18, linewidth=0)
-    axes.legend(frameon=False, title=f"{'IQM' if estimate == 'iqm' else 'mean'} (runs), 95 % over runs")
 
 
 def environments(groups: dict[str, list[Curve]]) -> str:

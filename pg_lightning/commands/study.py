@@ -29,6 +29,7 @@ from pg_lightning.commands.runs import (
 from pg_lightning.errors import UserError, require
 from pg_lightning.plot import (
     COLORS,
+    LEGENDS,
     UNITS,
     Curve,
     blank,
@@ -221,7 +222,8 @@ def report(
         name: [read_curve(path, metric, "env_steps") for run in runs_of(settings[name]) for path in run_folders(run)]
         for name in shown
     }
-    draw_study({name: group for name, group in curves.items() if group}, results, metric, folder / "study.png")
+    curves = {name: group for name, group in curves.items() if group}
+    draw_study(curves, {name: settings[name] for name in curves}, results, metric, folder / "study.png")
     text = verdict(shown, results, metric)
     (folder / "verdict.txt").write_text(text + "\n")
     print(f"\n{text}\n")
@@ -267,12 +269,16 @@ def _compared(best: str, other: str, differences: list[float]) -> str:
     return f"it beats {other} {amount}" if low > 0 else f"it is not to be told from {other}: ahead {amount}"
 
 
-def draw_study(curves: dict[str, list[Curve]], results: Sequence[Result], metric: str, output: Path) -> None:
+def draw_study(
+    curves: dict[str, list[Curve]], settings: dict[str, Values], results: Sequence[Result], metric: str, output: Path
+) -> None:
     """The learning curves; beside them the final result of every run, with runs of one seed joined by a line."""
-    figure = blank(12, 4.8)
+    figure = blank(12, 5.4)
     left, right = figure.subplots(1, 2)
     style(left, environments(curves), UNITS["env_steps"], metric)
     draw_curves(left, curves, "iqm")
+    ncols = min(4, max(1, 130 // (10 + max(map(len, curves)))))
+    figure.legend(loc="outside lower center", ncols=ncols, frameon=False, title=LEGENDS["iqm"])
     style(right, "each seed, and the mean with its 95 % interval", "", f"{metric}, final")
     places = {name: i for i, name in enumerate(curves)}
     for seed in sorted({result.seed for result in results}):
@@ -283,5 +289,7 @@ def draw_study(curves: dict[str, list[Curve]], results: Sequence[Result], metric
         low, high = confidence_interval(finals)
         around = [[finals.mean() - low], [high - finals.mean()]]
         right.errorbar(place, finals.mean(), around, color=color, marker="D", markersize=7, capsize=5)
-    right.set_xticks(range(len(places)), [name.replace(", ", "\n", 1) for name in places])
+    keys = list(next(iter(settings.values())))
+    right.set_xlabel(", ".join(keys))
+    right.set_xticks(range(len(places)), ["\n".join(map(str, settings[name].values())) for name in places])
     save(figure, output)
