@@ -53,7 +53,11 @@ def main() -> None:
     for name in arguments.names:
         command = [sys.executable, "-m", "pg_lightning", command_of(name), name, "--output", str(arguments.output)]
         subprocess.run(command, check=True)
-    found = [section(name, arguments.output / name) for name in shipped if (arguments.output / name).is_dir()]
+    found = [
+        section(name, arguments.output / name)
+        for name in shipped
+        if (arguments.output / name / "results.csv").is_file()
+    ]
     PAGE.write_text(PAGE.read_text().partition(MARK)[0] + MARK + "\n" + "\n".join(found).rstrip() + "\n")
 
 
