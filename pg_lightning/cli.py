@@ -314,9 +314,14 @@ def main() -> None:
         torch.set_num_threads(1)
     signals.listen()
     try:
-        if command := COMMANDS.get("".join(sys.argv[1:2])):
-            command(sys.argv[2:])
+        name = "".join(sys.argv[1:2])
+        if name in COMMANDS:
+            COMMANDS[name](sys.argv[2:])
             return
+        known = [*CLI.subcommands(), *COMMANDS]
+        if name and not name.startswith("-") and name not in known:
+            meant = "".join(f"{SUGGESTION}{near}?" for near in difflib.get_close_matches(name, known, n=1))
+            raise UserError(f"{name}: unknown command{meant or '; there are ' + ', '.join(known)}")
         arguments = expand_arguments(sys.argv[1:] or ["--help"])
         sys.argv[1:] = arguments
         CLI(config_name=_config_name(arguments))

@@ -92,7 +92,11 @@ def test_an_unknown_config_names_those_there_are(cli, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train", "argument subcommand: invalid choice: 'train'"),
+        (
+            "train",
+            "train: unknown command; there are fit, validate, test, predict, record, export, diagnose, plot",
+        ),
+        ("studdy", "studdy: unknown command; did you mean study?"),
         ("fit --config", "argument -c/--config: expected one argument"),
         ("fit", "the following arguments are required: fit.data.env_id, fit.model"),
         ("--config ppo_cartpole", 'expected "subcommand" to be one of {fit,validate,test,predict,record, ...}'),

@@ -23,7 +23,8 @@ class REINFORCE(PolicyGradientModule):
 
     Args:
         causal: weigh each action by the reward that followed it, the reward-to-go G_t; else, as in the plainest form
-            of the theorem, by the return G_0 of its whole episode, which has the same mean and more variance.
+            of the theorem, by the return G_0 of its whole episode, which has more variance and the mean of γ^t G_t
+            (of G_t, where γ = 1).
         baseline: what is subtracted from the returns: nothing, the mean over the other episodes of the rollout, or a
             moving average over the rollouts before. None of them changes the mean of the gradient.
         baseline_decay: share of the old average that a rollout leaves (`moving_average`).
