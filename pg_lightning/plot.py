@@ -187,8 +187,10 @@ def draw(
 
 
 def draw_curves(axes: Axes, groups: dict[str, list[Curve]], estimate: Estimate) -> None:
-    """One line and one band a group."""
+    """One line and one band a group, none of one without curves."""
     for i, (name, curves) in enumerate(groups.items()):
+        if not curves:
+            continue
         color = COLORS[i % len(COLORS)]
         grid, middle, low, high = summary(curves, estimate)
         axes.plot(grid, middle, color=color, linewidth=2, label=f"{name} ({len(curves)})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -148,9 +149,7 @@ def search(
         raise UserError(f'sampler: {sampler} needs Optuna; pip install "pg_lightning[study]"') from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
-    kept = optuna.storages.RDBStorage(storage, heartbeat_interval=60, heartbeat_stale_trial_callback=retry)
-    found = optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
+    found = open_search(storage, name)
     seed = len(found.trials)  # another each time: one that goes on would only draw again what it has drawn before
     if sampler == "random":
         found.sampler = optuna.samplers.RandomSampler(seed)
@@ -164,10 +163,11 @@ def search(
         except UserError:
             found.enqueue_trial(trial.params)
             raise
-        done = [result.final for result in results if result is not None]
+        done = [result for result in results if result is not None]
         if len(done) < len(results):
             raise optuna.TrialPruned
-        return float(np.mean(done))
+        trial.set_user_attr("results", [asdict(result) for result in done])  # for the other machines
+        return float(np.mean([result.final for result in done]))
 
     def completed() -> list[optuna.trial.FrozenTrial]:
         return found.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
@@ -178,7 +178,27 @@ def search(
         pool.pool.submit(optimize).result()  # not in this thread, which hears the signals
     ranked = sorted(completed(), key=lambda trial: -(trial.value or 0.0))
     settings = [{key: chosen(trial.params[key], vary[key]) for key in vary} for trial in ranked]
-    return settings, [result for values in settings for run in runs_of(values) if (result := pool.known(run))]
+    results = [Result(**row) for trial in ranked for row in trial.user_attrs["results"]]
+    return settings, list({(result.name, result.seed): result for result in results}.values())
+
+
+def open_search(storage: str, name: str) -> Any:
+    """Optuna's study of that name, a new one if there is none yet.
+
+    Raises:
+        UserError: if the storage cannot be used.
+    """
+    import optuna
+
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
+    for attempt in range(3):
+        try:
+            kept = optuna.storages.RDBStorage(storage, heartbeat_interval=60, heartbeat_stale_trial_callback=retry)
+            return optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
+        except Exception as error:
+            if attempt == 2:
+                raise UserError(f"storage: Optuna cannot use {storage!r}: {str(error).splitlines()[0]}") from error
+            time.sleep(1)  # another machine may be making the tables
 
 
 def suggest(trial: Any, key: str, choices: Any) -> Any:
@@ -215,15 +235,14 @@ def report(
     """Writes `results.csv`, `study.png` and `verdict.txt`, and prints the verdict."""
     rows = [{**settings[result.name], **asdict(result)} for result in results]
     write_csv(folder / "results.csv", rows)
-    shown = list(settings)
+    shown = [name for name in settings if any(result.name == name for result in results)]
     if len(shown) > SHOWN:
         shown = sorted(shown, key=lambda name: -mean_of(results, name, "final"))[:SHOWN]
     curves = {
         name: [read_curve(path, metric, "env_steps") for run in runs_of(settings[name]) for path in run_folders(run)]
         for name in shown
     }
-    curves = {name: group for name, group in curves.items() if group}
-    draw_study(curves, {name: settings[name] for name in curves}, results, metric, folder / "study.png")
+    draw_study(curves, settings, results, metric, folder / "study.png")
     text = verdict(shown, results, metric)
     (folder / "verdict.txt").write_text(text + "\n")
     print(f"\n{text}\n")
@@ -272,13 +291,16 @@ def _compared(best: str, other: str, differences: list[float]) -> str:
 def draw_study(
     curves: dict[str, list[Curve]], settings: dict[str, Values], results: Sequence[Result], metric: str, output: Path
 ) -> None:
-    """The learning curves; beside them the final result of every run, with runs of one seed joined by a line."""
+    """The learning curves of the runs that are on this machine, none of some settings perhaps; beside them the final
+    result of every run, with runs of one seed joined by a line.
+    """
     figure = blank(12, 5.4)
     left, right = figure.subplots(1, 2)
     style(left, environments(curves), UNITS["env_steps"], metric)
     draw_curves(left, curves, "iqm")
-    ncols = min(4, max(1, 130 // (10 + max(map(len, curves)))))
-    figure.legend(loc="outside lower center", ncols=ncols, frameon=False, title=LEGENDS["iqm"])
+    if any(curves.values()):
+        ncols = min(4, max(1, 130 // (10 + max(map(len, curves)))))
+        figure.legend(loc="outside lower center", ncols=ncols, frameon=False, title=LEGENDS["iqm"])
     style(right, "each seed, and the mean with its 95 % interval", "", f"{metric}, final")
     places = {name: i for i, name in enumerate(curves)}
     for seed in sorted({result.seed for result in results}):

@@ -14,7 +14,7 @@ import yaml
 from pg_lightning import cli
 from pg_lightning.commands import runs as runs_module
 from pg_lightning.commands.runs import Result, Run, Runs, claimed, make_run, raise_if_failed
-from pg_lightning.commands.study import chosen, grid, label_of, search, suggest, verdict
+from pg_lightning.commands.study import chosen, grid, label_of, open_search, report, search, suggest, verdict
 from pg_lightning.errors import UserError
 
 CONFIG = Path("ppo_cartpole.yaml")
@@ -189,6 +189,24 @@ def test_a_search_draws_settings_and_takes_up_the_one_that_was_interrupted(tmp_p
     assert len(optuna.load_study(study_name="s", storage=storage).trials) == 4
     assert go_on() == (settings, results)
     assert len(played.calls) == 7
+    tmp_path = tmp_path / "another machine"  # for `runs_of`
+    assert go_on() == (settings, results)
+    assert not tmp_path.exists()
+
+
+def test_a_storage_that_is_none_is_one_line(monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(UserError, match=r"^storage: Optuna cannot use 'sqlite:////nowhere/x.db': "):
+        open_search("sqlite:////nowhere/x.db", "x")
+
+
+def test_a_picture_shows_what_is_known_of_runs_on_other_machines(tmp_path):
+    settings = {"lr 1": {"model.lr": 1}, "lr 2": {"model.lr": 2}}
+    found = [*results(**{"lr 1": {1: 5.0, 2: 6.0}}), *results(**{"lr 2": {1: 7.0, 2: 8.0}})]
+    report(settings, lambda values: [a_run(tmp_path, label_of(values))], found, "val/return_mean", tmp_path)
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+    assert "lr 2 is best" in (tmp_path / "verdict.txt").read_text()
 
 
 def test_a_range_that_is_none_is_named():
