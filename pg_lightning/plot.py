@@ -182,7 +182,14 @@ def draw(
     for name, level in (levels or {}).items():
         axes.axhline(level, color="#777777", linestyle="--", linewidth=1, label=name)
     draw_curves(axes, groups, estimate)
-    axes.legend(frameon=False, title=LEGENDS[estimate])
+    ends = [max(curve.x[-1] for curve in curves) for curves in groups.values()]
+    if x == "seconds" and max(ends) > 5 * min(ends):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    if len(groups) > 5:
+        figure.legend(loc="outside right upper", frameon=False, title=LEGENDS[estimate])
+    else:
+        axes.legend(frameon=False, title=LEGENDS[estimate])
     return save(figure, output)
 
 
