@@ -13,7 +13,6 @@ ranks of `ddp` take to add up a gradient, through gloo and through memory.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import multiprocessing
 import os
@@ -31,7 +30,7 @@ from measuring import listed, machine, median_interval, positive, versions, with
 from torch import distributed
 
 from pg_lightning import ranks
-from pg_lightning.plot import seconds_of
+from pg_lightning.plot import rows_of, seconds_of
 
 STEPS = {"ppo_cartpole": 100_000, "a2c_cartpole": 60_000, "a3c_cartpole": 60_000, "ppo_halfcheetah": 40_000}
 MESSAGE = 9_155  # float32: the weights of two networks of 64-64 for CartPole, and one number more
@@ -66,8 +65,7 @@ def steps_per_second(config: str, processes: int, runs: int = 1) -> float:
 
 def speed_of(log: Path) -> float:
     """Env steps over seconds of the last three quarters of a run: a core that slows down now and then does count."""
-    with log.open(newline="") as file:
-        steps, seconds = seconds_of(list(csv.DictReader(file)))
+    steps, seconds = seconds_of(rows_of(log))
     later = len(steps) // 4
     return float((steps[-1] - steps[later]) / (seconds[-1] - seconds[later]))
 

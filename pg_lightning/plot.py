@@ -98,8 +98,7 @@ def read_curve(folder: Path, metric: str, x: XAxis) -> Curve:
     Raises:
         UserError: if it was never logged, or there is no speed to tell seconds from.
     """
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(folder / "metrics.csv")
     points = points_of(rows, metric)
     if not points:
         known = ", ".join(key for key in (rows[0] if rows else {}) if "/" in key)
@@ -112,6 +111,12 @@ def read_curve(folder: Path, metric: str, x: XAxis) -> Curve:
             raise UserError(f"x: {str(folder)!r} has no {SPEED!r} to tell seconds from; use env_steps")
         steps = np.interp(steps, *seconds_of(rows))
     return Curve(folder, config, steps, values)
+
+
+def rows_of(metrics_csv: Path) -> list[dict[str, str]]:
+    """The lines of a `metrics.csv`, by column."""
+    with metrics_csv.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def points_of(rows: list[dict[str, str]], metric: str) -> list[tuple[float, float]]:

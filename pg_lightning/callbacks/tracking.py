@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from pg_lightning.plot import new_figure, points_of
+from pg_lightning.plot import new_figure, points_of, rows_of
 from pg_lightning.signals import Stopped
 
 
@@ -40,8 +39,7 @@ class LearningCurve(Callback):
 
 def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
     """Plots `rollout/return_mean` and `val/return_mean` of a `metrics.csv` against env steps."""
-    with metrics_csv.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(metrics_csv)
     figure, axes = new_figure(title, "env steps", "return")
     curves = {
         "rollout/return_mean": ("training episodes", {"color": "#9db4d3", "linewidth": 1.5}),

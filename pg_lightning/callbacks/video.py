@@ -79,11 +79,10 @@ class EvaluationVideo(Callback):
         return folder / f"{name}-episode-0.mp4"
 
     def _make_env(self, data: RolloutDataModule, folder: Path, name: str) -> VectorEnv:
-        recorder = {"video_folder": str(folder), "name_prefix": name, "episode_trigger": lambda episode: True}
         wrappers = [
             *data.wrappers,
             {"class_path": "gymnasium.wrappers.TimeLimit", "init_args": {"max_episode_steps": self.max_frames}},
-            {"class_path": "gymnasium.wrappers.RecordVideo", "init_args": recorder},
+            camera(folder, name),
         ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the folder has other videos in it
@@ -109,6 +108,12 @@ def require_pictures(data: RolloutDataModule, who: str) -> None:
         raise UserError(f"{who} cannot render {data.env_id!r}: {error}") from error
     if getattr(picture, "ndim", 0) != 3:
         raise UserError(f"{who}: {data.env_id!r} has no render mode 'rgb_array'")
+
+
+def camera(folder: Path, name: str, **options: Any) -> dict[str, Any]:
+    """The wrapper that films every episode, as `<name>-episode-K.mp4` in the folder."""
+    arguments = {"video_folder": str(folder), "name_prefix": name, "episode_trigger": lambda episode: True}
+    return {"class_path": "gymnasium.wrappers.RecordVideo", "init_args": {**arguments, **options}}
 
 
 def rendering(data: RolloutDataModule) -> dict[str, Any]:

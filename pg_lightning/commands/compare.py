@@ -16,16 +16,16 @@ from pg_lightning.commands.runs import (
     Run,
     Runs,
     claimed,
+    curves_of,
     folder_name,
     make_run,
     raise_if_failed,
     read_config,
-    run_folders,
     write_csv,
 )
-from pg_lightning.commands.study import verdict
+from pg_lightning.commands.study import mean_of, verdict
 from pg_lightning.errors import UserError, require
-from pg_lightning.plot import XAxis, draw, read_curve
+from pg_lightning.plot import XAxis, draw
 
 METRIC = "val/return_mean"
 CHANCE = "random policy"
@@ -72,28 +72,23 @@ def compare(
 
     labels = [*paths, *([] if dqn is None else ["DQN"]), CHANCE]
     with claimed(folder), Runs(METRIC, workers, len(labels) * len(seeds)) as pool:
-        results, failed = (
-            pool.all([run for pair in zip(*map(runs_of, labels), strict=True) for run in pair]),
-            pool.failed,
-        )
-    known = {label: [run for run in runs_of(label) if run_folders(run)] for label in labels}
-    report({label: runs for label, runs in known.items() if runs}, results, folder)
+        runs = {label: runs_of(label) for label in labels}
+        results, failed = pool.all([*runs.values()]), pool.failed
+    if results:
+        report(runs, results, folder)
     raise_if_failed(failed)
 
 
 def report(runs: dict[str, list[Run]], results: list[Result], folder: Path) -> None:
     """Writes `results.csv`, `table.md`, `curves_env_steps.png`, `curves_seconds.png`, and prints table and verdict."""
     write_csv(folder / "results.csv", [asdict(result) for result in results])
-    chance = {CHANCE: float(np.mean([r.final for r in results if r.name == CHANCE]))} if CHANCE in runs else {}
+    labels = [label for label in runs if any(result.name == label for result in results)]
+    chance = {CHANCE: mean_of(results, CHANCE, "final")} if CHANCE in labels else {}
     axes: tuple[XAxis, ...] = ("env_steps", "seconds")
     for x in axes:
-        curves = {
-            label: [read_curve(path, METRIC, x) for run in group for path in run_folders(run)]
-            for label, group in runs.items()
-            if label != CHANCE
-        }
+        curves = {label: curves_of(runs[label], METRIC, x) for label in labels if label != CHANCE}
         draw(curves, METRIC, x, "iqm", folder / f"curves_{x}.png", chance)
-    text = f"{table(list(runs), results)}\n\n{verdict([*runs], results, METRIC)}\n"
+    text = f"{table(labels, results)}\n\n{verdict(labels, results, METRIC)}\n"
     (folder / "table.md").write_text(text)
     print(f"\n{text}")
     for file in ("results.csv", "table.md", "curves_env_steps.png", "curves_seconds.png"):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from pg_lightning.callbacks.video import rendering, require_pictures
+from pg_lightning.callbacks.video import camera, rendering, require_pictures
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError, require
 from pg_lightning.rollout import Episode
@@ -40,9 +40,7 @@ def record(
     require("episodes", episodes, 1)
     require_pictures(data, "record")
     data.env_kwargs = rendering(data)
-    recorder = {"video_folder": str(folder), "name_prefix": "new", "episode_trigger": lambda episode: True}
-    recorder["disable_logger"] = True
-    data.wrappers = [*data.wrappers, {"class_path": "gymnasium.wrappers.RecordVideo", "init_args": recorder}]
+    data.wrappers = [*data.wrappers, camera(folder, "new", disable_logger=True)]
     data.num_envs, data.backend, data.eval_episodes = 1, "sync", episodes
     try:
         folder.mkdir(parents=True, exist_ok=True)

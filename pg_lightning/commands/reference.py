@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
+from pg_lightning.commands.runs import write_csv
 from pg_lightning.data import EvaluationDataset, RolloutDataModule
 from pg_lightning.data.datamodule import VALIDATE
 from pg_lightning.envs import env_seed, make_env, make_vector_env
@@ -78,10 +78,7 @@ class _Evaluations:
     def write(self) -> None:
         """`metrics.csv`."""
         self.env.close()
-        with (self.folder / "metrics.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_csv(self.folder / "metrics.csv", self.rows)
 
 
 class _Chance:

@@ -23,10 +23,11 @@ import yaml  # type: ignore[import-untyped]
 from rich.progress import Progress
 
 from pg_lightning.errors import UserError
-from pg_lightning.plot import find_runs, points_of, seconds_of
+from pg_lightning.plot import Curve, XAxis, find_runs, points_of, read_curve, rows_of, seconds_of
 
 # Forks of a process that has imported everything: imports take longer than many a run.
 FORKS = multiprocessing.get_context("forkserver")
+RESULT = "result.json"  # in the folder of a run that is done
 FOLDER_NAME = re.compile(r"[^\w.=+-]+")
 
 
@@ -124,10 +125,7 @@ def read_result(run: Run, metric: str) -> Result:
         UserError: if the metric was never logged.
     """
     files = sorted(run.folder.rglob("metrics.csv"))
-    rows = []
-    if files:
-        with files[-1].open(newline="") as file:
-            rows = list(csv.DictReader(file))
+    rows = rows_of(files[-1]) if files else []
     points = points_of(rows, metric)
     if not points:
         raise UserError(f"metric: {str(run.folder)!r} has logged no {metric!r}")
@@ -173,12 +171,15 @@ class Runs:
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.progress.stop()
 
-    def all(self, runs: Sequence[Run]) -> list[Result]:
-        """The results of runs, in their order; without those that failed, which `failed` names.
+    def all(self, settings: Sequence[Sequence[Run]]) -> list[Result]:
+        """The results of all runs of some settings, without those that failed, which `failed` names.
+
+        A seed of every setting, then the next: a setting that cannot be run is found out soon.
 
         Raises:
             UserError: if one calls its arguments wrong, in its own words: the others would too.
         """
+        runs = [run for pair in zip(*settings, strict=True) for run in pair]
         results: dict[int, Result] = {}
         jobs: dict[Future[Result | None], int] = {self.pool.submit(self.one, run): i for i, run in enumerate(runs)}
         for job in as_completed(jobs):
@@ -194,7 +195,8 @@ class Runs:
             UserError: if it calls its arguments wrong, or its folder holds another run.
         """
         self._claim(run)
-        if self.known(run) is None:
+        result = known(run)
+        if result is None:
             status = self._call(run)
             last = (run.folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
             if status == 2:
@@ -203,17 +205,10 @@ class Runs:
                 self._tell(f"{run.name}, seed {run.seed}: failed with status {status}, see {run.folder / 'log.txt'}")
                 self.failed.append(f"{run.name}, seed {run.seed}")
                 return None
-            reached = asdict(read_result(run, self.metric))
-            (run.folder / "result.json").write_text(json.dumps(reached, indent=1) + "\n")
-        result = self.known(run)
-        assert result is not None
+            result = read_result(run, self.metric)
+            (run.folder / RESULT).write_text(json.dumps(asdict(result), indent=1) + "\n")
         self._tell(f"{run.name}, seed {run.seed}: {result.final:.1f} at {result.env_steps:,} env steps")
         return result
-
-    def known(self, run: Run) -> Result | None:
-        """The result of a run that is done."""
-        file = run.folder / "result.json"
-        return Result(**json.loads(file.read_text())) if file.is_file() else None
 
     def _claim(self, run: Run) -> None:
         """Writes down what the run depends on, or compares it with what is written there."""
@@ -253,9 +248,15 @@ class Runs:
         self.progress.console.print(f"[{done}/{self.total}] {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-def run_folders(run: Run) -> list[Path]:
-    """The folder that a run which is done has made, with its `metrics.csv`; none of others."""
-    return find_runs([run.folder])[-1:] if (run.folder / "result.json").is_file() else []
+def known(run: Run) -> Result | None:
+    """The result of a run that is done."""
+    file = run.folder / RESULT
+    return Result(**json.loads(file.read_text())) if file.is_file() else None
+
+
+def curves_of(runs: Sequence[Run], metric: str, x: XAxis) -> list[Curve]:
+    """The learning curves of those runs that are done."""
+    return [read_curve(find_runs([run.folder])[-1], metric, x) for run in runs if (run.folder / RESULT).is_file()]
 
 
 def raise_if_failed(failed: Sequence[str]) -> None:

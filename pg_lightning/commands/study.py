@@ -21,10 +21,10 @@ from pg_lightning.commands.runs import (
     Run,
     Runs,
     claimed,
+    curves_of,
     make_run,
     raise_if_failed,
     read_config,
-    run_folders,
     write_csv,
 )
 from pg_lightning.errors import UserError, require
@@ -36,7 +36,6 @@ from pg_lightning.plot import (
     blank,
     draw_curves,
     environments,
-    read_curve,
     save,
     style,
 )
@@ -98,8 +97,7 @@ def study(
     settings = grid(vary) if sampler == "grid" else []
     with claimed(folder), Runs(metric, workers, len(seeds) * (len(settings) or trials)) as pool:
         if sampler == "grid":
-            # A seed of all settings, then the next: a setting that cannot be run is found out soon.
-            results = pool.all([run for pair in zip(*map(runs_of, settings), strict=True) for run in pair])
+            results = pool.all([runs_of(values) for values in settings])
         else:
             storage = storage or f"sqlite:///{folder / 'optuna.db'}"
             settings, results = search(vary, sampler, trials, storage, name, pool, workers, runs_of)
@@ -238,10 +236,7 @@ def report(
     shown = [name for name in settings if any(result.name == name for result in results)]
     if len(shown) > SHOWN:
         shown = sorted(shown, key=lambda name: -mean_of(results, name, "final"))[:SHOWN]
-    curves = {
-        name: [read_curve(path, metric, "env_steps") for run in runs_of(settings[name]) for path in run_folders(run)]
-        for name in shown
-    }
+    curves = {name: curves_of(runs_of(settings[name]), metric, "env_steps") for name in shown}
     draw_study(curves, settings, results, metric, folder / "study.png")
     text = verdict(shown, results, metric)
     (folder / "verdict.txt").write_text(text + "\n")

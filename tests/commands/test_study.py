@@ -98,21 +98,21 @@ def test_what_is_done_is_not_done_again(tmp_path, played):
     runs = [a_run(tmp_path, "a", seed) for seed in (1, 2)]
     for _ in range(2):
         with Runs("val/return_mean", 2, 2) as pool:
-            assert [result.final for result in pool.all(runs)] == [10.0, 20.0]
+            assert [result.final for result in pool.all([runs])] == [10.0, 20.0]
     assert sorted(played.calls) == [("a", 1), ("a", 2)]
 
 
 def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path, played):
     with Runs("val/return_mean", 1, 1) as pool:
-        pool.all([a_run(tmp_path, "a", overrides={"model.gamma": 0.9})])
+        pool.all([[a_run(tmp_path, "a", overrides={"model.gamma": 0.9})]])
     with pytest.raises(UserError, match=r"^output: .*holds a run with other settings"), Runs("x", 1, 1) as pool:
-        pool.all([a_run(tmp_path, "a", overrides={"model.gamma": 0.8})])
+        pool.all([[a_run(tmp_path, "a", overrides={"model.gamma": 0.8})]])
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, played):
     played.statuses["a", 1] = -9
     with Runs("val/return_mean", 1, 2) as pool:
-        assert [result.seed for result in pool.all([a_run(tmp_path, "a", seed) for seed in (1, 2)])] == [2]
+        assert [result.seed for result in pool.all([[a_run(tmp_path, "a", seed) for seed in (1, 2)]])] == [2]
     assert pool.failed == ["a, seed 1"]
     with pytest.raises(UserError, match=r"^1 runs failed: a, seed 1; the same command"):
         raise_if_failed(pool.failed)
@@ -121,7 +121,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, played):
 def test_a_mistake_in_the_settings_ends_the_study_in_the_words_of_the_run(tmp_path, played):
     played.statuses["a", 1] = 2
     with pytest.raises(UserError, match=r"^a, seed 1: model\.lr: too high$"), Runs("x", 1, 1) as pool:
-        pool.all([a_run(tmp_path, "a")])
+        pool.all([[a_run(tmp_path, "a")]])
 
 
 def test_two_studies_do_not_work_in_one_folder(tmp_path):
