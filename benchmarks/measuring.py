@@ -6,7 +6,8 @@ import argparse
 import os
 import platform
 from collections.abc import Callable, Collection
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
@@ -16,9 +17,11 @@ PACKAGES = ("torch", "lightning", "gymnasium", "numpy", "stable-baselines3")
 def versions() -> dict[str, str]:
     from pg_lightning import __version__
 
-    return {"pg_lightning": __version__, "python": platform.python_version()} | {
-        name: version(name) for name in PACKAGES
-    }
+    found = {"pg_lightning": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def machine() -> dict[str, int]:

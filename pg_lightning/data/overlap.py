@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import fields, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -16,6 +17,7 @@ from multiprocessing.util import Finalize
 from typing import Any, cast
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from pg_lightning import signals
@@ -102,10 +104,13 @@ class CollectorProcess:
             self._weights = []
 
     def _start(self, actor: Actor) -> None:
-        self._weights = [tensor.detach().to("cpu", copy=True).share_memory_() for tensor in _tensors(actor)]
+        # Copied before the fork: a forked process cannot use the GPU of its parent, not even to move weights off it.
+        acting = deepcopy(cast(LightningModule, actor)).to("cpu").share_memory()
+        acting.trainer = cast(LightningModule, actor).trainer
+        self._weights = _tensors(cast(Actor, acting))
         context = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=self._work, args=(os.getpid(), theirs, actor))
+        self._process = context.Process(target=self._work, args=(os.getpid(), theirs, acting))
         with signals_held():  # the process must not hear them before it has its own handlers
             self._process.start()
         theirs.close()
@@ -114,7 +119,7 @@ class CollectorProcess:
 
     def _play(self, actor: Actor) -> None:
         for shared, tensor in zip(self._weights, _tensors(actor), strict=True):
-            shared.copy_(tensor.detach())
+            shared.detach().copy_(tensor.detach())
         with suppress(OSError):  # a process that has died meanwhile is found out by who waits for its rollout
             self._pipe.send(actor.policy_version)
 
@@ -156,9 +161,6 @@ class CollectorProcess:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: with more than one, operations can hang
         self._pipe.close()
-        for tensor, shared in zip(_tensors(actor), self._weights, strict=True):
-            tensor.data = shared
-        cast(nn.Module, actor).to("cpu")  # nothing is left to move: tells the module where it is
         collector = None
         try:
             collector = self._make_collector()
