@@ -9,9 +9,11 @@ if TYPE_CHECKING:
         A3C,
         PPO,
         REINFORCE,
+        TRPO,
         OneStepActorCritic,
         PolicyGradientModule,
         REINFORCEBaseline,
+        VTrace,
     )
     from pg_lightning.callbacks import EvaluateEverySteps
     from pg_lightning.data import RolloutDataModule
@@ -25,6 +27,7 @@ __all__ = [
     "A3C",
     "PPO",
     "REINFORCE",
+    "TRPO",
     "EvaluateEverySteps",
     "HogwildStrategy",
     "OneStepActorCritic",
@@ -33,6 +36,7 @@ __all__ = [
     "Rollout",
     "RolloutDataModule",
     "UserError",
+    "VTrace",
 ]
 
 _MODULES = {

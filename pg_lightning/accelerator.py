@@ -45,7 +45,7 @@ def seconds_per_rollout(module: PolicyGradientModule, data: Any, device: str, re
     module = deepcopy(module).to(device)
     rollout = _random_rollout(module, data)
     generator = torch.Generator(device).manual_seed(0)
-    state = module.initial_state(data.num_envs)
+    state = module.network.initial_state(data.num_envs)
 
     def act() -> None:
         with torch.inference_mode(), module.network.acting():
@@ -70,7 +70,7 @@ def _random_rollout(module: PolicyGradientModule, data: Any) -> Rollout:
     """Of the shape of the run's, with actions of the policy and nothing else in it."""
     T, N, device = data.num_steps, data.num_envs, module.device
     obs = torch.as_tensor(np.stack([data.observation_space.sample() for _ in range(N)]), device=device)
-    state = module.initial_state(N)
+    state = module.network.initial_state(N)
     with torch.inference_mode(), module.network.acting():
         actions, _ = module.network.sample(obs, torch.Generator(device).manual_seed(0), None, state)
     zeros, nothing = torch.zeros(T, N, device=device), torch.zeros(T, N, dtype=torch.bool, device=device)

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, TypeVar
 
-from pg_lightning import ranks
+from pg_lightning.collectives import all_reduce_max
 
 # The exit status after each: what a shell reports of a process that the signal ended, and for SIGUSR1 "temporary
 # failure, try again" (EX_TEMPFAIL of sysexits.h).
@@ -162,7 +162,7 @@ def raise_if_stopped(strategy: Any) -> None:
     Raises:
         Stopped: on all of them, if a signal came to any.
     """
-    if received := ranks.highest(_listener.received, strategy):
+    if received := all_reduce_max(_listener.received, strategy):
         _listener.received, _listener.ending = received, True
         raise Stopped(received, consistent=True)
 
@@ -183,7 +183,7 @@ def agree(strategy: Any, is_given_up: bool, seconds: float) -> bool:
     """
     listener = _listener
     late = is_given_up or bool(listener.received and _age(listener) + seconds > PATIENCE)
-    told = ranks.highest(listener.received + LATE * late, strategy)
+    told = all_reduce_max(listener.received + LATE * late, strategy)
     if told >= LATE:
         listener.received, listener.ending = told - LATE, True
         raise Stopped(listener.received, consistent=True)

@@ -77,7 +77,7 @@ def test_the_command_line_says_what_was_chosen(cli, tiny, tmp_path, caplog):
 def test_episodes_that_a_gpu_knows_of_are_in_the_checkpoint(monkeypatch):
     """`meta` stands for the GPU."""
     module, _ = make()
-    module._episodes.update(torch.ones(2, device="meta"), torch.ones(2, device="meta"))
+    module.reports.episodes.add(torch.ones(2, device="meta"), torch.ones(2, device="meta"))
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: torch.ones(x.shape))
     checkpoint = {}
     module.on_save_checkpoint(checkpoint)

@@ -49,7 +49,8 @@ def boundaries(monkeypatch):
 
     def training_step(self, *args):
         learn(self, *args)
-        moments = [self._optimizer().optimizer.state[p]["exp_avg"] for p in self.learned_parameters()]
+        (optimizer,) = self.learner.rates.optimizers
+        moments = [state["exp_avg"] for state in optimizer.state.values()]
         states[self.env_steps] = copy.deepcopy((self.state_dict(), self.policy_version, moments))
 
     monkeypatch.setattr(PPO, "training_step", training_step)

@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
+from pg_lightning.collectives import all_gather_object
 from pg_lightning.errors import UserError, unwritable
-from pg_lightning.ranks import of_all_ranks
 
 MOST = 10_000  # rows that wait in memory for a disk that takes none; about 20 MB
 
@@ -56,7 +56,7 @@ class MetricsFile(CSVLogger):
 
     def agree(self) -> None:
         """Has all ranks know rank 0's folder; every rank must ask."""
-        self._version = of_all_ranks(self.version)[0]
+        self._version = all_gather_object(self.version)[0]
 
     def release(self) -> None:
         """Removes the folder if nothing was written into it, and those above that were made for it."""
@@ -202,7 +202,7 @@ class ContinuedMetrics(Callback):
             UserError: if they disagree.
         """
         self.logger.agree()
-        found = of_all_ranks(str(self.checkpoint))
+        found = all_gather_object(str(self.checkpoint))
         if len(set(found)) > 1:
             raise UserError(f"ckpt_path: the processes have found different checkpoints: {', '.join(found)}")
 

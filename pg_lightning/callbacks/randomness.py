@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pg_lightning.ranks import of_all_ranks
+from pg_lightning.collectives import all_gather_object
 
 
 class RandomStates(Callback):
@@ -24,7 +24,7 @@ class RandomStates(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Those of all ranks; every rank must ask."""
-        return {"ranks": of_all_ranks(random_state())}
+        return {"ranks": all_gather_object(random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps them for when training starts: what is set up before may draw numbers."""

@@ -10,10 +10,9 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from pg_lightning.board import RankLost
+from pg_lightning.collectives import RankLost, disconnect
 from pg_lightning.errors import UserError
 from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with
-from pg_lightning.ranks import part
 
 # What gloo and NCCL say, among other things, when a rank is gone or too late.
 COLLECTIVE_ERRORS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe")
@@ -35,7 +34,7 @@ class RankWatch(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves word of this rank's error; if it is that of another, makes that the cause of the exception."""
-        part()
+        disconnect()
         ends_by_signal = not isinstance(exception, Exception)  # which all ranks have agreed on
         if trainer.world_size == 1 or ends_by_signal or not dist.is_initialized():
             return

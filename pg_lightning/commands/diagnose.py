@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,13 @@ from pg_lightning.callbacks import read_checkpoint
 from pg_lightning.commands.runs import write_csv
 from pg_lightning.data import RolloutCollector, RolloutDataModule
 from pg_lightning.errors import UserError, require
+from pg_lightning.learning.actor import precision_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
-from pg_lightning.metrics import explained_variance
 from pg_lightning.networks import ActorCritic, ValueNormalizer
 from pg_lightning.plot import COLORS, new_figure, save
 from pg_lightning.returns import episode_index, gae, mean_of_other_episodes, reward_to_go
 from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.statistics import explained_variance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,7 +122,7 @@ def diagnose(
         raise UserError("trainer.devices: diagnose plays and computes in one process; set it to 1")
     if ckpt_path is not None:
         load(model, data, ckpt_path)
-    model.trainer = trainer
+    model.actor.precision = partial(precision_of, trainer)
     model = trainer.precision_plugin.convert_module(model).to(trainer.strategy.root_device)
     fit_critic = fit_critic or ckpt_path is None or not model.has_critic
     if fit_critic:
@@ -176,7 +178,7 @@ def load(model: Any, data: RolloutDataModule, ckpt_path: str) -> None:
 def play(collector: RolloutCollector, model: Any, batches: int, what: str) -> Iterator[Rollout]:
     """Batches of whole episodes, their rewards scaled if the model scales them."""
     for _ in track(range(batches), what, disable=not sys.stdout.isatty()):
-        rollout = collector.collect(model).to(model.device)
+        rollout = collector.collect(model.actor).to(model.device)
         if model.reward_scaler is not None:
             rollout = replace(rollout, rewards=model.reward_scaler(rollout.rewards))
         yield rollout
@@ -205,7 +207,7 @@ def train_critic(model: Any, rollouts: Sequence[Rollout]) -> None:
     steps = 0
     while steps < CRITIC_STEPS:
         for rollout in rollouts:
-            samples = model.samples(rollout, gae_lambda=1.0, normalize_advantage=False)
+            samples = model.targets(rollout, gae_lambda=1.0, normalize_advantage=False)
             for batch in samples.minibatches(math.ceil(len(samples) / CRITIC_ROWS)):
                 optimizer.zero_grad()
                 value_loss(network(batch)[1], batch.returns).backward()

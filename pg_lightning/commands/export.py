@@ -253,7 +253,7 @@ def met_observations(model: Any, data: RolloutDataModule) -> dict[str, Any]:
     """
     backend: Literal["envpool", "sync"] = "envpool" if data.backend == "envpool" else "sync"
     env = make_vector_env(data.env_id, NUM_ENVS, data.env_kwargs, data.wrappers, backend)
-    watched: Any = _Watched(model)
+    watched: Any = _Watched(model.actor)
     try:
         seeds = [env_seed(data.seed, PREDICT, n) for n in range(NUM_ENVS)]
         RolloutCollector(env, NUM_STEPS, seeds, env_seed(data.seed, PREDICT, 0, 0)).collect(watched)

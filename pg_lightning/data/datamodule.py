@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pg_lightning import signals
 from pg_lightning.class_path import ClassPath
+from pg_lightning.collectives import all_gather_object
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.envs import AutoresetName, Backend, choose_backend, env_seed, make_env, make_vector_env
 from pg_lightning.errors import UserError, require
-from pg_lightning.ranks import of_all_ranks
 from pg_lightning.rollout import Actor, Rollout
 
 # Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
@@ -50,9 +50,12 @@ class RolloutDataset(IterableDataset[Rollout]):
     every rollout one update too early.
     """
 
-    def __init__(self, collector: RolloutCollector | CollectorProcess, actor: Actor, length: int) -> None:
+    def __init__(
+        self, collector: RolloutCollector | CollectorProcess, actor: Actor, strategy: Any, length: int
+    ) -> None:
         self.collector = collector
         self.actor = actor
+        self.strategy = strategy
         self.length = length
 
     def __len__(self) -> int:
@@ -63,7 +66,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         if not signals.are_held():
             while True:
                 yield self.collector.collect(self.actor)
-        strategy = cast(Any, self.actor).trainer.strategy
+        strategy = self.strategy
         stops, played = False, time.monotonic()
         while True:
             learning = time.monotonic() - played
@@ -222,7 +225,9 @@ class RolloutDataModule(LightningDataModule):
             raise UserError("data.overlap: forks a process, which this system cannot; set it to false")
         if stage == "fit" and self.backend == "auto":
             backend, reason = choose_backend(self.env_id, self.num_envs, *self._training_env, self.autoreset_mode)
-            self.backend = of_all_ranks(backend)[0]  # what the first rank has found: they must not play differently
+            self.backend = all_gather_object(backend)[
+                0
+            ]  # what the first rank has found: they must not play differently
             rank_zero_info(f"data.backend auto: {reason}")
 
     def train_dataloader(self) -> RolloutDataset:
@@ -232,20 +237,21 @@ class RolloutDataModule(LightningDataModule):
         policy of the moment.
         """
         assert self.trainer is not None
-        actor = cast(Any, self.trainer.lightning_module)
+        module, strategy = cast(Any, self.trainer.lightning_module), self.trainer.strategy
+        actor = module.actor
         # At least every other row is an env step, so this many rollouts are more than the budget can take.
         length = 2 * self.total_steps
         if self.collector is not None:  # asked again: the environments go on where they stand
-            return RolloutDataset(self.collector, actor, length)
+            return RolloutDataset(self.collector, actor, strategy, length)
         rank = self.trainer.global_rank
         # Where a resumed run begins new episodes they have seeds of their own: it must not live through those of its
         # first part again.
-        key = (rank, actor.env_steps)
+        key = (rank, module.env_steps)
         seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
         make = partial(self._make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
         self.collector = CollectorProcess(make) if self.overlap else make()
         self.episodes_go_on = self._go_on(actor)
-        return RolloutDataset(self.collector, actor, length)
+        return RolloutDataset(self.collector, actor, strategy, length)
 
     def diagnosis_collector(self, episodes: int) -> RolloutCollector:
         """Plays rollouts of so many whole episodes, one in each environment, that no training has seen."""
@@ -354,7 +360,7 @@ class RolloutDataModule(LightningDataModule):
         return _loader(
             EvaluationDataset(
                 self._eval_env,
-                cast(Any, self.trainer.lightning_module),
+                cast(Any, self.trainer.lightning_module).actor,
                 seeds,
                 env_seed(self.seed, stream, rank, 0),
                 self.eval_deterministic,
@@ -386,7 +392,7 @@ class RolloutDataModule(LightningDataModule):
         return {
             **state,
             "settings": settings,
-            "ranks": of_all_ranks(None if self.collector.is_given_up else self.collector.state_dict()),
+            "ranks": all_gather_object(None if self.collector.is_given_up else self.collector.state_dict()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -9,16 +9,15 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import fields, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from pg_lightning import signals
 from pg_lightning.data.collector import RolloutCollector
@@ -105,9 +104,9 @@ class CollectorProcess:
 
     def _start(self, actor: Actor) -> None:
         # Copied before the fork: a forked process cannot use the GPU of its parent, not even to move weights off it.
-        acting = deepcopy(cast(LightningModule, actor)).to("cpu").share_memory()
-        acting.trainer = cast(LightningModule, actor).trainer
-        self._weights = _tensors(cast(Actor, acting))
+        acting = copy(actor)
+        acting.policy = deepcopy(actor.policy).to("cpu").share_memory()
+        self._weights = _tensors(acting)
         context = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=self._work, args=(os.getpid(), theirs, acting))
@@ -202,8 +201,7 @@ def _error(cause: str) -> WorkerError:
 
 
 def _tensors(actor: Actor) -> list[Tensor]:
-    module = cast(nn.Module, actor)
-    return [*module.parameters(), *module.buffers()]
+    return [*actor.policy.parameters(), *actor.policy.buffers()]
 
 
 def _packed(rollout: Rollout) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from pg_lightning.networks.actor_critic import ActorCritic
 from pg_lightning.networks.distributions import Distribution
-from pg_lightning.networks.flat import FlatParameters
 from pg_lightning.networks.heads import Head, make_head
 from pg_lightning.networks.normalizers import ObservationNormalizer, RewardScaler, RunningMeanVar, ValueNormalizer
 from pg_lightning.networks.torsos import MLP, Activation, Memory, MemoryKind, NatureCNN
@@ -12,7 +11,6 @@ __all__ = [
     "Activation",
     "ActorCritic",
     "Distribution",
-    "FlatParameters",
     "Head",
     "Memory",
     "MemoryKind",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pg_lightning.ranks import Moments, moments
+from pg_lightning.statistics import Moments, moments
 
 
 class RunningMeanVar(nn.Module):

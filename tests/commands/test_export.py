@@ -152,7 +152,7 @@ def test_the_file_says_what_the_checkpoint_says_in_batches_of_any_size(exported,
     head = module.network.actor_head
     for B in (1, 2, 7):
         obs, info = vector.reset(seed=B)
-        state = module.initial_state(B)
+        state = module.network.initial_state(B)
         kept = None if state is None else torch.zeros(B, module.network.actor_memory.state_size)
         for _ in range(4):
             if isinstance(obs, dict):

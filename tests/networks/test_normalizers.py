@@ -7,7 +7,7 @@ from torch import nn
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.networks import ActorCritic, ObservationNormalizer, RewardScaler, RunningMeanVar, ValueNormalizer
-from pg_lightning.ranks import moments
+from pg_lightning.statistics import moments
 
 
 def batches_of(*sizes, scale=(1.0, 20.0, 0.1), shift=(0.0, 5.0, -300.0)):
@@ -213,10 +213,10 @@ class Targets(PPO):
         super().__init__(**kwargs)
         self.seen = []
 
-    def samples(self, rollout, *args, **kwargs):
+    def targets(self, rollout, *args, **kwargs):
         with torch.no_grad():
             before = self.network.values(rollout)[0]
-        samples = super().samples(rollout, *args, **kwargs)
+        samples = super().targets(rollout, *args, **kwargs)
         with torch.no_grad():
             after, (_, unit) = self.network.values(rollout)[0], self.network(samples)
         self.seen.append((before[rollout.valid], after[rollout.valid], unit, samples))

@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from pg_lightning.metrics import EpisodeStatistics, explained_variance
+from pg_lightning.learning.metrics import EvaluationEpisodes, TrainingEpisodes
+from pg_lightning.statistics import explained_variance
 
 
-def test_episode_statistics_gathers_all_episodes_since_the_last_collection():
-    metric = EpisodeStatistics()
+def test_an_evaluation_gathers_all_episodes_since_the_last_collection():
+    metric = EvaluationEpisodes()
     metric.update(torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0]))
-    metric.update(torch.zeros(0), torch.zeros(0))
     metric.update(torch.tensor([3.0]), torch.tensor([30.0]))
     returns, lengths = metric.collect()
     assert returns.tolist() == [1.0, 2.0, 3.0]
     assert lengths.tolist() == [10.0, 20.0, 30.0]
 
 
-def test_episode_statistics_starts_anew_after_a_collection():
-    metric = EpisodeStatistics()
+def test_an_evaluation_starts_anew_after_a_collection():
+    metric = EvaluationEpisodes()
     metric.update(torch.tensor([1.0]), torch.tensor([10.0]))
     metric.collect()
     metric.update(torch.tensor([2.0]), torch.tensor([20.0]))
@@ -26,15 +26,20 @@ def test_episode_statistics_starts_anew_after_a_collection():
 
 
 def test_one_episode_is_still_a_vector():
-    metric = EpisodeStatistics()
+    metric = EvaluationEpisodes()
     metric.update(torch.tensor([1.0]), torch.tensor([10.0]))
     assert [x.shape for x in metric.collect()] == [(1,), (1,)]
 
 
-def test_no_episode_gives_two_empty_vectors():
-    metric = EpisodeStatistics()
-    metric.update(torch.zeros(0), torch.zeros(0))
-    assert [x.shape for x in metric.collect()] == [(0,), (0,)]
+def test_episodes_of_training_are_those_since_the_last_report():
+    episodes = TrainingEpisodes()
+    assert [x.shape for x in episodes.all()] == [(0,), (0,)]
+    episodes.add(torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0]))
+    episodes.add(torch.zeros(0), torch.zeros(0))
+    episodes.add(torch.tensor([3.0]), torch.tensor([30.0]))
+    assert [x.tolist() for x in episodes.all()] == [[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]
+    episodes.clear()
+    assert [x.shape for x in episodes.all()] == [(0,), (0,)]
 
 
 def test_explained_variance_agrees_with_numpy():

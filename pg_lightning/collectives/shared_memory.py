@@ -1,4 +1,4 @@
-"""A board in memory, for ranks of one host: each writes in a place of its own, and all read.
+"""Shared-memory all-gather and all-reduce for ranks on the CPUs of one host.
 
 A message of gloo takes 0.3 to 2 ms, in which threads of both ends wake each other; a gradient step on a small network
 takes less than that.
@@ -16,16 +16,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pg_lightning.collectives.contract import Statistics
+from pg_lightning.collectives.process_group import ProcessGroup
+
 FOLDER = "/dev/shm"
-LINE = 64  # bytes that processors exchange as one: counters of two ranks in one would slow both
-PAGE = 4096
-SPIN = 0.005  # seconds that a rank looks again and again; later it sleeps in between
-NAP = 0.0005
-LOOK = 0.5  # seconds between two looks whether the others still live
+CACHE_LINE = 64  # bytes; counters of two ranks in one line would slow both
+PAGE = 4096  # bytes
+SPIN_S = 0.005  # a rank polls without pause for so long, and sleeps between polls afterwards
+SLEEP_S = 0.0005
+LIVENESS_S = 0.5  # between two checks whether the others still live
 
 
 class RankLost(RuntimeError):
     """Another rank has died or does not answer."""
+
+
+class SharedMemory(Statistics):
+    """Messages that fit travel through a `Board`; longer ones, and tensors elsewhere than on a CPU, through gloo.
+
+    Args:
+        board: of this rank.
+    """
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self.process_group = ProcessGroup()
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in the group."""
+        return self.board.num_ranks
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """`[K, *shape]`, in the order of the ranks."""
+        return self.board.gather(x) if self._fits(x) else self.process_group.all_gather(x)
+
+    def all_reduce_(self, x: Tensor) -> None:
+        """Sums over all ranks, in place."""
+        if self._fits(x):
+            self.board.add_up(x)
+        else:
+            self.process_group.all_reduce_(x)
+
+    def close(self) -> None:
+        """Releases this rank's lock: a rank that waits for it raises `RankLost`."""
+        self.board.close()
+
+    def _fits(self, x: Tensor) -> bool:
+        return x.device.type == "cpu" and x.nbytes <= self.board.capacity
 
 
 def create(num_ranks: int, capacity: int) -> str | None:
@@ -45,7 +83,7 @@ def create(num_ranks: int, capacity: int) -> str | None:
 
 
 def _size(num_ranks: int, capacity: int) -> int:
-    return _pages(num_ranks * LINE) + 2 * num_ranks * _pages(capacity)
+    return _pages(num_ranks * CACHE_LINE) + 2 * num_ranks * _pages(capacity)
 
 
 def _pages(size: int) -> int:
@@ -72,13 +110,14 @@ class Board:
     """
 
     def __init__(self, path: str, rank: int, num_ranks: int, capacity: int, timeout: float) -> None:
-        self.rank, self.capacity, self.timeout = rank, _pages(capacity), timeout
+        self.rank, self.num_ranks = rank, num_ranks
+        self.capacity, self.timeout = _pages(capacity), timeout
         self._count = 0
         self._descriptor = os.open(path, os.O_RDWR)
         fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
         memory = mmap.mmap(self._descriptor, _size(num_ranks, capacity))
-        self._counts = np.frombuffer(memory, np.int64, num_ranks * LINE // 8)[:: LINE // 8]
-        places = torch.frombuffer(memory, dtype=torch.uint8, offset=_pages(num_ranks * LINE))
+        self._counts = np.frombuffer(memory, np.int64, num_ranks * CACHE_LINE // 8)[:: CACHE_LINE // 8]
+        places = torch.frombuffer(memory, dtype=torch.uint8, offset=_pages(num_ranks * CACHE_LINE))
         self._places = places.view(2, num_ranks, self.capacity)
         # Kept, for making them takes as long as sending.
         self._views: dict[tuple[torch.dtype, torch.Size], tuple[Tensor, ...]] = {}
@@ -109,11 +148,11 @@ class Board:
         began = looked = time.monotonic()
         while self._counts.min() < self._count:
             now = time.monotonic()
-            if now - began < SPIN:
+            if now - began < SPIN_S:
                 os.sched_yield()
                 continue
-            time.sleep(NAP)
-            if now - looked > LOOK:
+            time.sleep(SLEEP_S)
+            if now - looked > LIVENESS_S:
                 looked = now
                 self._look(now - began)
 

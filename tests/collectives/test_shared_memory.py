@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from pg_lightning import board
-from pg_lightning.board import Board, RankLost
+from pg_lightning.collectives import shared_memory as board
+from pg_lightning.collectives.shared_memory import Board, RankLost
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/shm")
 

@@ -16,15 +16,16 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from test_ppo import BOX, DISCRETE, OBSERVATIONS, make_rollout, timesteps_of
+from rollouts import BOX, DISCRETE, OBSERVATIONS, make_rollout, timesteps_of
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from pg_lightning import board
-from pg_lightning.algorithms import A2C, PPO, REINFORCE, OneStepActorCritic, REINFORCEBaseline, base
+from pg_lightning.algorithms import A2C, PPO, REINFORCE, OneStepActorCritic, REINFORCEBaseline
+from pg_lightning.collectives import Alone, shared_memory
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
-from pg_lightning.returns import standardize
+from pg_lightning.learning import targets
+from pg_lightning.statistics import standardize
 
 pytestmark = [
     pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="the two processes are forked"),
@@ -155,7 +156,7 @@ def learn(algorithm, actions, kinds, options, rank=None):
     with torch.no_grad():
         for p in module.network.parameters():
             p.copy_(0.5 * torch.randn(p.shape))
-    state = module.initial_state(1)
+    state = module.network.initial_state(1)
     rollouts = Rollouts(algorithm, actions, kinds, 0 if state is None else state.shape[1], rank)
     trainer = trainer_of(rank, precision="64-true")
     with pytest.MonkeyPatch.context() as patch:
@@ -220,11 +221,11 @@ def settle(rank):
 class Apart(A2C):
     """Forgets what the other ranks have found."""
 
-    def backward_and_clip(self, loss, batch):
-        self._gather, known = None, self._gather
-        norm = super().backward_and_clip(loss, batch)
-        self._gather = known
-        return norm
+    def update(self, rollout):
+        together, self.learner.collectives = self.learner.collectives, Alone()
+        metrics = super().update(rollout)
+        self.learner.collectives = together
+        return metrics
 
 
 def tell_apart(rank):
@@ -257,7 +258,7 @@ def work(rank, port, writer):
     try:
         for name, case in CASES.items():
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(board, "FOLDER", "/nowhere")
+                patch.setattr(shared_memory, "FOLDER", "/nowhere")
                 gloo, count_of_gloo = with_count(learn, *case, rank)
             memory, count_of_memory = with_count(learn, *case, rank)
             writer.send((rank, name, (*memory, gloo[0], count_of_memory, count_of_gloo)))
@@ -338,9 +339,9 @@ def test_the_early_stop_of_those_cases_ends_some_updates_and_not_all():
             steps.append(0)
             return super().update(rollout)
 
-        def gradient_step(self, loss, batch):
+        def loss(self, batch):
             steps[-1] += 1
-            return super().gradient_step(loss, batch)
+            return super().loss(batch)
 
     learn(Counted, *CASES["PPO, early stop"][1:])
     assert min(steps) < 9
@@ -357,7 +358,7 @@ def test_advantages_standardised_per_rank_are_those_of_the_halves(ranks, monkeyp
         ).flatten()
 
     together, _ = learn(*PER_RANK[:3], {"normalize_advantage": True})
-    monkeypatch.setattr(base, "standardize", halves)
+    monkeypatch.setattr(targets, "standardize", halves)
     expected, _ = learn(*PER_RANK)
     assert max(np.abs(weights[key] - together[key]).max() for key in weights) > 1e-4
     for key in weights:
