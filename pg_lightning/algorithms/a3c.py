@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pg_lightning.algorithms.base import OptimizerName, PolicyGradientModule
 from pg_lightning.errors import UserError, require
-from pg_lightning.networks import FlatParameters, RunningMeanVar
+from pg_lightning.networks.flat import FlatParameters
+from pg_lightning.policies import RunningMeanVar
 from pg_lightning.rollout import Rollout, Samples
 
 

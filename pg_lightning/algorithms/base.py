@@ -25,7 +25,8 @@ from pg_lightning.class_path import ClassPath
 from pg_lightning.errors import UserError, require
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.metrics import EpisodeStatistics, explained_variance
-from pg_lightning.networks import Activation, ActorCritic, FlatParameters, MemoryKind, RewardScaler, RunningMeanVar
+from pg_lightning.networks.flat import FlatParameters
+from pg_lightning.policies import Activation, ActorCritic, MemoryKind, RewardScaler, RunningMeanVar
 from pg_lightning.ranks import (
     Gather,
     Moments,
@@ -607,8 +608,8 @@ class PolicyGradientModule(LightningModule):
         statistics = (self.reward_scaler, self.network.normalizer, self._gather)
         self._takes_in = any(x is not None for x in statistics)
         if getattr(cast(Any, self.trainer).datamodule, "episodes_go_on", False):
-            if self.reward_scaler is not None and self.reward_scaler.running is not None:
-                self.reward_scaler.running = self.reward_scaler.running.to(self.device)
+            if self.reward_scaler is not None and self.reward_scaler.discounted_returns is not None:
+                self.reward_scaler.discounted_returns = self.reward_scaler.discounted_returns.to(self.device)
         else:
             if self.reward_scaler is not None:
                 self.reward_scaler.restart()
@@ -689,7 +690,7 @@ class PolicyGradientModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counters, the spaces, and what every rank knows of its episodes; every rank must ask."""
-        running = None if self.reward_scaler is None else self.reward_scaler.running
+        running = None if self.reward_scaler is None else self.reward_scaler.discounted_returns
         episodes = (self._episodes.returns, self._episodes.lengths)
         returns, lengths = (torch.cat([torch.zeros(0), *(x.cpu() for x in known)]) for known in episodes)
         own = {"discounted_returns": running, "episode_returns": returns, "episode_lengths": lengths}
@@ -745,7 +746,7 @@ class PolicyGradientModule(LightningModule):
             return
         own: dict[str, Any] = ranks[self.trainer.global_rank]
         if self.reward_scaler is not None:
-            self.reward_scaler.running = own["discounted_returns"]
+            self.reward_scaler.discounted_returns = own["discounted_returns"]
         self._episodes.reset()
         if len(own["episode_returns"]):
             self._episodes.update(own["episode_returns"], own["episode_lengths"])
