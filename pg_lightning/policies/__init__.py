@@ -1,6 +1,7 @@
 """Policies: torsos, a memory, heads that turn features into action distributions, and running normalisers."""
 
 from pg_lightning.policies.actor_critic import ActorCritic
+from pg_lightning.policies.contract import Policy
 from pg_lightning.policies.distributions import Distribution
 from pg_lightning.policies.heads import Head, make_head
 from pg_lightning.policies.normalizers import ObservationNormalizer, RewardScaler, RunningMeanVar, ValueNormalizer
@@ -17,6 +18,7 @@ __all__ = [
     "MemoryKind",
     "NatureCNN",
     "ObservationNormalizer",
+    "Policy",
     "RewardScaler",
     "RunningMeanVar",
     "ValueNormalizer",
