@@ -170,8 +170,8 @@ def vtrace(
         v_t = V(s_t) + δ_t + γ c_t (v_{t+1} − V(s_{t+1})),   δ_t = ρ_t (r_t + γ V(s_{t+1}) − V(s_t))
         A_t = ρ_t (r_t + γ v_{t+1} − V(s_t))
 
-    At the end of an episode v_{t+1} is V of its final observation, 0 where it terminated. On-policy and with λ = 1, v is
-    the n-step return and A the n-step advantage.
+    At the end of an episode v_{t+1} is V of its final observation, 0 where it terminated. On-policy and with λ = 1, v
+    is the n-step return and A the n-step advantage.
 
     Args:
         rewards: `[T, N]`.

@@ -10,7 +10,7 @@ from pg_lightning.class_path import ClassPath
 from pg_lightning.errors import UserError, require
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.learning.shared import SharedLearner, SharedProgress, SharedWeights
-from pg_lightning.networks import RunningMeanVar
+from pg_lightning.policies import RunningMeanVar
 from pg_lightning.rollout import Rollout
 
 

@@ -18,7 +18,7 @@ BACKTRACK = 0.8  # what the step shrinks by in the line search
 
 
 class TRPO(PolicyGradientModule):
-    """The actor steps along the natural gradient F⁻¹g as far as KL(π_old ‖ π) ≤ δ allows; the critic is fitted by regression.
+    """The actor steps along the natural gradient F⁻¹g, as far as KL(π_old ‖ π) ≤ δ allows; the critic by regression.
 
     g is the gradient of the surrogate mean( π/π_old A ), F the Fisher information, whose products with vectors are
     second derivatives of the KL (appendix C of the paper). With several ranks g, F, surrogate and KL are those of the

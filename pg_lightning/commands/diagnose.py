@@ -32,8 +32,8 @@ from pg_lightning.data import RolloutCollector, RolloutDataModule
 from pg_lightning.errors import UserError, require
 from pg_lightning.learning.actor import precision_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
-from pg_lightning.networks import ActorCritic, ValueNormalizer
 from pg_lightning.plot import COLORS, new_figure, save
+from pg_lightning.policies import ActorCritic, ValueNormalizer
 from pg_lightning.returns import episode_index, gae, mean_of_other_episodes, reward_to_go
 from pg_lightning.rollout import Rollout, Samples
 from pg_lightning.statistics import explained_variance

@@ -33,8 +33,8 @@ from pg_lightning.data import RolloutCollector, RolloutDataModule
 from pg_lightning.data.datamodule import PREDICT
 from pg_lightning.envs import env_seed, make_env, make_vector_env
 from pg_lightning.errors import UserError
-from pg_lightning.networks import ActorCritic
-from pg_lightning.networks.distributions import (
+from pg_lightning.policies import ActorCritic
+from pg_lightning.policies.distributions import (
     Bernoulli,
     Beta,
     Categorical,

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from pg_lightning.learning.progress import Progress
-from pg_lightning.networks import ActorCritic
+from pg_lightning.policies import ActorCritic
 from pg_lightning.rollout import Rollout, Samples
 
 

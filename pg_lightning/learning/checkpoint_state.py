@@ -22,7 +22,7 @@ def described(observation_space: Space, action_space: Space) -> dict[str, str]:
 
 def saved(module: PolicyGradientModule) -> dict[str, Any]:
     """The state of a module beside its weights; a collective: every rank must call it."""
-    running = None if module.reward_scaler is None else module.reward_scaler.running
+    running = None if module.reward_scaler is None else module.reward_scaler.discounted_returns
     returns, lengths = module.reports.episodes.all()
     own = {"discounted_returns": running, "episode_returns": returns, "episode_lengths": lengths}
     own = {name: x if x is None else x.cpu().clone() for name, x in own.items()}
@@ -77,6 +77,6 @@ def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: b
 def restore_episodes(module: PolicyGradientModule, own: Mapping[str, Any]) -> None:
     """Puts back what this rank knew of its episodes."""
     if module.reward_scaler is not None:
-        module.reward_scaler.running = own["discounted_returns"]
+        module.reward_scaler.discounted_returns = own["discounted_returns"]
     module.reports.episodes.clear()
     module.reports.episodes.add(own["episode_returns"], own["episode_lengths"])

@@ -20,7 +20,7 @@ from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterG
 from pg_lightning.learning.metrics import refuse_drift
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
 from pg_lightning.learning.progress import Progress
-from pg_lightning.networks import RunningMeanVar
+from pg_lightning.policies import RunningMeanVar
 from pg_lightning.rollout import Samples
 
 Stats = dict[str, Tensor]

@@ -29,7 +29,7 @@ from pg_lightning.learning.reports import TrainingReports, evaluation_metrics, p
 from pg_lightning.learning.run_statistics import RunStatistics
 from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
 from pg_lightning.losses import policy_gradient_loss, value_loss
-from pg_lightning.networks import Activation, ActorCritic, MemoryKind, RewardScaler
+from pg_lightning.policies import Activation, ActorCritic, MemoryKind, RewardScaler
 from pg_lightning.rollout import Episode, Rollout, Samples
 from pg_lightning.statistics import explained_variance
 

@@ -92,7 +92,7 @@ class OptimizerSettings:
         if len(self._specs) == 1:
             return [_made(*self._specs[0], named)]
         specs = dict(zip(("actor", "critic"), self._specs, strict=True))
-        return [_made(*specs[group["name"]], [group]) for group in named]
+        return [_made(*specs[name], [group]) for name, group in zip(groups, named, strict=True)]
 
 
 class LearningRates:

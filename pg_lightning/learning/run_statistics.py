@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pg_lightning.collectives import Collectives
-from pg_lightning.networks import ObservationNormalizer, RewardScaler
+from pg_lightning.policies import ObservationNormalizer, RewardScaler
 from pg_lightning.rollout import Rollout
 from pg_lightning.statistics import Moments, merge_moments, moments, partial_moments
 
@@ -51,8 +51,8 @@ class RunStatistics:
             return
         if not episodes_go_on:
             self.reward_scaler.restart()
-        elif self.reward_scaler.running is not None:
-            self.reward_scaler.running = self.reward_scaler.running.to(device)
+        elif self.reward_scaler.discounted_returns is not None:
+            self.reward_scaler.discounted_returns = self.reward_scaler.discounted_returns.to(device)
 
     def reduce(self, rollout: Rollout, collectives: Collectives) -> RolloutMoments:
         """One message: the rows and moments of all ranks' rollouts."""

@@ -17,7 +17,7 @@ from pg_lightning.learning.gradient import FlatGradient
 from pg_lightning.learning.learner import Learner
 from pg_lightning.learning.optimizers import OptimizerSettings
 from pg_lightning.learning.progress import Progress
-from pg_lightning.networks import RunningMeanVar
+from pg_lightning.policies import RunningMeanVar
 from pg_lightning.rollout import Samples
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pg_lightning.collectives import Collectives
-from pg_lightning.networks import ActorCritic
+from pg_lightning.policies import ActorCritic
 from pg_lightning.returns import gae
 from pg_lightning.rollout import Rollout, Samples
 from pg_lightning.statistics import standardize

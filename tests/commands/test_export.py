@@ -23,8 +23,8 @@ from pg_lightning.commands.trainer import PolicyTrainer
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs.toy import Step
 from pg_lightning.errors import UserError
-from pg_lightning.networks.distributions import Categorical
-from pg_lightning.networks.heads import CategoricalHead
+from pg_lightning.policies.distributions import Categorical
+from pg_lightning.policies.heads import CategoricalHead
 
 ROOT = Path(__file__).parents[2]
 INF = np.inf

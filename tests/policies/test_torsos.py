@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.errors import UserError
-from pg_lightning.networks import MLP, ActorCritic, NatureCNN
+from pg_lightning.policies import MLP, ActorCritic, NatureCNN
 from pg_lightning.rollout import Rollout
 
 ENV_ID = "tests/Blinking-v0"

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pg_lightning.errors import UserError
-from pg_lightning.networks import MLP, ActorCritic
-from pg_lightning.networks.distributions import Categorical
-from pg_lightning.networks.heads import CategoricalHead
+from pg_lightning.policies import MLP, ActorCritic
+from pg_lightning.policies.distributions import Categorical
+from pg_lightning.policies.heads import CategoricalHead
 from pg_lightning.rollout import Samples
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
@@ -147,6 +148,22 @@ def test_an_observation_space_without_vector_form_is_named():
         network(spaces.Discrete(3))
 
 
+class Products(TorchDispatchMode):
+    """Counts the matrix products that torch computes."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += "mm" in operation.name() or "linear" in operation.name()
+        return operation(*args, **(kwargs or {}))
+
+
+def acts_in_numpy(net, obs):
+    with Products() as products:
+        net.sample(obs, torch.Generator().manual_seed(0), None, net.initial_state(len(obs)))
+    return products.count == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"activation": "relu"}, {"normalize_obs": True}, {"hidden_sizes": []}, {"shared_torso": True}],
@@ -160,7 +177,7 @@ def test_an_observation_space_without_vector_form_is_named():
     ],
     ids=["categorical", "gaussian", "squashed"],
 )
-def test_the_short_way_samples_the_same_policy_and_follows_the_weights(actions, head, options):
+def test_the_numpy_path_samples_the_same_policy_and_follows_the_weights(actions, head, options):
     net = ActorCritic(spaces.Box(-1, 1, (2, 3)), actions, head=head, **options)
     obs = torch.randn(8, 2, 3).repeat_interleave(8, 0)
     generator = torch.Generator().manual_seed(0)
@@ -168,9 +185,9 @@ def test_the_short_way_samples_the_same_policy_and_follows_the_weights(actions, 
         for _ in range(2):
             pi = net.act(obs)[0]
             with net.acting():
-                assert net._sampler is not None
+                assert acts_in_numpy(net, obs)
                 samples = torch.stack([net.sample(obs, generator)[0] for _ in range(700)])
-            assert net._sampler is None
+            assert not acts_in_numpy(net, obs)
             assert samples.dtype == pi.sample(generator).dtype
             assert samples[0].shape == pi.sample(generator).shape
             # Each of the 8 observations, 5,600 times.
@@ -239,11 +256,16 @@ class HalvingHead(CategoricalHead):
     ],
     ids=str,
 )
-def test_there_is_no_short_way_round_what_numpy_does_not_know(options):
+def test_what_numpy_cannot_express_acts_in_torch(options):
     net = ActorCritic(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), **options)
+    obs = torch.randn(4, 3)
     with net.acting():
-        assert net._sampler is None
-    with ActorCritic(spaces.Box(-1, 1, (3,)), spaces.Discrete(2)).double().acting():
-        assert net._sampler is None
-    with torch.autocast("cpu", torch.bfloat16), net.acting():
-        assert net._sampler is None
+        assert not acts_in_numpy(net, obs)
+    plain = ActorCritic(spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
+    with plain.acting():
+        assert acts_in_numpy(plain, obs)
+        assert not acts_in_numpy(plain, obs.repeat(50, 1)), "torch is faster for many rows"
+    with plain.double().acting():
+        assert not acts_in_numpy(plain, obs)
+    with torch.autocast("cpu", torch.bfloat16), plain.float().acting():
+        assert not acts_in_numpy(plain, obs)

@@ -1,17 +1,19 @@
-"""Distributions over actions: samples, log-probabilities and entropies.
+"""Distributions over actions: samples, log-probabilities, entropies and KL divergences.
 
 They are lighter than `torch.distributions`: no validation, and nothing is computed before it is asked for, because
-sampling one small batch per environment step is bound by the number of calls. Their log-probabilities and entropies are
-float32 or better whatever the precision of the network.
+sampling one small batch per environment step is bound by the number of calls. Their log-probabilities, entropies and
+divergences are float32 or better whatever the precision of the network.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+D = TypeVar("D", bound="Distribution")
 
 
 class Distribution(Protocol):
@@ -32,6 +34,13 @@ class Distribution(Protocol):
 
     def entropy(self) -> Tensor:
         """Differential or Shannon entropy in nats `[B]`."""
+        ...
+
+    def kl(self: D, other: D) -> Tensor:
+        """KL(self ‖ other) in nats `[B]`, of a distribution of the same class over the same actions; differentiable.
+
+        Its second derivative by the parameters of `other`, where both are equal, is the Fisher information.
+        """
         ...
 
 
@@ -75,6 +84,10 @@ class Categorical:
         """Shannon entropy `[B]` in nats."""
         return -(self.log_probs.exp() * self.log_probs).sum(-1)
 
+    def kl(self, other: Categorical) -> Tensor:
+        """Σ_a π(a) (log π(a) − log π'(a)) `[B]`; what both forbid adds 0, in the gradient too."""
+        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)
+
 
 class MultiCategorical:
     """D independent choices, actions `[B, D]` int64; logits `[B, D, n]`, padded with the most negative number."""
@@ -99,6 +112,10 @@ class MultiCategorical:
         """Sum of the D entropies `[B]`."""
         return self.choices.entropy().sum(-1)
 
+    def kl(self, other: MultiCategorical) -> Tensor:
+        """Sum of the D divergences `[B]`."""
+        return self.choices.kl(other.choices).sum(-1)
+
 
 class Bernoulli:
     """D independent bits, actions `[B, D]` of 0 and 1, logits `[B, D]` of the ones."""
@@ -122,6 +139,14 @@ class Bernoulli:
     def entropy(self) -> Tensor:
         """Sum of the entropies of the bits `[B]`: softplus(l) − l σ(l) each."""
         return (nn.functional.softplus(self.logits) - self.logits * self.logits.sigmoid()).sum(-1)
+
+    def kl(self, other: Bernoulli) -> Tensor:
+        """Sum over bits of σ(l) (l − l') + softplus(l') − softplus(l) `[B]`."""
+        # Of the likelier value's complement, whose logit is negative: otherwise large softplus terms would cancel.
+        likely = self.logits > 0
+        own, theirs = (torch.where(likely, -x, x) for x in (self.logits, other.logits))
+        softplus = nn.functional.softplus
+        return (own.sigmoid() * (own - theirs) + (softplus(theirs) - softplus(own))).sum(-1)
 
 
 class DiagonalGaussian:
@@ -149,6 +174,12 @@ class DiagonalGaussian:
     def entropy(self) -> Tensor:
         """Sum of log σ + log(2πe)/2 `[B]`; of the unbounded action, before it is clipped for the environment."""
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).expand_as(self.mean).sum(-1)
+
+    def kl(self, other: DiagonalGaussian) -> Tensor:
+        """Sum over dimensions of (ρ² − 1)/2 − log ρ + (μ − μ')²/(2σ'²) with ρ = σ/σ' `[B]`."""
+        log_ratio = self.log_std - other.log_std
+        z = (self.mean - other.mean) * (-other.log_std).exp()
+        return (0.5 * ((2 * log_ratio).expm1() + z.square()) - log_ratio).sum(-1)
 
 
 # The logistic distribution as a mixture of eight normals of mean 0: weights and inverse standard deviations
@@ -206,6 +237,10 @@ class SquashedGaussian:
         slope = 2 * math.log(2) - 2 * (weights * distance).sum(-1)
         return self.normal.entropy() + slope.sum(-1) + self.log_scale
 
+    def kl(self, other: SquashedGaussian) -> Tensor:
+        """That of the normals `[B]`: both are squashed alike, and a bijection changes no divergence."""
+        return self.normal.kl(other.normal)
+
 
 class Beta:
     """D independent beta distributions within bounds, a = low + (high − low) x (Chou et al. 2017).
@@ -246,6 +281,14 @@ class Beta:
         a, b = self.alpha, self.beta
         entropy = self._log_beta - (a - 1) * a.digamma() - (b - 1) * b.digamma() + (a + b - 2) * (a + b).digamma()
         return entropy.sum(-1) + self.log_scale
+
+    def kl(self, other: Beta) -> Tensor:
+        """Sum over dimensions of log B' − log B + (α − α')ψ(α) + (β − β')ψ(β) + (α' − α + β' − β)ψ(α + β), `[B]`."""
+        # In float64: the gamma functions are much larger than their difference.
+        own, theirs = (Beta(x.alpha.double(), x.beta.double()) for x in (self, other))
+        a, b = own.alpha - theirs.alpha, own.beta - theirs.beta
+        slopes = a * own.alpha.digamma() + b * own.beta.digamma() - (a + b) * (own.alpha + own.beta).digamma()
+        return (theirs._log_beta - own._log_beta + slopes).sum(-1).to(self.alpha.dtype)
 
     @property
     def _log_beta(self) -> Tensor:

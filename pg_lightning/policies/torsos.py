@@ -1,11 +1,11 @@
-"""Torsos: from observations to features, and a memory between the two and the heads."""
+"""Torsos: from observations to features."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,11 +17,6 @@ from pg_lightning.errors import UserError
 
 Activation = Literal["tanh", "relu", "silu", "elu"]
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "silu": nn.functional.silu, "elu": nn.functional.elu}
-IN_NUMPY: dict[Any, Callable[[np.ndarray, np.ndarray], Any]] = {
-    torch.tanh: np.tanh,
-    torch.relu: lambda x, out: np.maximum(x, 0, out=out),
-}
-MemoryKind = Literal["lstm", "gru"]
 
 
 def orthogonal_(layer: nn.Module, gain: float) -> None:
@@ -65,29 +60,6 @@ class MLP(nn.Module):
             x = linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
             x = activation(x if norms is None else norms[i](x))
         return x
-
-    @property
-    def has_numpy_form(self) -> bool:
-        """Whether `in_numpy` can express it: not with layer norm, nor with another activation than tanh and ReLU."""
-        return self.norms is None and self.activation in IN_NUMPY
-
-    def in_numpy(self) -> Callable[[np.ndarray], np.ndarray]:
-        """The same function of `[B, in_features]` float32 arrays, with the weights where they are in memory.
-
-        NumPy's calls cost a third of torch's, which is what counts at a handful of rows.
-        """
-        linears = cast(list[nn.Linear], list(self.linears))
-        layers = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in linears]
-        activation = IN_NUMPY[self.activation]
-
-        def forward(x: np.ndarray) -> np.ndarray:
-            for weight, bias in layers:
-                x = x @ weight
-                x += bias
-                activation(x, x)
-            return x
-
-        return forward
 
 
 class NatureCNN(nn.Module):
@@ -137,49 +109,3 @@ class NatureCNN(nn.Module):
         elif self.channels_last:
             obs = obs.permute(0, 3, 1, 2)
         return obs / 255 if self.bytes else obs
-
-
-class Memory(nn.Module):
-    """An LSTM or a GRU; its state `[N, S]` is the output and, of an LSTM, the cell (S twice the size).
-
-    Weights are orthogonal, biases zero.
-
-    Args:
-        kind: `lstm` (Hochreiter & Schmidhuber 1997) or `gru` (Cho et al. 2014).
-        in_features: width F of what comes in.
-        size: width H of the output.
-    """
-
-    def __init__(self, kind: MemoryKind, in_features: int, size: int) -> None:
-        super().__init__()
-        self.cell = nn.LSTMCell(in_features, size) if kind == "lstm" else nn.GRUCell(in_features, size)
-        self.out_features = size
-        self.state_size = 2 * size if kind == "lstm" else size
-        orthogonal_(self.cell, 1.0)
-
-    def forward(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One step: features `[N, F]` and state `[N, S]` to outputs `[N, H]` and the next state `[N, S]`."""
-        if isinstance(self.cell, nn.GRUCell):
-            out = self.cell(features, state)
-            return out, out
-        out, cell = self.cell(features, tuple(state.chunk(2, -1)))
-        return out, torch.cat([out, cell], -1)
-
-    def unroll(self, features: Tensor, state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """All rows, one after the other; gradients flow back through them, but not beyond the first.
-
-        Args:
-            features: `[T, N, F]`.
-            state: `[N, S]` before the first row.
-            starts: `[T, N]` bool; the state is cleared before these rows.
-
-        Returns:
-            Outputs `[T, N, H]` and the states `[T, N, S]` after each row.
-        """
-        outputs, states = [], []
-        goes_on = ~starts.unsqueeze(-1)
-        for x, keep in zip(features, goes_on, strict=True):
-            out, state = self(x, state * keep)
-            outputs.append(out)
-            states.append(state)
-        return torch.stack(outputs), torch.stack(states)

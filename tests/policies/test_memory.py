@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pg_lightning.data import RolloutCollector
 from pg_lightning.envs import make_vector_env
-from pg_lightning.networks import ActorCritic, Memory
+from pg_lightning.policies import ActorCritic, Memory
 from pg_lightning.rollout import Rollout, Samples
 
 T, N, ROLLOUTS = 7, 4, 4

@@ -90,6 +90,9 @@ class RewardScaler(nn.Module):
 
     The mean is not subtracted: that would change which policy is best. The scale of a rollout is fixed before its
     values are bootstrapped, so rewards and values are in the same unit.
+
+    Attributes:
+        discounted_returns: `[N]` of the episodes under way; None before the first rollout.
     """
 
     def __init__(self, gamma: float, clip: float = 10.0) -> None:
@@ -97,31 +100,22 @@ class RewardScaler(nn.Module):
         self.statistics = RunningMeanVar(())
         self.gamma = gamma
         self.clip = clip
-        self._returns: Tensor | None = None
+        self.discounted_returns: Tensor | None = None
 
     def restart(self) -> None:
         """Forgets the running returns of episodes that will not go on; the statistics stay."""
-        self._returns = None
-
-    @property
-    def running(self) -> Tensor | None:
-        """`[N]` discounted returns of the episodes under way; None before the first rollout."""
-        return self._returns
-
-    @running.setter
-    def running(self, returns: Tensor | None) -> None:
-        self._returns = returns
+        self.discounted_returns = None
 
     @torch.no_grad()
     def follow(self, rewards: Tensor, done: Tensor, valid: Tensor) -> Tensor:
         """R ← γ R + r through `[T, N]` rows, restarting at the end of each episode: `[B]`, for the statistics."""
-        running = self._returns if self._returns is not None else torch.zeros_like(rewards[0])
+        running = self.discounted_returns if self.discounted_returns is not None else torch.zeros_like(rewards[0])
         seen = []
         for reward, end, ok in zip(rewards, done, valid, strict=True):
             running = torch.where(ok, self.gamma * running + reward, running)
             seen.append(running)
             running = running * ~end
-        self._returns = running
+        self.discounted_returns = running
         return torch.stack(seen)[valid]
 
     def forward(self, rewards: Tensor) -> Tensor:

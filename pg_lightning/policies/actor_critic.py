@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -14,14 +15,13 @@ from torch import Tensor, nn
 
 from pg_lightning.class_path import ClassPath, resolve
 from pg_lightning.errors import UserError
-from pg_lightning.networks.distributions import Distribution
-from pg_lightning.networks.heads import Head, make_head
-from pg_lightning.networks.normalizers import ObservationNormalizer, ValueNormalizer
-from pg_lightning.networks.torsos import MLP, Activation, Memory, MemoryKind, NatureCNN, orthogonal_
+from pg_lightning.policies.distributions import Distribution
+from pg_lightning.policies.heads import make_head
+from pg_lightning.policies.normalizers import ObservationNormalizer, ValueNormalizer
+from pg_lightning.policies.numpy_actor import FEW_ROWS, Sampler, numpy_sampler
+from pg_lightning.policies.recurrent import Memory, MemoryKind
+from pg_lightning.policies.torsos import MLP, Activation, NatureCNN, orthogonal_
 from pg_lightning.rollout import Rollout, Samples, Sequences
-
-FEW_ROWS = 64  # up to which NumPy, whose calls cost less, is ahead of torch, and uses one thread
-NOISE_STEPS = 16  # for which noise is drawn at once
 
 
 class ActorCritic(nn.Module):
@@ -73,21 +73,10 @@ class ActorCritic(nn.Module):
             raise UserError(f"data.env_id: observation space {observation_space} has no vector form")
         self.normalizer = ObservationNormalizer(observation_space.shape) if normalize_obs else None
         self.value_normalizer = ValueNormalizer() if normalize_values else None
-        # What the torso sees: normalised bytes are none.
+        # The torso's input space: bytes become floats once they are normalised.
         clip = None if self.normalizer is None else self.normalizer.clip
         seen = observation_space if clip is None else spaces.Box(-clip, clip, observation_space.shape, np.float32)
-        make, arguments = resolve("model.torso", torso, {"mlp": MLP, "nature_cnn": NatureCNN})
-
-        def new_torso() -> nn.Module:
-            if make is MLP:
-                return MLP(math.prod(observation_space.shape), hidden_sizes, activation, layer_norm, **arguments)
-            try:
-                made: nn.Module = make(seen, **arguments)
-                _out_features(made)
-            except (TypeError, AttributeError) as error:
-                raise UserError(f"model.torso: cannot make {make.__name__}(observation_space, ...): {error}") from error
-            return made
-
+        new_torso = partial(_make_torso, seen, torso, hidden_sizes, activation, layer_norm)
         self.actor_torso = new_torso()
         self.critic_torso = None if not critic else self.actor_torso if shared_torso else new_torso()
 
@@ -101,7 +90,7 @@ class ActorCritic(nn.Module):
         features = _out_features(self.actor_memory or self.actor_torso)
         self.actor_head = make_head(features, action_space, head, log_std_init, state_dependent_std)
         self.critic_head = nn.Linear(_out_features(self.critic_memory or self.critic_torso), 1) if critic else None
-        self._sampler: Callable[[Tensor, torch.Generator], Tensor] | None = None
+        self._sampler: Sampler | None = None
         orthogonal_(self.actor_head.linear, 0.01)
         if self.critic_head is not None:
             orthogonal_(self.critic_head, 1.0)
@@ -127,46 +116,13 @@ class ActorCritic(nn.Module):
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """Inside, where weights must stay what and where they are, `sample` takes the shortest way for a few rows."""
-        self._sampler = self._sampler_in_numpy()
+        """Within this context weights must not change or move; `sample` may take the NumPy fast path for few rows."""
+        if self.actor_memory is None:
+            self._sampler = numpy_sampler(self.actor_torso, self.actor_head, self.normalizer)
         try:
             yield
         finally:
             self._sampler = None
-
-    def _sampler_in_numpy(self) -> Callable[[Tensor, torch.Generator], Tensor] | None:
-        """Actions for observations, for an MLP in float32 on a CPU under a head that NumPy can sample from, else None.
-
-        Of a step's calls most cost more than their arithmetic: NumPy's cost a third of torch's, and noise is drawn for
-        many steps at once.
-        """
-        torso, head, normalizer = self.actor_torso, self.actor_head, self.normalizer
-        weight = head.linear.weight
-        if not isinstance(head, Head) or type(torso) is not MLP or not torso.has_numpy_form:
-            return None
-        if self.actor_memory is not None or weight.dtype != torch.float32 or weight.device.type != "cpu":
-            return None
-        if type(head.linear) is not nn.Linear or head.linear.bias is None:
-            return None
-        sampling = head.in_numpy()
-        if sampling is None or torch.is_autocast_enabled("cpu"):
-            return None
-        features, last, bias = torso.in_numpy(), weight.detach().numpy().T, head.linear.bias.detach().numpy()
-        noise: Iterator[np.ndarray] = iter(())
-
-        def sample(obs: Tensor, generator: torch.Generator) -> Tensor:
-            nonlocal noise
-            x = (obs.float() if normalizer is None else normalizer(obs.float())).numpy()
-            outputs = features(x.reshape(len(x), -1)) @ last
-            outputs += bias
-            drawn = next(noise, None)
-            if drawn is None or drawn.shape != outputs.shape:
-                block = torch.empty(NOISE_STEPS, *outputs.shape)
-                noise = iter(sampling.draw(block, generator).numpy())
-                drawn = next(noise)
-            return torch.from_numpy(sampling.sample(outputs, drawn))
-
-        return sample
 
     def sample(
         self,
@@ -181,6 +137,17 @@ class ActorCritic(nn.Module):
         pi, state = self.act(obs, action_mask, state)
         return pi.sample(generator), state
 
+    def mode(
+        self, obs: Tensor, action_mask: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The actions `[N, *action]` of a policy that does not explore, and the memory `[N, S]` after them."""
+        pi, state = self.act(obs, action_mask, state)
+        return pi.mode, state
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        """Actions `[N, *action]` in the shape, range and dtype of the action space."""
+        return self.actor_head.env_actions(actions)
+
     def act(
         self, obs: Tensor, action_mask: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Distribution, Tensor | None]:
@@ -191,23 +158,27 @@ class ActorCritic(nn.Module):
             return self._head(features, action_mask), None
         actor_state, *critic_state = state.split(self._state_sizes(), -1)
         features, actor_state = self.actor_memory(features, actor_state)
-        # The critic remembers too, though it is not asked: its first row of an update needs what came before.
+        # The critic's recurrent state advances as well: the first row of an update needs it.
         if critic_state and self.critic_memory is not None and self.critic_torso is not None:
             critic_state[0] = self.critic_memory(self.critic_torso(x), critic_state[0])[1]
         return self._head(features, action_mask), torch.cat([actor_state, *critic_state], -1)
 
     def forward(self, samples: Samples) -> tuple[Distribution, Tensor]:
         """π(·|s) and V(s) `[B]`, the values in the unit of `samples.returns`; a shared torso runs once."""
-        x = self._rows(samples)
+        x = self._input(_rows(samples))
         actor = self._features(x, samples.sequences, of_critic=False)
-        critic = (
-            actor if self.critic_torso is self.actor_torso else self._features(x, samples.sequences, of_critic=True)
-        )
+        shared = self.critic_torso is self.actor_torso
+        critic = actor if shared else self._features(x, samples.sequences, of_critic=True)
         return self._head(actor, samples.action_mask), self._values(critic)
 
     def policy(self, samples: Samples) -> Distribution:
         """π(·|s) alone."""
-        return self._head(self._features(self._rows(samples), samples.sequences, of_critic=False), samples.action_mask)
+        features = self._features(self._input(_rows(samples)), samples.sequences, of_critic=False)
+        return self._head(features, samples.action_mask)
+
+    def value(self, samples: Samples) -> Tensor:
+        """V(s) `[B]` alone, in the unit of `samples.returns`."""
+        return self._values(self._features(self._input(_rows(samples)), samples.sequences, of_critic=True))
 
     def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """V(s_t) and V(s_{t+1}) `[T, N]`, in the unit of the rewards.
@@ -217,7 +188,7 @@ class ActorCritic(nn.Module):
         T, N = rollout.rewards.shape
         K = len(rollout.final_rows)
         x = self._input(torch.cat([rollout.obs.flatten(0, 1), rollout.final_obs]) if K else rollout.obs.flatten(0, 1))
-        features = self._torso(of_critic=True)(x)
+        features = _existing(self.critic_torso)(x)
         if rollout.state is not None:
             memory = self.critic_memory
             assert memory is not None
@@ -239,27 +210,21 @@ class ActorCritic(nn.Module):
 
     def v(self, obs: Tensor) -> Tensor:
         """V(s) `[B]` in the unit of the rewards, for observations `[B, *obs]`, each the first of an episode."""
-        features = self._torso(of_critic=True)(self._input(obs))
+        features = _existing(self.critic_torso)(self._input(obs))
         state = self.initial_state(len(obs))
         if self.critic_memory is not None and state is not None:
             features = self.critic_memory(features, self._own_state(state, of_critic=True))[0]
         return self._restored_values(features)
 
-    def _rows(self, samples: Samples) -> Tensor:
-        return self._input(samples.obs if samples.sequences is None else samples.obs.flatten(0, 1))
-
     def _features(self, x: Tensor, sequences: Sequences | None, of_critic: bool) -> Tensor:
-        features = self._torso(of_critic)(x)
-        memory = self.critic_memory if of_critic else self.actor_memory
+        torso, memory = (
+            (_existing(self.critic_torso), self.critic_memory) if of_critic else (self.actor_torso, self.actor_memory)
+        )
+        features = torso(x)
         if memory is None or sequences is None:
             return features
         rows = features.unflatten(0, sequences.valid.shape)
         return memory.unroll(rows, self._own_state(sequences.state, of_critic), sequences.starts)[0][sequences.valid]
-
-    def _torso(self, of_critic: bool) -> nn.Module:
-        torso = self.critic_torso if of_critic else self.actor_torso
-        assert torso is not None
-        return torso
 
     def _state_sizes(self) -> list[int]:
         memories = dict.fromkeys(m for m in (self.actor_memory, self.critic_memory) if m is not None)
@@ -280,9 +245,34 @@ class ActorCritic(nn.Module):
         return values if self.value_normalizer is None else self.value_normalizer.restore(values)
 
     def _values(self, features: Tensor) -> Tensor:
-        assert self.critic_head is not None
-        values = self.critic_head(features).squeeze(-1)
+        values = _existing(self.critic_head)(features).squeeze(-1)
         return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _make_torso(
+    space: spaces.Box, torso: ClassPath, hidden_sizes: Sequence[int], activation: Activation, layer_norm: bool
+) -> nn.Module:
+    make, arguments = resolve("model.torso", torso, {"mlp": MLP, "nature_cnn": NatureCNN})
+    if make is MLP:
+        return MLP(math.prod(space.shape), hidden_sizes, activation, layer_norm, **arguments)
+    try:
+        made: nn.Module = make(space, **arguments)
+        _out_features(made)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"model.torso: cannot make {make.__name__}(observation_space, ...): {error}") from error
+    return made
+
+
+def _existing(part: nn.Module | None) -> nn.Module:
+    """A part of the critic."""
+    if part is None:
+        raise RuntimeError("this policy was made without a critic, so it has no values")
+    return part
+
+
+def _rows(samples: Samples) -> Tensor:
+    """Observations `[B, *obs]`, of sequences all rows one after the other."""
+    return samples.obs if samples.sequences is None else samples.obs.flatten(0, 1)
 
 
 def _out_features(part: nn.Module | None) -> int:

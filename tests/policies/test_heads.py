@@ -11,9 +11,9 @@ from torch import nn
 
 from pg_lightning.errors import UserError
 from pg_lightning.losses import approximate_kl
-from pg_lightning.networks import make_head
-from pg_lightning.networks.distributions import Beta, Categorical, DiagonalGaussian, SquashedGaussian
-from pg_lightning.networks.heads import Head
+from pg_lightning.policies import make_head
+from pg_lightning.policies.distributions import Beta, Categorical, DiagonalGaussian, SquashedGaussian
+from pg_lightning.policies.heads import Head
 
 BOX = spaces.Box(-1.0, 1.0, (2,))
 LOPSIDED = spaces.Box(np.array([-1.0, 2.0], np.float32), np.array([0.5, 12.0], np.float32))
@@ -776,7 +776,7 @@ class ForwardMissing(nn.Module):
 
 
 OWN = f"{__name__}.OneSidedHead"
-HEADS_MODULE = "pg_lightning.networks.heads"
+HEADS_MODULE = "pg_lightning.policies.heads"
 
 
 @pytest.mark.parametrize(("spec", "slope"), [(OWN, 1.0), ({"class_path": OWN, "init_args": {"slope": 3.0}}, 3.0)])

@@ -6,7 +6,7 @@ from torch import nn
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutDataModule
-from pg_lightning.networks import ActorCritic, ObservationNormalizer, RewardScaler, RunningMeanVar, ValueNormalizer
+from pg_lightning.policies import ActorCritic, ObservationNormalizer, RewardScaler, RunningMeanVar, ValueNormalizer
 from pg_lightning.statistics import moments
 
 
