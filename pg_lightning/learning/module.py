@@ -123,9 +123,7 @@ class PolicyGradientModule(LightningModule):
             gamma, lr, critic_lr, max_grad_norm, micro_batch_size, ent_coef, vf_coef, memory_size, hidden_sizes
         )
         if compile and memory is not None:
-            raise UserError(
-                "model.compile: recurrent policies (model.memory) are not supported; set one of both to its default"
-            )
+            raise UserError("model.compile: recurrent policies (model.memory) are not supported; set it to false")
         settings = OptimizerSettings(
             optimizer, critic_optimizer, lr, lr if critic_lr is None else critic_lr, lr_schedule
         )
