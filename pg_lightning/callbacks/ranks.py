@@ -12,7 +12,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from pg_lightning.board import RankLost
 from pg_lightning.errors import UserError
-from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with
+from pg_lightning.processes import SHUTDOWN_GRACE_S, WorkerError, cause_of_death, die_with
 from pg_lightning.ranks import part
 
 # What gloo and NCCL say, among other things, when a rank is gone or too late.
@@ -89,7 +89,7 @@ def _culprits(store: dist.Store, trainer: Trainer, children: dict[int, subproces
 
 
 def _wait_for_words(store: dist.Store, ranks: list[int]) -> None:
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + SHUTDOWN_GRACE_S
     while time.monotonic() < deadline and not all(store.check([_word_of(rank)]) for rank in ranks):
         time.sleep(0.1)
 
