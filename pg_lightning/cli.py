@@ -32,7 +32,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import DistError
 from torch.distributed.constants import default_pg_timeout
 
-from pg_lightning import __version__, signals
+from pg_lightning import __version__
 from pg_lightning.accelerator import choose_accelerator
 from pg_lightning.algorithms import PolicyGradientModule
 from pg_lightning.callbacks import (
@@ -61,6 +61,7 @@ from pg_lightning.commands.trainer import PolicyTrainer
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError, unwritable
 from pg_lightning.plot import plot
+from pg_lightning.processes import signals
 from pg_lightning.strategies import WorkerError
 
 TRAINER_DEFAULTS: dict[str, Any] = {

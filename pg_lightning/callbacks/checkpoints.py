@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from pg_lightning.errors import UserError
-from pg_lightning.signals import Stopped
+from pg_lightning.processes.signals import Stopped
 
 PARTIAL = ".partial"  # what a file under way is called; it is no `*.ckpt`
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

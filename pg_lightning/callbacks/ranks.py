@@ -12,7 +12,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from pg_lightning.collectives import RankLost, disconnect
 from pg_lightning.errors import UserError
-from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with
+from pg_lightning.processes import SHUTDOWN_GRACE_S, WorkerError, cause_of_death, die_with
 
 # What gloo and NCCL say, among other things, when a rank is gone or too late.
 COLLECTIVE_ERRORS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe")
@@ -88,7 +88,7 @@ def _culprits(store: dist.Store, trainer: Trainer, children: dict[int, subproces
 
 
 def _wait_for_words(store: dist.Store, ranks: list[int]) -> None:
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + SHUTDOWN_GRACE_S
     while time.monotonic() < deadline and not all(store.check([_word_of(rank)]) for rank in ranks):
         time.sleep(0.1)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pg_lightning import signals
 from pg_lightning.callbacks.checkpoints import RunCheckpoint
+from pg_lightning.processes import signals
 
 
 class StopOnSignal(Callback):

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from pg_lightning.plot import new_figure, points_of, rows_of
-from pg_lightning.signals import Stopped
+from pg_lightning.processes.signals import Stopped
 
 
 class LearningCurve(Callback):

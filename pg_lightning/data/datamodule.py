@@ -16,7 +16,6 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, IterableDataset
 
-from pg_lightning import signals
 from pg_lightning.class_path import ClassPath
 from pg_lightning.collectives import all_gather_object
 from pg_lightning.data.collector import RolloutCollector
@@ -24,6 +23,7 @@ from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.envs import AutoresetName, Backend, choose_backend, env_seed, make_env, make_vector_env
 from pg_lightning.errors import UserError, require
+from pg_lightning.processes import signals
 from pg_lightning.rollout import Actor, Rollout
 
 # Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.

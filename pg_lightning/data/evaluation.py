@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from pg_lightning.envs.workers import RESTARTED
+from pg_lightning.processes.signals import unless_stopped
 from pg_lightning.rollout import Actor, Episode
-from pg_lightning.signals import unless_stopped
 
 
 class EvaluationDataset(IterableDataset[Episode]):

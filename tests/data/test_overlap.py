@@ -12,7 +12,7 @@ import time
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -296,9 +296,9 @@ def test_a_process_that_died_after_its_last_rollout_costs_no_checkpoint(fit: Any
 
     class Watched(RolloutDataModule):
         def teardown(self, stage: str) -> None:
-            if isinstance(self.collector, CollectorProcess) and self.collector._process is not None:
+            if isinstance(self.collector, CollectorProcess) and self.collector.worker is not None:
                 assert self.collector.state_dict() is not None  # the rollout is here
-                os.kill(cast(int, self.collector._process.pid), signal.SIGKILL)
+                os.kill(self.collector.worker.pid, signal.SIGKILL)
                 states.append(self.collector.state_dict())
             super().teardown(stage)
 
@@ -314,11 +314,11 @@ def test_the_process_closes_its_environments_and_ends_at_once(fit: Any, tmp_path
     class Watched(RolloutDataModule):
         def teardown(self, stage: str) -> None:
             assert isinstance(self.collector, CollectorProcess)
-            process, start = self.collector._process, time.monotonic()
+            worker, start = self.collector.worker, time.monotonic()
             time.sleep(0.3)
             super().teardown(stage)
-            assert process is not None
-            ends.append((process.exitcode, time.monotonic() - start - 0.3))
+            assert worker is not None
+            ends.append((worker.exitcode, time.monotonic() - start - 0.3))
 
     closed = tmp_path / "closed"
     kwargs = {"closed": closed} if env_id == "Fails-v0" else None

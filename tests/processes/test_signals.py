@@ -15,13 +15,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from interruptions import sends
 from run_files import assert_same_weights, load, read_metrics
 
-from pg_lightning import signals
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutCollector, RolloutDataModule
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
+from pg_lightning.processes import signals
 
 ROLLOUT = 64
 NUMBERS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)]
@@ -171,21 +172,6 @@ def test_a_save_does_not_wait_for_a_rollout_that_takes_long(cli, tiny, tmp_path,
     assert checkpoint["RolloutDataModule"]["ranks"] == [None]
 
 
-def sends(signum, function, at, sleep=0.0):
-    """A function that at its `at`-th call gets a signal, and then does what it is for."""
-    calls = 0
-
-    def wrapped(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            os.kill(os.getpid(), signum)
-            time.sleep(sleep)
-        return function(*args, **kwargs)
-
-    return wrapped
-
-
 @pytest.mark.parametrize(("signum", "status"), NUMBERS)
 def test_an_update_comes_to_its_end(cli, tiny, tmp_path, monkeypatch, boundaries, signum, status):
     monkeypatch.setattr(PPO, "update", sends(signum, PPO.update, at=3))
@@ -316,7 +302,7 @@ def test_processes_of_a_run_are_waited_for_whoever_started_them(launch):
 
 # In processes of their own.
 
-PATHS = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:2])
+PATHS = os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3])
 
 
 def start(folder, tiny, *arguments):
