@@ -24,13 +24,12 @@ import yaml  # type: ignore[import-untyped]
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import DistError
-from torch.distributed.constants import default_pg_timeout
 
 from pg_lightning import __version__, signals
 from pg_lightning.accelerator import choose_accelerator
@@ -60,8 +59,10 @@ from pg_lightning.commands.study import study
 from pg_lightning.commands.trainer import PolicyTrainer
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError, unwritable
+from pg_lightning.lightning_private import OpenCLI, process_group_timeout, set_process_group_timeout
 from pg_lightning.plot import plot
 from pg_lightning.strategies import WorkerError
+from pg_lightning.torch_private import DEFAULT_TIMEOUT
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "runs",
@@ -108,7 +109,7 @@ class Parser(LightningArgumentParser):
         self.exit(2, f"error: {one_line(message)}\n")
 
 
-class CLI(LightningCLI):
+class CLI(OpenCLI):
     """Lightning's command line with a run folder, env-step callbacks and evaluation reports.
 
     The folder of a run is `<trainer.default_root_dir>/<config name>/version_K/`.
@@ -142,7 +143,7 @@ class CLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, and those that `PolicyTrainer` adds; the arguments that are not the user's to give."""
         added = ("record", "export", "diagnose")
-        return {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in added}}
+        return {**OpenCLI.subcommands(), **{name: {"model", "datamodule"} for name in added}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What the model must know of the data."""
@@ -168,7 +169,7 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the run's loggers and callbacks to those of the config."""
-        config = self._get(self.config_init, "trainer")
+        config = self.trainer_config
         given = _listed(config.callbacks)
         if self.subcommand == "fit":
             # Where several processes are asked for, each would measure for itself: the choice is Lightning's.
@@ -198,8 +199,8 @@ class CLI(LightningCLI):
         except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"trainer: {error}") from error
         strategy = trainer.strategy
-        if isinstance(strategy, DDPStrategy) and strategy._timeout == default_pg_timeout:
-            strategy._timeout = RANK_TIMEOUT
+        if isinstance(strategy, DDPStrategy) and process_group_timeout(strategy) == DEFAULT_TIMEOUT:
+            set_process_group_timeout(strategy, RANK_TIMEOUT)
         signals.launches(trainer.strategy.launcher)
         return trainer
 
@@ -208,7 +209,7 @@ class CLI(LightningCLI):
         if config.barebones:
             return callbacks
         if not config.fast_dev_run:
-            callbacks += [SaveConfig(self._parser("fit"), self._config_to_save), LearningCurve()]
+            callbacks += [SaveConfig(self.parser_of("fit"), self._config_to_save), LearningCurve()]
             callbacks.append(ContinuedMetrics(self._csv, self._continued))
         if config.enable_checkpointing is not False:
             callbacks += [
@@ -219,7 +220,7 @@ class CLI(LightningCLI):
             callbacks.append(EnvStepProgress())
         return callbacks
 
-    def _parse_ckpt_path(self) -> None:
+    def resolve_checkpoint(self) -> None:
         """The word `last` becomes a path; a missing, torn or foreign checkpoint is found out before anything starts."""
         subcommand = self.config.subcommand
         config = self.config[subcommand]

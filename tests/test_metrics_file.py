@@ -18,7 +18,7 @@ from run_files import load
 from test_run_folder import without_speed
 
 from pg_lightning.callbacks import EnvStepProgress, metrics_file
-from pg_lightning.callbacks.metrics_file import MetricsFile, _Rows
+from pg_lightning.callbacks.metrics_file import MetricsFile, MetricsWriter
 
 ROWS = [{"a": 0.1, "b": k / 7} for k in range(4)] + [{"a": k / 3, "new": float(k)} for k in range(4)]
 TORN = "what a write that fails midway leaves"
@@ -86,7 +86,7 @@ def test_a_disk_that_stays_full_is_named_at_the_end_and_memory_is_bounded(tmp_pa
 def test_rows_that_wait_are_in_the_checkpoint(run, train, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         for name in ("_append", "_replace"):
-            patch.setattr(_Rows, name, unless_full(getattr(_Rows, name)))
+            patch.setattr(MetricsWriter, name, unless_full(getattr(MetricsWriter, name)))
         with pytest.raises(Interrupted):
             train(tmp_path, *interrupt_at(5, save=True))
     stopped = tmp_path / "runs/tiny/version_0"
@@ -96,7 +96,7 @@ def test_rows_that_wait_are_in_the_checkpoint(run, train, tmp_path, monkeypatch)
 
 
 def unless_full(method: Any) -> Any:
-    def call(rows: _Rows, *arguments: Any) -> None:
+    def call(rows: MetricsWriter, *arguments: Any) -> None:
         if rows.count == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         method(rows, *arguments)
@@ -108,7 +108,7 @@ def test_a_resumed_run_on_a_full_disk_is_refused_in_one_line(run, cli, tiny, tmp
     stopped = shutil.copytree(run, tmp_path / "runs/tiny/version_0")
     before = (stopped / "metrics.csv").read_bytes()
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(_Rows, "_replace", lambda *_: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(MetricsWriter, "_replace", lambda *_: (_ for _ in ()).throw(full))
     finished = cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last", "--data.total_steps", 1000)
     assert finished.stderr.splitlines()[-1] == (
         "error: trainer.default_root_dir: cannot write 'runs/tiny/version_0/metrics.csv': No space left on device; "

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch.loggers import CSVLogger
 from matplotlib.image import imread
 from run_files import assert_same_weights, load, read_metrics
 from test_cli_errors import complaint
 
+from pg_lightning.callbacks import metrics_file
 from pg_lightning.data import RolloutDataModule, datamodule
 
 DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -58,7 +58,7 @@ SHORT = ("--data.total_steps", 64, "--data.eval_episodes", 1)
 
 def test_of_runs_that_start_at_the_same_moment_each_has_a_folder(train, tmp_path, monkeypatch):
     """Each looks before another has made its folder."""
-    monkeypatch.setattr(CSVLogger, "_get_next_version", lambda self: 0)
+    monkeypatch.setattr(metrics_file, "next_free_version", lambda root: 0)
     folders = [train(tmp_path, *SHORT, *more).name for more in ((), ("--trainer.logger", "tensorboard"), ())]
     assert folders == ["version_0", "version_1", "version_2"]
     for name in folders:

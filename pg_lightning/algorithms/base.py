@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pg_lightning.class_path import ClassPath
 from pg_lightning.errors import UserError, require
+from pg_lightning.lightning_private import process_group_timeout, step_without_hooks, trainer_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.metrics import EpisodeStatistics, explained_variance
 from pg_lightning.networks import Activation, ActorCritic, FlatParameters, MemoryKind, RewardScaler, RunningMeanVar
@@ -457,13 +458,11 @@ class PolicyGradientModule(LightningModule):
             The norm of the gradient before clipping.
         """
         norm = self.backward_and_clip(loss, batch)
-        optimizer = self._optimizer()
+        optimizer: Any = self.optimizers()
         if self._step_is_watched:
             optimizer.step()
-        else:  # what Lightning's step does, without the hooks: it counts `trainer.global_step`
-            optimizer._on_before_step()
-            optimizer.optimizer.step()
-            optimizer._on_after_step()
+        else:
+            step_without_hooks(optimizer)
         return norm
 
     def backward_and_clip(self, loss: Tensor, batch: Samples) -> Tensor:
@@ -600,7 +599,7 @@ class PolicyGradientModule(LightningModule):
         if self.trainer.world_size > 1:
             self._gather = gather
             if self.device.type == "cpu":
-                meet(self._flat.values.nbytes + 4096, cast(Any, self.trainer.strategy)._timeout.total_seconds())
+                meet(self._flat.values.nbytes + 4096, process_group_timeout(self.trainer.strategy).total_seconds())
             # Not DDP's wrapper, which has made the weights equal: it would add up gradients bucket by bucket, whatever
             # number of rows they are of, and before every update overwrite what ranks have with what rank 0 has.
             self.trainer.strategy.model = self
@@ -740,7 +739,7 @@ class PolicyGradientModule(LightningModule):
         self._previous_version = state.get("previous_version", self._policy_version)
         self._restarts_before = state.get("env_restarts", 0)
         ranks = state.get("ranks", [])
-        trainer = self._trainer  # none where only the weights are loaded
+        trainer = trainer_of(self)  # none where only the weights are loaded
         if trainer is None or len(ranks) != trainer.world_size or getattr(trainer.strategy, "num_workers", 1) > 1:
             return
         own: dict[str, Any] = ranks[self.trainer.global_rank]

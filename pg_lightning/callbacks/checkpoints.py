@@ -8,7 +8,6 @@ import shutil
 import sys
 import zipfile
 from contextlib import suppress
-from copy import copy
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +15,9 @@ from typing import Any, cast
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
 
 from pg_lightning.errors import UserError
+from pg_lightning.lightning_private import FallibleModelCheckpoint
 from pg_lightning.signals import Stopped
 
 PARTIAL = ".partial"  # what a file under way is called; it is no `*.ckpt`
@@ -140,7 +138,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise UserError(f"ckpt_path: cannot read {str(path)!r}: {reason}{cure}") from error
 
 
-class RunCheckpoint(ModelCheckpoint):
+class RunCheckpoint(FallibleModelCheckpoint):
     """`best.ckpt` and `last.ckpt`: of a class of their own, so that a `ModelCheckpoint` of the user's is told apart.
 
     Both are written after evaluations. `last.ckpt`, which monitors nothing, also at the first rollout boundary at or
@@ -169,20 +167,20 @@ class RunCheckpoint(ModelCheckpoint):
         if self.monitor is None and self._next is not None and pl_module.env_steps >= self._next:
             self._aim(trainer, pl_module)
             if trainer.val_check_batch != 1 or not trainer.enable_validation:
-                self._save(trainer)
+                self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Saves what no evaluation has come after."""
         if self.monitor is None:
-            self._save(trainer)
+            self.save_now(trainer)
 
     def on_signal(self, trainer: Any, stop: Stopped) -> None:
         """Saves, and says where the run can be taken up again."""
         if self.monitor is not None:
             return
         if stop.consistent:
-            self._save(trainer)
-        path = Path(self._last_checkpoint_saved)
+            self.save_now(trainer)
+        path = Path(self.last_saved_path)
         if trainer.is_global_zero and path.is_file():
             shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
             print(f"\nsaved: {self.saved_at:,} env steps\nnext:  python -m pg_lightning fit --ckpt_path {shown}")
@@ -207,28 +205,13 @@ class RunCheckpoint(ModelCheckpoint):
         every = trainer.datamodule.save_every_steps
         self._next = None if every is None else (pl_module.env_steps // every + 1) * every
 
-    def _save(self, trainer: Trainer) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """A save that failed does not count, on any rank."""
-        before = self._last_global_step_saved
-        super()._save_checkpoint(trainer, filepath)
+    def save_succeeded(self, trainer: Trainer) -> bool:
+        """What rank 0, which writes, has found: the best is the best of those that were saved, on every rank."""
         failure = getattr(trainer.strategy.checkpoint_io, "failure", None)
         self.failed = trainer.strategy.broadcast(failure is not None)
-        if self.failed:
-            self._last_global_step_saved = before
-        else:
+        if not self.failed:
             self.saved_at = cast(Any, trainer).lightning_module.env_steps
-
-    def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        """The best is the best of those that were saved."""
-        names = ("best_k_models", "kth_best_model_path", "kth_value", "best_model_path", "best_model_score")
-        before = {name: copy(getattr(self, name)) for name in names if hasattr(self, name)}
-        super()._update_best_and_save(current, trainer, monitor_candidates)
-        if self.failed:
-            vars(self).update(before)
+        return not self.failed
 
 
 def _renamed(x: Any, old: Any, new: Any) -> Any:

@@ -8,12 +8,13 @@ import time
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from pg_lightning.board import RankLost
 from pg_lightning.errors import UserError
+from pg_lightning.lightning_private import SubprocessLauncher
 from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with
 from pg_lightning.ranks import part
+from pg_lightning.torch_private import default_store
 
 # What gloo and NCCL say, among other things, when a rank is gone or too late.
 COLLECTIVE_ERRORS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe")
@@ -30,7 +31,7 @@ class RankWatch(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Has the ranks that rank 0 has started end with it, were it killed."""
-        if trainer.local_rank > 0 and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        if trainer.local_rank > 0 and isinstance(trainer.strategy.launcher, SubprocessLauncher):
             die_with(os.getppid())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -46,7 +47,7 @@ class RankWatch(Callback):
         )
         word = "" if only_noticed else f"ended with {_one_line(exception)}"
         try:
-            store = dist.distributed_c10d._get_default_store()
+            store = default_store()
             if isinstance(exception, UserError) and trainer.global_rank > 0:
                 _wait_for_words(store, [0])
                 exception.is_told = store.check([_word_of(0)]) and store.get(_word_of(0)).decode() == word
@@ -65,7 +66,7 @@ def _children(trainer: Trainer) -> dict[int, subprocess.Popen[bytes]]:
     """The ranks that this one has started, taken from Lightning's observer: it would kill this process before it could
     say which of them has died. They end with this process in any case."""
     launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _SubprocessScriptLauncher):
+    if not isinstance(launcher, SubprocessLauncher):
         return {}
     children = dict(enumerate(launcher.procs, start=trainer.global_rank + 1))
     launcher.procs.clear()

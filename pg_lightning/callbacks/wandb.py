@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 import pg_lightning
 from pg_lightning.errors import UserError
+from pg_lightning.lightning_private import OpenWandbLogger
 
 AXIS = "time/env_steps"
 PROBE_SECONDS = 5.0
@@ -53,7 +54,7 @@ def _tolerant(method: Callable[..., Any]) -> Callable[..., None]:
     return call
 
 
-class FaultTolerantWandbLogger(WandbLogger):
+class FaultTolerantWandbLogger(OpenWandbLogger):
     """Lightning's `WandbLogger` for runs that must not stop or wait because of it, with env steps as the x-axis.
 
     Where the server does not answer at the start, refuses the key, or there is none, the run is recorded offline, for
@@ -91,7 +92,9 @@ class FaultTolerantWandbLogger(WandbLogger):
         project = project or os.environ.get("WANDB_PROJECT", "pg_lightning")
         super().__init__(name=name, save_dir=save_dir, project=project, **kwargs)
         own = {"id": kwargs.get("id") or state["id"], "resume": kwargs.get("resume") or "allow"}
-        self._wandb_init = {key: value for key, value in {**self._wandb_init, **own}.items() if value is not None}
+        self.init_arguments.update(own)
+        for key in [key for key, value in self.init_arguments.items() if value is None]:
+            del self.init_arguments[key]
         self._logs_best = log_model
         self._best: ModelCheckpoint | None = None
         self._mirrored_before = state["env_steps"]
@@ -107,9 +110,9 @@ class FaultTolerantWandbLogger(WandbLogger):
         Raises:
             UserError: if a setting of wandb, as in `WANDB_MODE`, is not valid.
         """
-        if self._experiment is None:
-            self._experiment = self._start()
-        return self._experiment
+        if self.run is None:
+            self.run = self._start()
+        return self.run
 
     def _start(self) -> Any:
         import wandb
@@ -122,10 +125,12 @@ class FaultTolerantWandbLogger(WandbLogger):
             init_timeout=min(settings.init_timeout, INIT_SECONDS),
             finish_timeout=settings.finish_timeout or FINISH_SECONDS,
         )
-        self._wandb_init.setdefault("settings", own)
-        online = settings.mode == "online" and not self._offline and self._wandb_init.get("mode") in (None, "online")
+        self.init_arguments.setdefault("settings", own)
+        online = (
+            settings.mode == "online" and not self.is_offline and self.init_arguments.get("mode") in (None, "online")
+        )
         troubles: list[str] = []
-        for mode in ("online", "offline") if online else (self._wandb_init.get("mode"),):
+        for mode in ("online", "offline") if online else (self.init_arguments.get("mode"),):
             try:
                 if mode == "online":
                     _probe(settings.base_url)
@@ -144,9 +149,9 @@ class FaultTolerantWandbLogger(WandbLogger):
         return wandb.init(mode="disabled")
 
     def _begin(self, mode: str | None) -> Any:
-        self._wandb_init["mode"] = mode
+        self.init_arguments["mode"] = mode
         self._state_file.parent.mkdir(parents=True, exist_ok=True)
-        self._experiment = None
+        self.run = None
         run = super().experiment
         run.define_metric(AXIS)
         run.define_metric("*", step_metric=AXIS, step_sync=True)
@@ -181,13 +186,13 @@ class FaultTolerantWandbLogger(WandbLogger):
     @_tolerant
     def finalize(self, status: str) -> None:
         """Uploads the best checkpoint, also of a run that was interrupted."""
-        if self._experiment is None:
+        if self.run is None:
             return
         if self._best is not None:
             self._upload(self._best)
             self._best = None
         if multiprocessing.parent_process() is not None:  # a worker of hogwild, which ends without wandb's exit hooks
-            self._experiment.finish()
+            self.run.finish()
 
     def _upload(self, best: ModelCheckpoint) -> None:
         import wandb

@@ -29,6 +29,7 @@ from pg_lightning.callbacks import read_checkpoint
 from pg_lightning.commands.runs import write_csv
 from pg_lightning.data import RolloutCollector, RolloutDataModule
 from pg_lightning.errors import UserError, require
+from pg_lightning.lightning_private import datamodule_state
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.metrics import explained_variance
 from pg_lightning.networks import ActorCritic, ValueNormalizer
@@ -168,7 +169,7 @@ def load(model: Any, data: RolloutDataModule, ckpt_path: str) -> None:
         UserError: if it is of another environment or network.
     """
     checkpoint = read_checkpoint(Path(ckpt_path))
-    data.load_state_dict(checkpoint[type(data).__qualname__])
+    data.load_state_dict(datamodule_state(checkpoint, data))
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
 

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pg_lightning.torch_private import standard_gamma
+
 
 class Distribution(Protocol):
     """π(·|s) for a batch of states."""
@@ -227,7 +229,7 @@ class Beta:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """x = g / (g + h) with g ~ Gamma(α) and h ~ Gamma(β), `[B, D]`."""
-        gammas = torch._standard_gamma(torch.stack((self.alpha, self.beta)).detach(), generator)
+        gammas = standard_gamma(torch.stack((self.alpha, self.beta)).detach(), generator)
         return self._inside(gammas[0] / gammas.sum(0))
 
     @property
