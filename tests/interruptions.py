@@ -1,7 +1,9 @@
 """Interrupting a run, and comparing what became of it with a run that was not."""
 
 import csv
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,18 @@ def _differing(one: Any, other: Any, where: str) -> list[str]:
         if type(one) is type(other) and _anywhere(one) == _anywhere(other)
         else [f"{where}: {one!r:.80} {other!r:.80}"]
     )
+
+
+def sends(signum, function, at, sleep=0.0):
+    """A function that at its `at`-th call gets a signal, and then does what it is for."""
+    calls = 0
+
+    def wrapped(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signum)
+            time.sleep(sleep)
+        return function(*args, **kwargs)
+
+    return wrapped

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from interruptions import sends
 from run_files import assert_same_weights, load, read_metrics
 
 from pg_lightning import signals
@@ -168,21 +169,6 @@ def test_a_save_does_not_wait_for_a_rollout_that_takes_long(cli, tiny, tmp_path,
     checkpoint = interrupted(finished, tmp_path, 143)
     assert checkpoint["pg_lightning"]["env_steps"] == 4 * ROLLOUT
     assert checkpoint["RolloutDataModule"]["ranks"] == [None]
-
-
-def sends(signum, function, at, sleep=0.0):
-    """A function that at its `at`-th call gets a signal, and then does what it is for."""
-    calls = 0
-
-    def wrapped(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            os.kill(os.getpid(), signum)
-            time.sleep(sleep)
-        return function(*args, **kwargs)
-
-    return wrapped
 
 
 @pytest.mark.parametrize(("signum", "status"), NUMBERS)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pg_lightning.class_path import ClassPath
-from pg_lightning.errors import UserError, require
+from pg_lightning.errors import UserError, one_line, require
 from pg_lightning.lightning_private import process_group_timeout, step_without_hooks, trainer_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.metrics import EpisodeStatistics, explained_variance
@@ -177,7 +177,7 @@ class PolicyGradientModule(LightningModule):
         self._policy_version = 0
         self._previous_version = 0
         spaces = {"observation_space": observation_space, "action_space": action_space}
-        self._spaces = {name: " ".join(str(space).split()) for name, space in spaces.items()}
+        self._spaces = {name: one_line(space) for name, space in spaces.items()}
         self._episodes = EpisodeStatistics(sync_on_compute=False)
         self._evaluation = EpisodeStatistics()
         self._backward_is_watched = self._step_is_watched = True

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pg_lightning.board import RankLost
-from pg_lightning.errors import UserError
+from pg_lightning.errors import ReportedElsewhere, UserError, named_cause_of
 from pg_lightning.lightning_private import SubprocessLauncher
 from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with
 from pg_lightning.ranks import part
@@ -45,12 +45,13 @@ class RankWatch(Callback):
         only_noticed = isinstance(exception, RankLost) or (
             isinstance(exception, RuntimeError) and any(words in text for words in COLLECTIVE_ERRORS)
         )
-        word = "" if only_noticed else f"ended with {_one_line(exception)}"
+        word = "" if only_noticed else f"ended with {named_cause_of(exception)}"
         try:
             store = default_store()
             if isinstance(exception, UserError) and trainer.global_rank > 0:
                 _wait_for_words(store, [0])
-                exception.is_told = store.check([_word_of(0)]) and store.get(_word_of(0)).decode() == word
+                if store.check([_word_of(0)]) and store.get(_word_of(0)).decode() == word:
+                    exception.__cause__ = ReportedElsewhere("rank 0 ends with the same error")
             store.set(_word_of(trainer.global_rank), word)
             if isinstance(exception, UserError) and trainer.global_rank == 0:
                 _wait_for_words(store, _others(trainer))  # the store ends with this process
@@ -59,7 +60,7 @@ class RankWatch(Callback):
             return
         if only_noticed:
             culprits = _culprits(store, trainer, children)
-            exception.__cause__ = WorkerError(f"trainer.strategy: {culprits or _one_line(exception)}")
+            exception.__cause__ = WorkerError(f"trainer.strategy: {culprits or named_cause_of(exception)}")
 
 
 def _children(trainer: Trainer) -> dict[int, subprocess.Popen[bytes]]:
@@ -101,7 +102,3 @@ def _others(trainer: Trainer) -> list[int]:
 
 def _word_of(rank: int) -> str:
     return f"pg_lightning/why rank {rank} ended"
-
-
-def _one_line(exception: BaseException) -> str:
-    return " ".join(f"{type(exception).__name__}: {exception}".split())

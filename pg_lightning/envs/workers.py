@@ -28,7 +28,7 @@ from gymnasium.vector.utils import batch_space
 
 from pg_lightning.envs.seeds import env_seed
 from pg_lightning.envs.serial import READ
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, one_line
 from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with, signals_held
 from pg_lightning.signals import SIGNALS
 
@@ -386,5 +386,5 @@ def _read(info: dict[str, Any]) -> dict[str, Any]:
 
 def _cause(error: BaseException) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
-    what = " ".join(str(error).split())
+    what = one_line(error)
     return f"raised {type(error).__name__}{f': {what}' if what else ''} ({place.filename}:{place.lineno})"

@@ -13,7 +13,7 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 from pg_lightning.class_path import ClassPath, resolve
-from pg_lightning.errors import UserError, require
+from pg_lightning.errors import UserError, one_line, require
 from pg_lightning.networks.distributions import (
     Bernoulli,
     Beta,
@@ -218,7 +218,7 @@ def _log_half_widths(head: str, space: spaces.Box) -> float:
     half = space.high.astype(np.float64) / 2 - space.low.astype(np.float64) / 2
     if not (np.isfinite(half).all() and (half > 0).all()):
         raise UserError(
-            f"model.head: {head} needs finite bounds with low < high, not those of {_name(space)}; use gaussian"
+            f"model.head: {head} needs finite bounds with low < high, not those of {one_line(space)}; use gaussian"
         )
     return float(np.log(half).sum())
 
@@ -384,10 +384,6 @@ BOX_HEADS: dict[str, type[Head]] = {
 }
 
 
-def _name(space: Space) -> str:
-    return " ".join(str(space).split())
-
-
 def _fits(head: type[Head], space: Space) -> bool:
     kind = _SPACES[head]
     return isinstance(space, kind) and (kind is not spaces.Box or np.issubdtype(space.dtype, np.floating))
@@ -422,13 +418,13 @@ def make_head(
     built_in = isinstance(make, type) and make in _SPACES
     if fitting is None and (make is None or built_in):
         raise UserError(
-            f"data.env_id: action space {_name(space)} is not supported; supported are {SUPPORTED_ACTIONS} spaces"
+            f"data.env_id: action space {one_line(space)} is not supported; supported are {SUPPORTED_ACTIONS} spaces"
         )
     if built_in and not _fits(make, space):
         kind = _SPACES[make].__name__
         raise UserError(
-            f"model.head: {make.__name__} is for {kind} action spaces, not {_name(space)}; leave model.head out to get "
-            f"the head that fits"
+            f"model.head: {make.__name__} is for {kind} action spaces, not {one_line(space)}; leave model.head "
+            "out to get the head that fits"
         )
     name = getattr(make, "__name__", repr(make))
     offered = (
@@ -446,7 +442,7 @@ def make_head(
     if state_dependent_std and not gaussian:
         where = "with a head of your own, put it in model.head.init_args" if not built_in else "set it to false"
         raise UserError(
-            f"model.state_dependent_std: {name} for {_name(space)} has no such option, "
+            f"model.state_dependent_std: {name} for {one_line(space)} has no such option, "
             f"gaussian and squashed_gaussian have; {where}"
         )
     defaults = {"log_std_init": log_std_init, "state_dependent_std": state_dependent_std} if gaussian else {}

@@ -4,8 +4,8 @@ import importlib.util
 import signal
 
 import pytest
+from interruptions import sends
 from run_files import assert_same_weights, load, read_metrics
-from test_signals import sends
 
 from pg_lightning.callbacks import video
 from pg_lightning.envs import make_vector_env

@@ -11,14 +11,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from pg_lightning.errors import UserError, unwritable
+from pg_lightning.errors import unwritable
 from pg_lightning.ranks import of_all_ranks
+from pg_lightning.run.files import write_csv
+from pg_lightning.run.folder import next_free_version
 
 MOST = 10_000  # rows that wait in memory for a disk that takes none; about 20 MB
 
@@ -184,76 +185,10 @@ class MetricsWriter:
             os.truncate(self.path, self._torn_at)
             self._torn_at = None
 
-    def _replace(self, keys: list[str], rows: list[dict[str, Any]]) -> None:
-        new = self.path.with_name(f"{self.path.name}.new")
-        try:
-            with new.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=keys)
-                writer.writeheader()
-                writer.writerows(rows)
-            os.replace(new, self.path)
-        except OSError:
-            with suppress(OSError):
-                new.unlink()
-            raise
-        self._columns = keys
+    def _replace(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
+        write_csv(self.path, rows, columns)
+        self._columns = columns
         self._torn_at = None
-
-
-class ContinuedMetrics(Callback):
-    """Has `metrics.csv` go on, in a run that is resumed in its own folder, after the row that its checkpoint knew of.
-
-    Args:
-        logger: of the run.
-        checkpoint: that the run is resumed from, or None; all ranks must have found the same.
-    """
-
-    def __init__(self, logger: MetricsFile, checkpoint: Path | None) -> None:
-        self.logger = logger
-        self.checkpoint = checkpoint
-        self._restored: dict[str, Any] = {}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Has all ranks know the folder; compares what they have found, before any of them loads it.
-
-        Raises:
-            UserError: if they disagree.
-        """
-        self.logger.agree()
-        found = of_all_ranks(str(self.checkpoint))
-        if len(set(found)) > 1:
-            raise UserError(f"ckpt_path: the processes have found different checkpoints: {', '.join(found)}")
-
-    def state_dict(self) -> dict[str, Any]:
-        """The number of rows in the file, and the rows that are not in it yet."""
-        rows = self.logger.experiment
-        if not isinstance(rows, MetricsWriter):  # another rank than the first, whose checkpoint is written
-            return {}
-        return {"rows": rows.count, "unwritten": [{k: str(v) for k, v in row.items()} for row in rows.metrics]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps it for when all is restored."""
-        self._restored = state_dict
-
-    @rank_zero_only
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drops the rows that will be written again.
-
-        Raises:
-            UserError: if the file cannot be written.
-        """
-        if not self._restored:
-            return
-        try:
-            self.logger.experiment.keep(self._restored["rows"], self._restored.get("unwritten", []))
-        except OSError as error:
-            raise unwritable(self.logger.experiment.path, error) from error
-
-
-def next_free_version(root: Path) -> int:
-    """One more than the highest K of the folders `version_K`."""
-    taken = [path.name.removeprefix("version_") for path in root.glob("version_*") if path.is_dir()]
-    return max((int(number) for number in taken if number.isdigit()), default=-1) + 1
 
 
 def _is_first_process() -> bool:

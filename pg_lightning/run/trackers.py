@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import ssl
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -24,9 +23,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-import pg_lightning
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, cause_of
 from pg_lightning.lightning_private import OpenWandbLogger
+from pg_lightning.run.files import write_file
+from pg_lightning.run.provenance import code_version
 
 AXIS = "time/env_steps"
 PROBE_SECONDS = 5.0
@@ -49,7 +49,7 @@ def _tolerant(method: Callable[..., Any]) -> Callable[..., None]:
         except Exception as error:
             self._resting = 2**self._failures
             self._failures += 1
-            self._warn(f"{_cause(error)}; metrics.csv has what is missing there")
+            self._warn(f"{cause_of(error)}; metrics.csv has what is missing there")
 
     return call
 
@@ -120,7 +120,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
         try:
             settings = wandb.setup().settings
         except Exception as error:
-            raise UserError(f"trainer.logger: wandb's settings: {_cause(error)}") from error
+            raise UserError(f"trainer.logger: wandb's settings: {cause_of(error)}") from error
         own = wandb.Settings(
             init_timeout=min(settings.init_timeout, INIT_SECONDS),
             finish_timeout=settings.finish_timeout or FINISH_SECONDS,
@@ -136,7 +136,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
                     _probe(settings.base_url)
                 run = self._begin(mode)
             except Exception as error:
-                troubles.append(_cause(error))
+                troubles.append(cause_of(error))
                 with suppress(Exception, SystemExit):  # else the id is taken, by the run that could not start
                     wandb.finish(exit_code=1)
                     wandb.teardown()
@@ -155,7 +155,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
         run = super().experiment
         run.define_metric(AXIS)
         run.define_metric("*", step_metric=AXIS, step_sync=True)
-        run.config.update({"pg_lightning": _code_version()}, allow_val_change=True)
+        run.config.update({"pg_lightning": code_version()}, allow_val_change=True)
         self._remember(run, self._mirrored_before)
         return run
 
@@ -205,9 +205,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
 
     def _remember(self, run: Any, env_steps: float) -> None:
         """Writes down which W&B run this is and how far it goes, for a later part of the run."""
-        new = self._state_file.with_suffix(".new")
-        new.write_text(json.dumps({"id": run.id, "env_steps": env_steps}))
-        os.replace(new, self._state_file)
+        write_file(self._state_file, json.dumps({"id": run.id, "env_steps": env_steps}), durable=False)
 
     def _warn(self, message: str) -> None:
         if not self._has_warned:
@@ -239,22 +237,3 @@ def _probe(url: str) -> None:
         reason = getattr(error, "reason", error)
         if not isinstance(reason, ssl.SSLError):  # W&B may trust a certificate that Python does not
             raise ConnectionError(f"{url} does not answer ({reason})") from error
-
-
-def _code_version() -> dict[str, str]:
-    """Of this package: its version, and the commit if it runs from a git repository, with `-dirty` if edited.
-
-    W&B itself attaches the commit of the folder that the program was started in.
-    """
-    version = {"version": pg_lightning.__version__}
-    root = Path(pg_lightning.__file__).parents[1]
-    if (root / ".git").exists():
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        with suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-            version["commit"] = done.stdout.strip()
-    return version
-
-
-def _cause(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

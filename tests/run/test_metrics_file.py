@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from interruptions import Interrupted, differences, interrupt_at
 from lightning.pytorch import Callback
-from run_files import load
-from test_run_folder import without_speed
+from run_files import load, without_speed
 
-from pg_lightning.callbacks import EnvStepProgress, metrics_file
-from pg_lightning.callbacks.metrics_file import MetricsFile, MetricsWriter
+from pg_lightning.callbacks import EnvStepProgress
+from pg_lightning.run import MetricsFile, metrics_file
+from pg_lightning.run.metrics_file import MetricsWriter
 
 ROWS = [{"a": 0.1, "b": k / 7} for k in range(4)] + [{"a": k / 3, "new": float(k)} for k in range(4)]
 TORN = "what a write that fails midway leaves"
@@ -159,8 +159,7 @@ def test_training_goes_on_through_a_disk_that_is_full(run, tiny, tmp_path):
     fill = ("--trainer.callbacks", f"[{{class_path: test_metrics_file.FillDisk, init_args: {init_args}}}]")
     mount = 'mount -t tmpfs -o size=4m tmpfs runs && "$@"; status=$?; cp -r runs kept; exit $status'
     fit = (sys.executable, "-m", "pg_lightning", "fit", "--config", str(tiny), *fill)
-    tests = Path(__file__).parent
-    paths = {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]), "OMP_NUM_THREADS": "1"}
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:3])), "OMP_NUM_THREADS": "1"}
     finished = in_own_mounts("sh", "-c", mount, "sh", *fit, cwd=tmp_path, env={**os.environ, **paths})
     assert finished.returncode == 0, finished.stderr
     warnings = [line for line in finished.stderr.splitlines() if "metrics.csv" in line]
