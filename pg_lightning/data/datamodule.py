@@ -262,10 +262,9 @@ class RolloutDataModule(LightningDataModule):
             AttributeError: if there is no such setting.
         """
         changed = copy(self)
-        changed.collector = changed._eval_env = None
-        for name, value in settings.items():
+        for name in settings:
             getattr(self, name)
-            setattr(changed, name, value)
+        vars(changed).update(settings, collector=None, _eval_env=None)
         return changed
 
     def _go_on(self, actor: Actor) -> bool:
