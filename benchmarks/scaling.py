@@ -30,8 +30,8 @@ import torch
 from measuring import listed, machine, median_interval, positive, versions, with_interval
 from torch import distributed
 
+from pg_lightning.analysis.curves import rows_of, seconds_of
 from pg_lightning.collectives import SharedMemory, connect
-from pg_lightning.plot import rows_of, seconds_of
 
 STEPS = {"ppo_cartpole": 100_000, "a2c_cartpole": 60_000, "a3c_cartpole": 60_000, "ppo_halfcheetah": 40_000}
 MESSAGE = 9_155  # float32: the weights of two networks of 64-64 for CartPole, and one number more

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pg_lightning.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pg_lightning.algorithms import (
         A2C,
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from pg_lightning.rollout import Rollout
     from pg_lightning.strategies import HogwildStrategy
 
-__version__ = "0.1.0"
 __all__ = [
     "A2C",
     "A3C",

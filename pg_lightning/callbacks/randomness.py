@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pg_lightning.collectives import all_gather_object
+from pg_lightning.strategies import HogwildStrategy
 
 
 class RandomStates(Callback):
@@ -33,7 +34,7 @@ class RandomStates(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sets this rank's."""
         ranks, self._ranks = self._ranks, []
-        if len(ranks) != trainer.world_size or hasattr(trainer.strategy, "num_workers"):
+        if len(ranks) != trainer.world_size or isinstance(trainer.strategy, HogwildStrategy):
             return
         own = ranks[trainer.global_rank]
         if own["seed"] == torch.initial_seed():

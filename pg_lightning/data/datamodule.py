@@ -7,6 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.envs import AutoresetName, Backend, choose_backend, env_seed, make_env, make_vector_env
-from pg_lightning.errors import UserError, require
+from pg_lightning.errors import UserError, one_line, require
 from pg_lightning.processes import signals
 from pg_lightning.rollout import Actor, Rollout
 
@@ -194,7 +195,7 @@ class RolloutDataModule(LightningDataModule):
         if spaces != (self.observation_space, self.action_space):
             name = "train_wrappers" if self.train_wrappers else "train_env_kwargs"
             raise UserError(
-                f"data.{name}: training has other spaces than evaluation, {' '.join(str(spaces).split())}; "
+                f"data.{name}: training has other spaces than evaluation, {one_line(spaces)}; "
                 "what changes them belongs into data.wrappers or data.env_kwargs"
             )
 
@@ -248,17 +249,29 @@ class RolloutDataModule(LightningDataModule):
         # first part again.
         key = (rank, module.env_steps)
         seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
-        make = partial(self._make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
+        make = partial(self.make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
         self.collector = CollectorProcess(make) if self.overlap else make()
         self.episodes_go_on = self._go_on(actor)
         return RolloutDataset(self.collector, actor, strategy, length)
 
     def diagnosis_collector(self, episodes: int) -> RolloutCollector:
         """Plays rollouts of so many whole episodes, one in each environment, that no training has seen."""
-        self.num_envs, self.num_steps, self.whole_episodes = episodes, 1, True
-        self.backend = "sync" if self.backend == "auto" else self.backend
+        backend = "sync" if self.backend == "auto" else self.backend
+        own = self.with_settings(num_envs=episodes, num_steps=1, whole_episodes=True, backend=backend)
         seeds = [env_seed(self.seed, DIAGNOSE_ENVS, n) for n in range(episodes)]
-        return self._make_collector(seeds, env_seed(self.seed, DIAGNOSE_ACTIONS))
+        return own.make_collector(seeds, env_seed(self.seed, DIAGNOSE_ACTIONS))
+
+    def with_settings(self, **settings: Any) -> RolloutDataModule:
+        """A copy with other settings, for a use beside training; it makes environments of its own.
+
+        Raises:
+            AttributeError: if there is no such setting.
+        """
+        changed = copy(self)
+        for name in settings:
+            getattr(self, name)
+        vars(changed).update(settings, collector=None, _eval_env=None)
+        return changed
 
     def _go_on(self, actor: Actor) -> bool:
         """Puts the environments where a checkpoint has them; says in one line if that cannot be."""
@@ -307,7 +320,8 @@ class RolloutDataModule(LightningDataModule):
         """Whether each worker of an asynchronous strategy has environments that only it knows of."""
         return self.trainer is not None and hasattr(self.trainer.strategy, "num_workers")
 
-    def _make_collector(self, seeds: list[int], action_seed: int) -> RolloutCollector:
+    def make_collector(self, seeds: list[int], action_seed: int) -> RolloutCollector:
+        """New training environments, as the settings have them, and what plays rollouts in them."""
         return RolloutCollector(
             self._make_env(self.num_envs, *self._training_env, self.backend, self.autoreset_mode),
             self.num_steps,

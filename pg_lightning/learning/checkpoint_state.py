@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gymnasium import Space
 
 from pg_lightning.collectives import all_gather_object
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from pg_lightning.learning.module import PolicyGradientModule
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def described(observation_space: Space, action_space: Space) -> dict[str, str]:
     """The spaces in words, to tell one task from another."""
     spaces = {"observation_space": observation_space, "action_space": action_space}
-    return {name: " ".join(str(space).split()) for name, space in spaces.items()}
+    return {name: one_line(space) for name, space in spaces.items()}
 
 
 def saved(module: PolicyGradientModule) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from pg_lightning.collectives import Collectives, connect
+from pg_lightning.lightning_private import process_group_timeout
 
 OTHER_MESSAGES = 4096  # bytes that shared memory has room for beside a gradient
 
@@ -29,7 +30,7 @@ def connect_ranks(trainer: Trainer, device: torch.device, weights: Mapping[str, 
     # of rows they are of, and overwrite the ranks' buffers with those of rank 0 before every update.
     strategy.model = trainer.lightning_module
     capacity = sum(x.nbytes for group in weights.values() for x in group) + OTHER_MESSAGES
-    return connect(trainer.world_size, device, capacity, strategy._timeout.total_seconds())
+    return connect(trainer.world_size, device, capacity, process_group_timeout(strategy).total_seconds())
 
 
 def episodes_go_on(trainer: Trainer) -> bool:

@@ -20,6 +20,7 @@ from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterG
 from pg_lightning.learning.metrics import refuse_drift
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
 from pg_lightning.learning.progress import Progress
+from pg_lightning.lightning_private import step_without_hooks
 from pg_lightning.policies import RunningMeanVar
 from pg_lightning.rollout import Samples
 
@@ -188,10 +189,8 @@ class Learner:
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             if self._step_is_watched:
                 optimizer.step()
-            else:  # what Lightning's step does, without the hooks: it counts `trainer.global_step`
-                optimizer._on_before_step()
-                optimizer.optimizer.step()
-                optimizer._on_after_step()
+            else:
+                step_without_hooks(optimizer)
 
     def clip(self, batch: Samples) -> Tensor:
         """The gradient of the rows of all ranks, scaled down to the norm that is allowed; returns its norm before."""

@@ -28,6 +28,7 @@ from pg_lightning.learning.progress import Progress
 from pg_lightning.learning.reports import TrainingReports, evaluation_metrics, publish
 from pg_lightning.learning.run_statistics import RunStatistics
 from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
+from pg_lightning.lightning_private import trainer_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.policies import Activation, ActorCritic, MemoryKind, RewardScaler
 from pg_lightning.rollout import Episode, Rollout, Samples
@@ -321,7 +322,7 @@ class PolicyGradientModule(LightningModule):
         Raises:
             UserError: if the checkpoint is not one of ours or was trained on something else.
         """
-        trainer = self._trainer  # none where only the weights are loaded
+        trainer = trainer_of(self)  # none where only the weights are loaded
         checkpoint_state.restore(self, checkpoint, fits=trainer is not None and trainer.state.fn == "fit")
         ranks = checkpoint["pg_lightning"].get("ranks", [])
         if trainer is None or len(ranks) != trainer.world_size or getattr(trainer.strategy, "num_workers", 1) > 1:

@@ -13,7 +13,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 
 from pg_lightning.class_path import ClassPath, resolve
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, one_line
 
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": partial(optim.Adam, eps=1e-5, fused=True),
@@ -179,9 +179,7 @@ def _checked(field: str, make: Any, arguments: dict[str, Any], groups: list[Any]
     try:
         made: optim.Optimizer = make(groups, lr=lr, **arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{field}: cannot make {getattr(make, '__name__', make)}: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"{field}: cannot make {getattr(make, '__name__', make)}: {one_line(error)}") from error
     if not isinstance(made, optim.Optimizer):
         raise UserError(f"{field}: {type(made).__name__} is no torch.optim.Optimizer")
     closure = inspect.signature(type(made).step).parameters.get("closure")
@@ -194,5 +192,5 @@ def _scheduler(make: Any, arguments: dict[str, Any], optimizer: optim.Optimizer)
     try:
         made: Scheduler = make(optimizer, **arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"model.lr_schedule: cannot make {make.__name__}: {' '.join(str(error).split())}") from error
+        raise UserError(f"model.lr_schedule: cannot make {make.__name__}: {one_line(error)}") from error
     return made

@@ -13,6 +13,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pg_lightning.torch_private import standard_gamma
+
 D = TypeVar("D", bound="Distribution")
 
 
@@ -262,7 +264,7 @@ class Beta:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """x = g / (g + h) with g ~ Gamma(α) and h ~ Gamma(β), `[B, D]`."""
-        gammas = torch._standard_gamma(torch.stack((self.alpha, self.beta)).detach(), generator)
+        gammas = standard_gamma(torch.stack((self.alpha, self.beta)).detach(), generator)
         return self._inside(gammas[0] / gammas.sum(0))
 
     @property
@@ -273,13 +275,13 @@ class Beta:
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """log-density of a `[B]`, given x: Σ (α − 1) log x + (β − 1) log(1 − x) − log B(α, β) − log(high − low)."""
-        log_density = (self.alpha - 1) * actions.log() + (self.beta - 1) * (-actions).log1p() - self._log_beta
+        log_density = (self.alpha - 1) * actions.log() + (self.beta - 1) * (-actions).log1p() - self.log_beta
         return log_density.sum(-1) - self.log_scale
 
     def entropy(self) -> Tensor:
         """Differential entropy of a `[B]`, by digamma functions."""
         a, b = self.alpha, self.beta
-        entropy = self._log_beta - (a - 1) * a.digamma() - (b - 1) * b.digamma() + (a + b - 2) * (a + b).digamma()
+        entropy = self.log_beta - (a - 1) * a.digamma() - (b - 1) * b.digamma() + (a + b - 2) * (a + b).digamma()
         return entropy.sum(-1) + self.log_scale
 
     def kl(self, other: Beta) -> Tensor:
@@ -288,10 +290,11 @@ class Beta:
         own, theirs = (Beta(x.alpha.double(), x.beta.double()) for x in (self, other))
         a, b = own.alpha - theirs.alpha, own.beta - theirs.beta
         slopes = a * own.alpha.digamma() + b * own.beta.digamma() - (a + b) * (own.alpha + own.beta).digamma()
-        return (theirs._log_beta - own._log_beta + slopes).sum(-1).to(self.alpha.dtype)
+        return (theirs.log_beta - own.log_beta + slopes).sum(-1).to(self.alpha.dtype)
 
     @property
-    def _log_beta(self) -> Tensor:
+    def log_beta(self) -> Tensor:
+        """log B(α, β) `[B, D]`."""
         return self.alpha.lgamma() + self.beta.lgamma() - (self.alpha + self.beta).lgamma()
 
     @staticmethod

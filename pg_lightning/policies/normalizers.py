@@ -5,16 +5,18 @@ They move once per rollout, never inside one: the policy that acted and the poli
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from pg_lightning.statistics import Moments, moments
+from pg_lightning.torch_private import ExactBuffers
 
 
-class RunningMeanVar(nn.Module):
-    """Mean and variance per dimension over all data seen, by Chan's parallel update, in float64."""
+class RunningMeanVar(ExactBuffers):
+    """Mean and variance per dimension over all data seen, by Chan's parallel update, in float64.
+
+    Half precision does not convert it: bfloat16 cannot count beyond 256.
+    """
 
     mean: Tensor
     var: Tensor
@@ -25,14 +27,6 @@ class RunningMeanVar(nn.Module):
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningMeanVar:
-        """Moves the statistics to another device, but never to another dtype: bfloat16 cannot count beyond 256."""
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            self._buffers[name] = buffer.to(self.get_buffer(name).device)
-        return self
 
     @torch.no_grad()
     def update(self, batch: Tensor) -> None:

@@ -4,6 +4,8 @@ Each runs the Trainer's own loop, as if alone: there are no collectives, and gra
 share is what the module put into shared memory before the fork. Worker 0 alone evaluates, logs and saves.
 """
 
+from __future__ import annotations
+
 import io
 import signal
 import threading
@@ -18,24 +20,21 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
-
-# Private: the interface that a Trainer calls through, and its handling of exceptions, which each worker needs too.
-from lightning.pytorch.strategies.launchers.launcher import _Launcher
-from lightning.pytorch.trainer.call import _call_and_handle_interrupt
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from pg_lightning.errors import UserError
+from pg_lightning.lightning_private import Launcher, LaunchingStrategy, call_and_handle_interrupt
 from pg_lightning.processes import LIVENESS_POLL_S, ForkedWorker, WorkerError, end_all, require_fork, signals_held
 from pg_lightning.processes.signals import Stopped
 
 TEARDOWN_GRACE_S = 30.0  # that the workers have to tidy up, when all have said how they ended
 
 
-class HogwildStrategy(SingleDeviceStrategy):
+class HogwildStrategy(LaunchingStrategy):
     """One worker process for each of the Trainer's `devices`, forked by `fit`.
 
     To Lightning each is a single device: `trainer.world_size` is 1, and every collective returns what it is given.
@@ -69,7 +68,12 @@ class HogwildStrategy(SingleDeviceStrategy):
         """
         return self.global_rank == 0 and not self.handed_over
 
-    def _configure_launcher(self) -> None:
+    def make_launcher(self) -> HogwildLauncher:
+        """What forks the workers.
+
+        Raises:
+            UserError: where they cannot be forked, or could not share memory.
+        """
         if not isinstance(self.accelerator, CPUAccelerator):
             raise UserError(
                 "trainer.accelerator: the hogwild strategy runs on CPUs only; set trainer.accelerator to cpu"
@@ -80,10 +84,10 @@ class HogwildStrategy(SingleDeviceStrategy):
                 f"set trainer.num_nodes to 1 (it is {self.num_nodes})"
             )
         require_fork("trainer.strategy: hogwild forks processes", "choose ddp or auto")
-        self._launcher = HogwildLauncher(self)
+        return HogwildLauncher(self)
 
 
-class HogwildLauncher(_Launcher):
+class HogwildLauncher(Launcher):
     """Forks the workers, waits for them, and brings worker 0's results back."""
 
     def __init__(self, strategy: HogwildStrategy) -> None:
@@ -152,12 +156,12 @@ class HogwildLauncher(_Launcher):
         strategy.global_rank = strategy.local_rank = rank
         cast(Any, rank_zero_only).rank = rank
         strategy.handed_over = False
-        strategy._launcher = None
+        strategy.drop_launcher()
         if rank > 0:
             trainer.limit_val_batches = 0
             trainer.profiler = PassThroughProfiler()
         try:
-            _call_and_handle_interrupt(trainer, fit)
+            call_and_handle_interrupt(trainer, fit)
         except SIGTERMException:
             raise WorkerError(f"{_name(rank)} was stopped by SIGTERM") from None
         except Stopped as stop:

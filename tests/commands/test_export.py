@@ -18,13 +18,13 @@ from torch import nn
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.commands import export as command
-from pg_lightning.commands.export import trained_from
 from pg_lightning.commands.trainer import PolicyTrainer
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs.toy import Step
 from pg_lightning.errors import UserError
 from pg_lightning.policies.distributions import Categorical
 from pg_lightning.policies.heads import CategoricalHead
+from pg_lightning.run.config_file import trained_from
 
 ROOT = Path(__file__).parents[2]
 INF = np.inf

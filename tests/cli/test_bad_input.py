@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from run_files import load, read_metrics
-from test_cli_errors import complaint
+from run_files import complaint, load, read_metrics
 
 
 @pytest.mark.parametrize(

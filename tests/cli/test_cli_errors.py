@@ -1,14 +1,7 @@
 """A mistake on the command line or in a YAML is one line on stderr and exit status 2."""
 
 import pytest
-
-
-def complaint(finished) -> str:
-    assert finished.returncode == 2, finished.stderr
-    assert finished.stdout == ""
-    assert finished.stderr.startswith("error: ")
-    assert finished.stderr.count("\n") == 1, finished.stderr
-    return finished.stderr.removeprefix("error: ").rstrip("\n")
+from run_files import complaint
 
 
 @pytest.mark.parametrize(

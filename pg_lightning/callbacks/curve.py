@@ -1,8 +1,7 @@
-"""What a run leaves behind: a learning-curve picture, and the commit that it was started from."""
+"""The picture of a run that has ended."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from pg_lightning.plot import new_figure, points_of, rows_of
+from pg_lightning.analysis.plots import draw_learning_curve
 from pg_lightning.processes.signals import Stopped
 
 
@@ -35,32 +34,3 @@ class LearningCurve(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image("learning_curve", [str(folder / "learning_curve.png")])
-
-
-def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
-    """Plots `rollout/return_mean` and `val/return_mean` of a `metrics.csv` against env steps."""
-    rows = rows_of(metrics_csv)
-    figure, axes = new_figure(title, "env steps", "return")
-    curves = {
-        "rollout/return_mean": ("training episodes", {"color": "#9db4d3", "linewidth": 1.5}),
-        "val/return_mean": ("evaluation", {"color": "#1f4e9c", "linewidth": 2, "marker": "o", "markersize": 4}),
-    }
-    for key, (label, style) in curves.items():
-        if points := points_of(rows, key):
-            axes.plot(*zip(*points, strict=True), label=label, **style)  # type: ignore[arg-type]
-    axes.legend(frameon=False)
-    figure.savefig(png, dpi=150)
-
-
-def commit() -> str | None:
-    """Of the working tree that one is in, with a `+` where it has changes; None outside of one."""
-    try:
-        told = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return told.stdout.strip()

@@ -11,13 +11,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from pg_lightning.collectives import all_gather_object
-from pg_lightning.errors import UserError, unwritable
+from pg_lightning.errors import unwritable
+from pg_lightning.run.files import write_csv
+from pg_lightning.run.folder import next_free_version
 
 MOST = 10_000  # rows that wait in memory for a disk that takes none; about 20 MB
 
@@ -33,13 +35,22 @@ class MetricsFile(CSVLogger):
     """
 
     def __init__(self, save_dir: str, name: str, version: str | None = None) -> None:
-        super().__init__(save_dir, name, version, flush_logs_every_n_steps=1)
+        super().__init__(save_dir, name, flush_logs_every_n_steps=1)
+        self._known_version: int | str | None = version
+        self._rows: MetricsWriter | None = None
         self._made: list[Path] = []
 
-    def _get_next_version(self) -> int:
+    @property
+    def version(self) -> int | str:
+        """`version_K`, or the number K; of a run without one the next that is free, whose folder is made."""
+        if self._known_version is None:
+            self._known_version = self._next_version()
+        return self._known_version
+
+    def _next_version(self) -> int:
         """Makes the folder too: of two runs that start at the same moment the second takes the next number."""
         try:
-            version = super()._get_next_version()
+            version = next_free_version(Path(self.root_dir))
             while _is_first_process():
                 folder = Path(self.root_dir, f"version_{version}")
                 missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -56,7 +67,7 @@ class MetricsFile(CSVLogger):
 
     def agree(self) -> None:
         """Has all ranks know rank 0's folder; every rank must ask."""
-        self._version = all_gather_object(self.version)[0]
+        self._known_version = all_gather_object(self.version)[0]
 
     def release(self) -> None:
         """Removes the folder if nothing was written into it, and those above that were made for it."""
@@ -65,21 +76,22 @@ class MetricsFile(CSVLogger):
                 folder.rmdir()
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer; on other ranks than the first Lightning's, which does nothing."""
-        if self._experiment is None and cast(Any, rank_zero_only).rank == 0:
-            self._experiment = _Rows(self.log_dir)
-        return super().experiment
+        """The writer; on other ranks than the first one that does nothing."""
+        if self._rows is None:
+            self._rows = MetricsWriter(Path(self.log_dir))
+        return self._rows
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Tries once more to write the rows that have waited, and says what is missing in the end."""
-        super().finalize(status)
-        if isinstance(self._experiment, _Rows):
-            self._experiment.end()
+        if self._rows is not None:
+            self._rows.save()
+            self._rows.end()
 
 
-class _Rows(ExperimentWriter):
+class MetricsWriter:
     """Rows go to the file one by one. Those that it does not take stay in memory, and are tried again with the next.
 
     Attributes:
@@ -89,13 +101,23 @@ class _Rows(ExperimentWriter):
         trouble: why the file took no rows, when it last did not.
     """
 
-    def __init__(self, log_dir: str) -> None:
-        super().__init__(log_dir)
-        self.path = Path(self.metrics_file_path)
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.csv"
+        self.metrics: list[dict[str, Any]] = []
         self.count = 0
         self.lost = 0
         self.trouble: str | None = None
+        self._columns: list[str] = []
         self._torn_at: int | None = None
+
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
+        """Takes a row, to be written by `save`; a tensor as a number."""
+        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        self.metrics.append({**row, "step": step})
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Nothing: `config.yaml` has them all."""
 
     def save(self) -> None:
         """Appends the rows that are new, and those that have waited."""
@@ -103,8 +125,8 @@ class _Rows(ExperimentWriter):
             return
         try:
             self._cut()
-            keys = sorted(set(self.metrics_keys).union(*self.metrics))
-            if keys == self.metrics_keys and self.path.is_file():
+            keys = sorted(set(self._columns).union(*self.metrics))
+            if keys == self._columns and self.path.is_file():
                 self._append()
             else:
                 self._replace(keys, [*self._read(), *self.metrics])
@@ -145,7 +167,7 @@ class _Rows(ExperimentWriter):
     def _append(self) -> None:
         whole = self.path.stat().st_size
         text = io.StringIO(newline="")
-        csv.DictWriter(text, self.metrics_keys).writerows(self.metrics)
+        csv.DictWriter(text, self._columns).writerows(self.metrics)
         data = text.getvalue().encode()
         try:
             with self.path.open("ab", buffering=0) as file:  # what a buffer holds back would follow later
@@ -163,73 +185,10 @@ class _Rows(ExperimentWriter):
             os.truncate(self.path, self._torn_at)
             self._torn_at = None
 
-    def _replace(self, keys: list[str], rows: list[dict[str, Any]]) -> None:
-        new = self.path.with_name(f"{self.path.name}.new")
-        try:
-            with new.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=keys)
-                writer.writeheader()
-                writer.writerows(rows)
-            os.replace(new, self.path)
-        except OSError:
-            with suppress(OSError):
-                new.unlink()
-            raise
-        self.metrics_keys = keys
+    def _replace(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
+        write_csv(self.path, rows, columns)
+        self._columns = columns
         self._torn_at = None
-
-    def _check_log_dir_exists(self) -> None:
-        """What is there is kept."""
-
-
-class ContinuedMetrics(Callback):
-    """Has `metrics.csv` go on, in a run that is resumed in its own folder, after the row that its checkpoint knew of.
-
-    Args:
-        logger: of the run.
-        checkpoint: that the run is resumed from, or None; all ranks must have found the same.
-    """
-
-    def __init__(self, logger: MetricsFile, checkpoint: Path | None) -> None:
-        self.logger = logger
-        self.checkpoint = checkpoint
-        self._restored: dict[str, Any] = {}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Has all ranks know the folder; compares what they have found, before any of them loads it.
-
-        Raises:
-            UserError: if they disagree.
-        """
-        self.logger.agree()
-        found = all_gather_object(str(self.checkpoint))
-        if len(set(found)) > 1:
-            raise UserError(f"ckpt_path: the processes have found different checkpoints: {', '.join(found)}")
-
-    def state_dict(self) -> dict[str, Any]:
-        """The number of rows in the file, and the rows that are not in it yet."""
-        rows = self.logger.experiment
-        if not isinstance(rows, _Rows):  # another rank than the first, whose checkpoint is written
-            return {}
-        return {"rows": rows.count, "unwritten": [{k: str(v) for k, v in row.items()} for row in rows.metrics]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps it for when all is restored."""
-        self._restored = state_dict
-
-    @rank_zero_only
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drops the rows that will be written again.
-
-        Raises:
-            UserError: if the file cannot be written.
-        """
-        if not self._restored:
-            return
-        try:
-            self.logger.experiment.keep(self._restored["rows"], self._restored.get("unwritten", []))
-        except OSError as error:
-            raise unwritable(self.logger.experiment.path, error) from error
 
 
 def _is_first_process() -> bool:

@@ -12,19 +12,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch.loggers import CSVLogger
 from matplotlib.image import imread
-from run_files import assert_same_weights, load, read_metrics
-from test_cli_errors import complaint
+from run_files import assert_same_weights, complaint, load, read_metrics, without_speed
 
 from pg_lightning.data import RolloutDataModule, datamodule
+from pg_lightning.run import metrics_file
 
-DOCS = Path(__file__).parents[1] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 ROLLOUT, TOTAL_STEPS, EVAL_EVERY = 64, 700, 200  # of the tiny config
-
-
-def without_speed(run: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k != "time/steps_per_second"} for row in read_metrics(run)]
 
 
 def test_a_run_is_a_folder_with_config_metrics_checkpoints_and_a_picture(run):
@@ -58,7 +53,7 @@ SHORT = ("--data.total_steps", 64, "--data.eval_episodes", 1)
 
 def test_of_runs_that_start_at_the_same_moment_each_has_a_folder(train, tmp_path, monkeypatch):
     """Each looks before another has made its folder."""
-    monkeypatch.setattr(CSVLogger, "_get_next_version", lambda self: 0)
+    monkeypatch.setattr(metrics_file, "next_free_version", lambda root: 0)
     folders = [train(tmp_path, *SHORT, *more).name for more in ((), ("--trainer.logger", "tensorboard"), ())]
     assert folders == ["version_0", "version_1", "version_2"]
     for name in folders:
@@ -70,7 +65,7 @@ def test_two_processes_know_one_folder(tiny, tmp_path):
     """The second starts when the first has made it."""
     tell = ("--trainer.callbacks", "[interruptions.TellFolder]", "--trainer.devices", 2, "--trainer.strategy", "ddp")
     command = [sys.executable, "-m", "pg_lightning", "fit", "--config", tiny, *tell, "--data.total_steps", 64]
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    paths = os.pathsep.join(map(str, Path(__file__).parents[1:3]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     finished = subprocess.run(
         list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=170

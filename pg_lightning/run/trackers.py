@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import ssl
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -24,8 +23,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-import pg_lightning
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, cause_of
+from pg_lightning.lightning_private import OpenWandbLogger
+from pg_lightning.run.files import write_file
+from pg_lightning.run.provenance import code_version
 
 AXIS = "time/env_steps"
 PROBE_SECONDS = 5.0
@@ -48,12 +49,12 @@ def _tolerant(method: Callable[..., Any]) -> Callable[..., None]:
         except Exception as error:
             self._resting = 2**self._failures
             self._failures += 1
-            self._warn(f"{_cause(error)}; metrics.csv has what is missing there")
+            self._warn(f"{cause_of(error)}; metrics.csv has what is missing there")
 
     return call
 
 
-class FaultTolerantWandbLogger(WandbLogger):
+class FaultTolerantWandbLogger(OpenWandbLogger):
     """Lightning's `WandbLogger` for runs that must not stop or wait because of it, with env steps as the x-axis.
 
     Where the server does not answer at the start, refuses the key, or there is none, the run is recorded offline, for
@@ -91,7 +92,9 @@ class FaultTolerantWandbLogger(WandbLogger):
         project = project or os.environ.get("WANDB_PROJECT", "pg_lightning")
         super().__init__(name=name, save_dir=save_dir, project=project, **kwargs)
         own = {"id": kwargs.get("id") or state["id"], "resume": kwargs.get("resume") or "allow"}
-        self._wandb_init = {key: value for key, value in {**self._wandb_init, **own}.items() if value is not None}
+        self.init_arguments.update(own)
+        for key in [key for key, value in self.init_arguments.items() if value is None]:
+            del self.init_arguments[key]
         self._logs_best = log_model
         self._best: ModelCheckpoint | None = None
         self._mirrored_before = state["env_steps"]
@@ -107,9 +110,9 @@ class FaultTolerantWandbLogger(WandbLogger):
         Raises:
             UserError: if a setting of wandb, as in `WANDB_MODE`, is not valid.
         """
-        if self._experiment is None:
-            self._experiment = self._start()
-        return self._experiment
+        if self.run is None:
+            self.run = self._start()
+        return self.run
 
     def _start(self) -> Any:
         import wandb
@@ -117,21 +120,23 @@ class FaultTolerantWandbLogger(WandbLogger):
         try:
             settings = wandb.setup().settings
         except Exception as error:
-            raise UserError(f"trainer.logger: wandb's settings: {_cause(error)}") from error
+            raise UserError(f"trainer.logger: wandb's settings: {cause_of(error)}") from error
         own = wandb.Settings(
             init_timeout=min(settings.init_timeout, INIT_SECONDS),
             finish_timeout=settings.finish_timeout or FINISH_SECONDS,
         )
-        self._wandb_init.setdefault("settings", own)
-        online = settings.mode == "online" and not self._offline and self._wandb_init.get("mode") in (None, "online")
+        self.init_arguments.setdefault("settings", own)
+        online = (
+            settings.mode == "online" and not self.is_offline and self.init_arguments.get("mode") in (None, "online")
+        )
         troubles: list[str] = []
-        for mode in ("online", "offline") if online else (self._wandb_init.get("mode"),):
+        for mode in ("online", "offline") if online else (self.init_arguments.get("mode"),):
             try:
                 if mode == "online":
                     _probe(settings.base_url)
                 run = self._begin(mode)
             except Exception as error:
-                troubles.append(_cause(error))
+                troubles.append(cause_of(error))
                 with suppress(Exception, SystemExit):  # else the id is taken, by the run that could not start
                     wandb.finish(exit_code=1)
                     wandb.teardown()
@@ -144,13 +149,13 @@ class FaultTolerantWandbLogger(WandbLogger):
         return wandb.init(mode="disabled")
 
     def _begin(self, mode: str | None) -> Any:
-        self._wandb_init["mode"] = mode
+        self.init_arguments["mode"] = mode
         self._state_file.parent.mkdir(parents=True, exist_ok=True)
-        self._experiment = None
+        self.run = None
         run = super().experiment
         run.define_metric(AXIS)
         run.define_metric("*", step_metric=AXIS, step_sync=True)
-        run.config.update({"pg_lightning": _code_version()}, allow_val_change=True)
+        run.config.update({"pg_lightning": code_version()}, allow_val_change=True)
         self._remember(run, self._mirrored_before)
         return run
 
@@ -181,13 +186,13 @@ class FaultTolerantWandbLogger(WandbLogger):
     @_tolerant
     def finalize(self, status: str) -> None:
         """Uploads the best checkpoint, also of a run that was interrupted."""
-        if self._experiment is None:
+        if self.run is None:
             return
         if self._best is not None:
             self._upload(self._best)
             self._best = None
         if multiprocessing.parent_process() is not None:  # a worker of hogwild, which ends without wandb's exit hooks
-            self._experiment.finish()
+            self.run.finish()
 
     def _upload(self, best: ModelCheckpoint) -> None:
         import wandb
@@ -200,9 +205,7 @@ class FaultTolerantWandbLogger(WandbLogger):
 
     def _remember(self, run: Any, env_steps: float) -> None:
         """Writes down which W&B run this is and how far it goes, for a later part of the run."""
-        new = self._state_file.with_suffix(".new")
-        new.write_text(json.dumps({"id": run.id, "env_steps": env_steps}))
-        os.replace(new, self._state_file)
+        write_file(self._state_file, json.dumps({"id": run.id, "env_steps": env_steps}), durable=False)
 
     def _warn(self, message: str) -> None:
         if not self._has_warned:
@@ -234,22 +237,3 @@ def _probe(url: str) -> None:
         reason = getattr(error, "reason", error)
         if not isinstance(reason, ssl.SSLError):  # W&B may trust a certificate that Python does not
             raise ConnectionError(f"{url} does not answer ({reason})") from error
-
-
-def _code_version() -> dict[str, str]:
-    """Of this package: its version, and the commit if it runs from a git repository, with `-dirty` if edited.
-
-    W&B itself attaches the commit of the folder that the program was started in.
-    """
-    version = {"version": pg_lightning.__version__}
-    root = Path(pg_lightning.__file__).parents[1]
-    if (root / ".git").exists():
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        with suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-            version["commit"] = done.stdout.strip()
-    return version
-
-
-def _cause(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -6,9 +6,9 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from pg_lightning import accelerator
-from pg_lightning.accelerator import choose_accelerator, seconds_per_rollout
 from pg_lightning.algorithms import A2C, A3C, PPO, REINFORCE
+from pg_lightning.cli import accelerator
+from pg_lightning.cli.accelerator import choose_accelerator, seconds_per_rollout
 from pg_lightning.data import RolloutDataModule
 
 
@@ -86,7 +86,7 @@ def test_episodes_that_a_gpu_knows_of_are_in_the_checkpoint(monkeypatch):
 
 def test_on_several_nodes_none_measures_for_itself(cli, tiny, tmp_path, monkeypatch):
     chosen = []
-    monkeypatch.setattr("pg_lightning.cli.choose_accelerator", lambda *_: (chosen.append(1) or "cpu", ""))
+    monkeypatch.setattr("pg_lightning.cli.assembly.choose_accelerator", lambda *_: (chosen.append(1) or "cpu", ""))
     monkeypatch.setattr(Trainer, "fit", wraps(Trainer.fit)(lambda *_, **__: None))
     for nodes in (1, 2):
         options = ("--trainer.accelerator", "auto", "--trainer.devices", 1, "--trainer.num_nodes", nodes)

@@ -15,9 +15,10 @@ import pytest
 import torch
 from run_files import load, read_metrics
 
-from pg_lightning.callbacks import CheckpointError, SafeCheckpointIO, checkpoints
-from pg_lightning.callbacks.checkpoints import previous_of, read_checkpoint, replace_file
 from pg_lightning.errors import UserError
+from pg_lightning.run import CheckpointError, SafeCheckpointIO, checkpoints, read_checkpoint
+from pg_lightning.run.checkpoints import previous_of
+from pg_lightning.run.files import write_file
 
 OLDEST, OLD, NEW = ({"weights": torch.full((1000,), float(i))} for i in range(3))
 
@@ -165,7 +166,7 @@ def test_the_bytes_are_on_the_disk_before_they_have_the_name_and_the_name_before
     monkeypatch.setattr(os, "replace", lambda old, new: (done.append(str(new)), replace(old, new)))
     SafeCheckpointIO().save_checkpoint(NEW, last)
     folder = last.parent
-    assert done == [str(folder / ".last.partial"), str(previous_of(last)), str(last), str(folder)]
+    assert done == [str(folder / ".last_ckpt.partial"), str(previous_of(last)), str(last), str(folder)]
 
 
 def test_nothing_is_removed_after_a_save_that_failed(last, monkeypatch, capsys):
@@ -229,12 +230,12 @@ def full_from(monkeypatch):
     def make(first, end):
         saves = iter(range(1, 1000))
 
-        def full(path, data):
+        def full(path, data, previous):
             if first <= next(saves) < end:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            replace_file(path, data)
+            write_file(path, data, previous)
 
-        monkeypatch.setattr(checkpoints, "replace_file", full)
+        monkeypatch.setattr(checkpoints, "write_file", full)
 
     return make
 
@@ -312,12 +313,12 @@ def test_saves_come_at_the_first_boundary_past_every_multiple(
 ):
     written = []
 
-    def note(path, data):
+    def note(path, data, previous):
         if path.name == "last.ckpt":
             written.append(torch.load(io.BytesIO(data), weights_only=True)["pg_lightning"]["env_steps"])
-        replace_file(path, data)
+        write_file(path, data, previous)
 
-    monkeypatch.setattr(checkpoints, "replace_file", note)
+    monkeypatch.setattr(checkpoints, "write_file", note)
     intervals = ("--data.save_every_steps", every, "--data.eval_every_steps", eval_every)
     assert cli(tmp_path, "fit", "--config", tiny, *intervals, "--data.eval_episodes", 1).returncode == 0
     assert written == saved

@@ -14,13 +14,13 @@ from run_files import assert_same_weights, load, read_metrics
 from wandb_server import WandbServer, read_offline
 
 import pg_lightning
-from pg_lightning.callbacks import FaultTolerantWandbLogger
+from pg_lightning.run import FaultTolerantWandbLogger
 
 wandb = pytest.importorskip("wandb")
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a wandb run already:UserWarning")
 KEY = "0123456789abcdef" * 3
-SWEEP = Path(__file__).parents[1] / "configs" / "sweeps" / "ppo_cartpole.yaml"
+SWEEP = Path(__file__).parents[2] / "configs" / "sweeps" / "ppo_cartpole.yaml"
 SHORT = ("--data.total_steps", 64, "--data.eval_episodes", 1)
 ON = ("--trainer.logger", "wandb")
 NUMBERS = ("rollout/", "train/", "val/", "time/env_steps")  # not `time/steps_per_second`

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from pg_lightning import cli
+from pg_lightning.analysis.curves import Curve, find_runs, group_of, read_curve, seconds_of
+from pg_lightning.analysis.intervals import summary
 from pg_lightning.errors import UserError
-from pg_lightning.plot import Curve, find_runs, group_of, read_curve, seconds_of, summary
 
 CONFIG = {
     "seed_everything": 1,

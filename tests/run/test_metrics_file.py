@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from interruptions import Interrupted, differences, interrupt_at
 from lightning.pytorch import Callback
-from run_files import load
-from test_run_folder import without_speed
+from run_files import load, without_speed
 
-from pg_lightning.callbacks import EnvStepProgress, metrics_file
-from pg_lightning.callbacks.metrics_file import MetricsFile, _Rows
+from pg_lightning.callbacks import EnvStepProgress
+from pg_lightning.run import MetricsFile, metrics_file
+from pg_lightning.run.metrics_file import MetricsWriter
 
 ROWS = [{"a": 0.1, "b": k / 7} for k in range(4)] + [{"a": k / 3, "new": float(k)} for k in range(4)]
 TORN = "what a write that fails midway leaves"
@@ -86,7 +86,7 @@ def test_a_disk_that_stays_full_is_named_at_the_end_and_memory_is_bounded(tmp_pa
 def test_rows_that_wait_are_in_the_checkpoint(run, train, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         for name in ("_append", "_replace"):
-            patch.setattr(_Rows, name, unless_full(getattr(_Rows, name)))
+            patch.setattr(MetricsWriter, name, unless_full(getattr(MetricsWriter, name)))
         with pytest.raises(Interrupted):
             train(tmp_path, *interrupt_at(5, save=True))
     stopped = tmp_path / "runs/tiny/version_0"
@@ -96,7 +96,7 @@ def test_rows_that_wait_are_in_the_checkpoint(run, train, tmp_path, monkeypatch)
 
 
 def unless_full(method: Any) -> Any:
-    def call(rows: _Rows, *arguments: Any) -> None:
+    def call(rows: MetricsWriter, *arguments: Any) -> None:
         if rows.count == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         method(rows, *arguments)
@@ -108,7 +108,7 @@ def test_a_resumed_run_on_a_full_disk_is_refused_in_one_line(run, cli, tiny, tmp
     stopped = shutil.copytree(run, tmp_path / "runs/tiny/version_0")
     before = (stopped / "metrics.csv").read_bytes()
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(_Rows, "_replace", lambda *_: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(MetricsWriter, "_replace", lambda *_: (_ for _ in ()).throw(full))
     finished = cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last", "--data.total_steps", 1000)
     assert finished.stderr.splitlines()[-1] == (
         "error: trainer.default_root_dir: cannot write 'runs/tiny/version_0/metrics.csv': No space left on device; "
@@ -159,8 +159,7 @@ def test_training_goes_on_through_a_disk_that_is_full(run, tiny, tmp_path):
     fill = ("--trainer.callbacks", f"[{{class_path: test_metrics_file.FillDisk, init_args: {init_args}}}]")
     mount = 'mount -t tmpfs -o size=4m tmpfs runs && "$@"; status=$?; cp -r runs kept; exit $status'
     fit = (sys.executable, "-m", "pg_lightning", "fit", "--config", str(tiny), *fill)
-    tests = Path(__file__).parent
-    paths = {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]), "OMP_NUM_THREADS": "1"}
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:3])), "OMP_NUM_THREADS": "1"}
     finished = in_own_mounts("sh", "-c", mount, "sh", *fit, cwd=tmp_path, env={**os.environ, **paths})
     assert finished.returncode == 0, finished.stderr
     warnings = [line for line in finished.stderr.splitlines() if "metrics.csv" in line]
