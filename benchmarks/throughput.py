@@ -217,11 +217,10 @@ def run_collector(workload: Workload, stopwatch: Stopwatch, seed: int, folder: P
     seed_everything(seed, verbose=False)
     env = make_vector_env(workload.env_id, workload.num_envs)
     model = make_model(workload, env.single_observation_space, env.single_action_space, stopwatch.total_steps)
-    model.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     seeds = [seed * workload.num_envs + n for n in range(workload.num_envs)]
     collector = RolloutCollector(env, workload.num_steps, seeds, seed, workload.whole_episodes)
     while stopwatch.is_running:
-        rollout = collector.collect(model)
+        rollout = collector.collect(model.actor)
         stopwatch.lap(rollout.env_steps, rollout.episode_returns.tolist())
     collector.close()
 

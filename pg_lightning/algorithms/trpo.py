@@ -136,19 +136,20 @@ def set_parameters(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
         parameter.copy_(part.view_as(parameter))
 
 
-def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 1e-10) -> Tensor:
+def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 1e-12) -> Tensor:
     """x with A x ≈ b for a positive definite A of which only products A v are known (Hestenes & Stiefel 1952).
 
     Args:
         product: v `[P]` to A v `[P]`.
         b: `[P]`.
         steps: at most; P of them solve it exactly.
-        tolerance: of the squared residual, where it ends early.
+        tolerance: of the squared residual, as a share of that of x = 0, where it ends early.
     """
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     squared = residual @ residual
+    enough = tolerance * squared
     for _ in range(steps):
-        if squared <= tolerance:
+        if squared <= enough:
             break
         image = product(direction)
         alpha = squared / (direction @ image)

@@ -69,7 +69,7 @@ class EvaluationVideo(Callback):
             seed = data.seed
             episode = EvaluationDataset(
                 env,
-                pl_module,
+                pl_module.actor,
                 [env_seed(seed, VALIDATE, 0)],
                 env_seed(seed, VALIDATE, 0, 0),
                 data.eval_deterministic,

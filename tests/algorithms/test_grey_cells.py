@@ -20,8 +20,7 @@ BEST_DETERMINISTIC = -21.2
 
 def play(module: Any, deterministic: bool) -> torch.Tensor:
     env = make_vector_env(GREY_CELLS, 20, autoreset_mode="disabled")
-    module.acting = torch.inference_mode  # the Trainer, whose precision it would take, is done
-    episodes = EvaluationDataset(env, module, list(range(400)), 0, deterministic, 50)
+    episodes = EvaluationDataset(env, module.actor, list(range(400)), 0, deterministic, 50)
     return torch.cat([episode.episode_return for episode in episodes])
 
 
