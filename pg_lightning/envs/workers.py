@@ -26,13 +26,12 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from pg_lightning.envs.contract import READ, RESTARTED, Capabilities
 from pg_lightning.envs.seeds import env_seed
-from pg_lightning.envs.serial import READ
 from pg_lightning.errors import UserError
 from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with, signals_held
 from pg_lightning.signals import SIGNALS
 
-RESTARTED = "pg_lightning/restarted"  # in the infos of a step: `[N]` bool, the environments that were replaced in it
 STEP, CLOSE = (pickle.dumps((name,)) for name in ("step", "close"))
 PATIENCE = 0.2  # seconds between two looks at the time that is left
 
@@ -80,6 +79,8 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         UserError: if the system cannot fork; by the first `reset`, if it fails in every process.
         WorkerError: by `reset` and `step`, if one more process than `max_restarts` fails. No process is left then.
     """
+
+    capabilities = Capabilities(seeds="per_env", can_save_state="by_replay", can_reset_some=True, supervises=True)
 
     def __init__(
         self,
