@@ -23,14 +23,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from measuring import listed, machine, median_interval, positive, versions, with_interval
 from torch import distributed
 
-from pg_lightning import ranks
-from pg_lightning.plot import rows_of, seconds_of
+from pg_lightning.analysis.curves import rows_of, seconds_of
+from pg_lightning.collectives import SharedMemory, connect
 
 STEPS = {"ppo_cartpole": 100_000, "a2c_cartpole": 60_000, "a3c_cartpole": 60_000, "ppo_halfcheetah": 40_000}
 MESSAGE = 9_155  # float32: the weights of two networks of 64-64 for CartPole, and one number more
@@ -78,9 +79,9 @@ def exchange(rank: int, num_ranks: int, port: int, queue: multiprocessing.Queue[
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=num_ranks)
-    ranks.meet(4 * MESSAGE, timeout=60.0)
+    memory = cast(SharedMemory, connect(num_ranks, torch.device("cpu"), 4 * MESSAGE, timeout=60.0))
     x = torch.zeros(MESSAGE)
-    ways: list[Callable[[torch.Tensor], object]] = [distributed.all_reduce, ranks.add_up]
+    ways: list[Callable[[torch.Tensor], object]] = [distributed.all_reduce, memory.all_reduce_]
     seconds = np.empty((20, 2, 100))
     for turn, way, i in np.ndindex(seconds.shape):
         then = time.perf_counter()

@@ -55,7 +55,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from pg_lightning.algorithms import A2C, PPO, REINFORCE, PolicyGradientModule
 from pg_lightning.callbacks import EnvStepProgress, EvaluateEverySteps
-from pg_lightning.cli import TRAINER_DEFAULTS
+from pg_lightning.cli.assembly import TRAINER_DEFAULTS
 from pg_lightning.data import RolloutDataModule, RolloutDataset
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.envs import make_vector_env

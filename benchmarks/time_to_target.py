@@ -44,7 +44,7 @@ from stable_baselines3.common.logger import configure
 from throughput import SB3, make_trainer
 
 from pg_lightning.class_path import resolve
-from pg_lightning.cli import find_config
+from pg_lightning.cli.configs import find_config
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
 

@@ -3,15 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pg_lightning.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pg_lightning.algorithms import (
         A2C,
         A3C,
         PPO,
         REINFORCE,
+        TRPO,
         OneStepActorCritic,
         PolicyGradientModule,
         REINFORCEBaseline,
+        VTrace,
     )
     from pg_lightning.callbacks import EvaluateEverySteps
     from pg_lightning.data import RolloutDataModule
@@ -19,12 +23,12 @@ if TYPE_CHECKING:
     from pg_lightning.rollout import Rollout
     from pg_lightning.strategies import HogwildStrategy
 
-__version__ = "0.1.0"
 __all__ = [
     "A2C",
     "A3C",
     "PPO",
     "REINFORCE",
+    "TRPO",
     "EvaluateEverySteps",
     "HogwildStrategy",
     "OneStepActorCritic",
@@ -33,6 +37,7 @@ __all__ = [
     "Rollout",
     "RolloutDataModule",
     "UserError",
+    "VTrace",
 ]
 
 _MODULES = {

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, one_line
 
 ClassPath = str | dict[str, Any]
 
@@ -31,4 +31,4 @@ def resolve(field: str, spec: ClassPath, names: Mapping[str, Callable[..., Any]]
         return getattr(importlib.import_module(module), name), given.get("init_args", {})
     except (ImportError, AttributeError, ValueError) as error:
         short = f"; short names are {', '.join(names)}" if names else ""
-        raise UserError(f"{field}: cannot import {path!r}: {' '.join(str(error).split())}{short}") from error
+        raise UserError(f"{field}: cannot import {path!r}: {one_line(error)}{short}") from error

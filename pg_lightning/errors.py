@@ -5,13 +5,26 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that names the field and the cure.
+    """Bad input. The message is one line that names the field and the cure."""
 
-    Attributes:
-        is_told: another process has the same to say, and says it.
-    """
 
-    is_told = False
+class ReportedElsewhere(Exception):
+    """The cause of an error that another process prints: this one ends in silence."""
+
+
+def one_line(text: object) -> str:
+    """What something says of itself, in one line."""
+    return " ".join(str(text).split())
+
+
+def cause_of(error: BaseException) -> str:
+    """The message of an exception in one line; the name of its class if it has none."""
+    return one_line(error) or type(error).__name__
+
+
+def named_cause_of(error: BaseException) -> str:
+    """The class and the message of an exception in one line."""
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def require(field: str, value: float, low: float, high: float | None = None) -> None:

@@ -32,7 +32,7 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
     return -(advantages * log_probs).mean()
 
 
-def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_range: float | Tensor) -> Tensor:
     """PPO's pessimistic surrogate (Schulman et al. 2017, eq. 7).
 
         L = −mean( min( r A, clip(r, 1 − ε, 1 + ε) A ) ),   r = π(a|s) / π_old(a|s) = exp(log_ratio)
@@ -48,7 +48,8 @@ def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_range: fl
     _same_shape(log_ratio=log_ratio, advantages=advantages)
     # Beyond e^20 the ratio times the zero gradient of the clip could overflow to NaN.
     ratio = log_ratio.clamp(max=20.0).exp()
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages).mean()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type]
+    return -torch.minimum(ratio * advantages, clipped * advantages).mean()
 
 
 def kl_penalized_loss(log_ratio: Tensor, advantages: Tensor, beta: Tensor | float) -> Tensor:

@@ -6,12 +6,10 @@ its value is zero. `done` (terminated or truncated) stops the *recursion*: the n
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-
-from pg_lightning.ranks import Gather, Moments
 
 
 def reward_to_go(rewards: Tensor, done: Tensor, valid: Tensor, gamma: float) -> Tensor:
@@ -29,7 +27,7 @@ def reward_to_go(rewards: Tensor, done: Tensor, valid: Tensor, gamma: float) -> 
         Returns `[T, N]`. Those of episodes that do not end within the T rows lack what was still to come: see
         `unfinished`.
     """
-    return _sums_of_what_follows(rewards * valid, gamma * (valid & ~done))
+    return discounted_sums(rewards * valid, gamma, valid & ~done)
 
 
 def unfinished(done: Tensor, valid: Tensor) -> Tensor:
@@ -73,7 +71,13 @@ def episode_return(returns: Tensor, timesteps: Tensor, valid: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def mean_of_other_episodes(returns: Tensor, episodes: Tensor, gather: Gather | None = None) -> Tensor:
+def _of_one_rank(x: Tensor) -> Tensor:
+    return x.unsqueeze(0)
+
+
+def mean_of_other_episodes(
+    returns: Tensor, episodes: Tensor, all_gather: Callable[[Tensor], Tensor] = _of_one_rank
+) -> Tensor:
     """For every row the mean of G over the rows of all *other* episodes: a baseline from the batch itself.
 
     It does not depend on the row's own actions, so it leaves the mean of the gradient where it is. A mean that includes
@@ -82,31 +86,15 @@ def mean_of_other_episodes(returns: Tensor, episodes: Tensor, gather: Gather | N
     Args:
         returns: `[B]` G.
         episodes: `[B]` int64, the episode of every row, numbered from 0.
-        gather: brings the tensors of all ranks together, each of which has episodes of its own.
+        all_gather: `[*shape]` to `[K, *shape]` of all ranks, each of which has episodes of its own; by default K = 1.
 
     Returns:
         `[B]`; 0 if there is only one episode.
     """
     sums = torch.zeros(len(returns), dtype=returns.dtype, device=returns.device).index_add_(0, episodes, returns)
     counts = torch.bincount(episodes, minlength=len(returns)).to(returns.dtype)
-    total, count = sums.sum(), counts.sum()
-    if gather is not None:
-        total, count = gather(torch.stack([total, count])).sum(0)
+    total, count = all_gather(torch.stack([sums.sum(), counts.sum()])).sum(0)
     return ((total - sums) / (count - counts).clamp(min=1.0))[episodes]
-
-
-def standardize(x: Tensor, moments: Moments | None = None) -> Tensor:
-    """`[B]` shifted to mean 0 and scaled to standard deviation 1; a single number has neither and stays.
-
-    Args:
-        x: `[B]`.
-        moments: number, mean and biased variance of what `x` is a part of, if it is one.
-    """
-    if moments is None:
-        return (x - x.mean()) / (x.std() + 1e-8) if len(x) > 1 else x
-    count, mean, var = torch.as_tensor(moments[0]), *moments[1:]
-    std = (var * count / (count - 1).clamp(min=1.0)).sqrt()
-    return torch.where(count > 1, (x - mean) / (std + 1e-8), x).to(x.dtype)
 
 
 def gae(
@@ -141,22 +129,79 @@ def gae(
     Raises:
         ValueError: if the shapes differ.
     """
-    arrays: tuple[Any, ...] = (rewards, values, next_values, terminated, truncated, valid)
-    shapes = {x.shape for x in arrays}
+    shapes = {x.shape for x in (rewards, values, next_values, terminated, truncated, valid)}
     if len(shapes) != 1:
         raise ValueError(f"rewards, values and masks must share one shape [T, N], got {sorted(map(tuple, shapes))}")
-    # Where NumPy does the same, its calls cost less.
-    if values.device.type == "cpu" and torch.bfloat16 not in (rewards.dtype, values.dtype):
-        arrays = tuple(x.numpy() for x in arrays)
-    r, v, next_v, ends, cut, ok = arrays
-    deltas = (r + gamma * next_v * ~ends - v) * ok
-    goes_on = ok & ~(ends | cut)
-    return _sums_of_what_follows(torch.as_tensor(deltas), gamma * gae_lambda * torch.as_tensor(goes_on))
+    deltas = (rewards + gamma * next_values * ~terminated - values) * valid
+    goes_on = valid & ~(terminated | truncated)
+    return discounted_sums(deltas, gamma * gae_lambda, goes_on)
 
 
-def _sums_of_what_follows(terms: Tensor, decays: Tensor) -> Tensor:
-    """S_t = x_t + d_t S_{t+1} from the last row back, for `[T, N]` terms x, which the sums replace, and decays d."""
-    sums, factors = terms.unbind(), decays.unbind()
+def discounted_sums(terms: Tensor, discount: float | Tensor, goes_on: Tensor) -> Tensor:
+    """S_t = x_t + d_t S_{t+1} where the episode goes on, x_t where it ends, from the last row back.
+
+    Args:
+        terms: `[T, N]` x, which the sums replace.
+        discount: d, one for all rows or `[T, N]`.
+        goes_on: `[T, N]` bool; the next row belongs to the same episode.
+    """
+    sums, factors = terms.unbind(), (discount * goes_on.to(terms.dtype)).unbind()
     for t in reversed(range(len(terms) - 1)):
         sums[t].addcmul_(factors[t], sums[t + 1])
     return terms
+
+
+def vtrace(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    log_ratios: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    gamma: float,
+    gae_lambda: float = 1.0,
+    max_rho: float = 1.0,
+    max_c: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """V-trace targets and advantages for actions of an older policy μ (Espeholt et al. 2018, §4.1 and remark 2).
+
+        ρ_t = min(ρ̄, π/μ),   c_t = λ min(c̄, π/μ)
+        v_t = V(s_t) + δ_t + γ c_t (v_{t+1} − V(s_{t+1})),   δ_t = ρ_t (r_t + γ V(s_{t+1}) − V(s_t))
+        A_t = ρ_t (r_t + γ v_{t+1} − V(s_t))
+
+    At the end of an episode v_{t+1} is V of its final observation, 0 where it terminated. On-policy and with λ = 1, v
+    is the n-step return and A the n-step advantage.
+
+    Args:
+        rewards: `[T, N]`.
+        values: `[T, N]` V(s_t).
+        next_values: `[T, N]` V of the state that followed; at a truncation, of the episode's final observation.
+        log_ratios: `[T, N]` log π(a|s) − log μ(a|s).
+        terminated: `[T, N]` bool.
+        truncated: `[T, N]` bool.
+        valid: `[T, N]` bool; rows that are not valid get advantage 0.
+        gamma: discount factor γ in [0, 1].
+        gae_lambda: λ in [0, 1].
+        max_rho: ρ̄, which decides what policy the critic evaluates; `inf` for π itself.
+        max_c: c̄, which bounds how far a surprise travels back.
+
+    Returns:
+        Advantages and the critic's targets v, `[T, N]` each.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    shapes = {x.shape for x in (rewards, values, next_values, log_ratios, terminated, truncated, valid)}
+    if len(shapes) != 1:
+        raise ValueError(
+            f"rewards, values, ratios and masks must share one shape [T, N], got {sorted(map(tuple, shapes))}"
+        )
+    ratios = log_ratios.exp()
+    rho, c = ratios.clamp(max=max_rho), gae_lambda * ratios.clamp(max=max_c)
+    goes_on = valid & ~(terminated | truncated)
+    deltas = rho * (rewards + gamma * next_values * ~terminated - values) * valid
+    targets = values + discounted_sums(deltas, gamma * c, goes_on)
+    next_targets = next_values.clone()
+    next_targets[:-1] = torch.where(goes_on[:-1], targets[1:], next_values[:-1])
+    return rho * (rewards + gamma * next_targets * ~terminated - values) * valid, targets

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -164,6 +164,19 @@ class Samples:
         sequences = Sequences(state[chosen], starts[:, chosen], valid[:, chosen])
         return replace(self, obs=self.obs[:, chosen], sequences=sequences, **self._rows(is_chosen[valid]))
 
+    def parts(self, size: int) -> Iterator[Samples]:
+        """Consecutive parts of at most `size` rows; for a policy with memory, of as many environments as have so many.
+
+        Every row is in one part. With a memory a single environment may have more rows than asked for.
+        """
+        if self.sequences is None:
+            yield from (self[start : start + size] for start in range(0, len(self), size))
+            return
+        T, n = self.sequences.valid.shape
+        for environments in torch.arange(n, device=self.advantages.device).split(max(1, size // T)):
+            if len(part := self.of_environments(environments)):
+                yield part
+
     def minibatches(self, num_minibatches: int, keep_empty: bool = False) -> Iterator[Samples]:
         """Cuts a fresh random permutation into `num_minibatches` parts whose sizes differ by at most one row.
 
@@ -209,7 +222,13 @@ class Episode:
 
 
 class Actor(Protocol):
-    """What a collector asks of an algorithm: actions, in batches of N, and which policy gave them."""
+    """What a collector asks of a policy: actions, in batches of N, and which version of it gave them.
+
+    Attributes:
+        policy: the weights, which a process that plays ahead keeps a copy of.
+    """
+
+    policy: nn.Module
 
     @property
     def policy_version(self) -> int:

@@ -1,7 +1,10 @@
 """Interrupting a run, and comparing what became of it with a run that was not."""
 
 import csv
+import os
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,21 @@ def interrupt_at(update: int, save: bool = False) -> tuple[str, str]:
     """Arguments of the command line."""
     init_args = f"{{update: {update}, save: {str(save).lower()}}}"
     return "--trainer.callbacks", f"[{{class_path: interruptions.InterruptAt, init_args: {init_args}}}]"
+
+
+def sends(signum: int, function: Callable[..., Any], at: int, sleep: float = 0.0) -> Callable[..., Any]:
+    """A function that sends its own process a signal in its `at`-th call, sleeps, and then does what it is for."""
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signum)
+            time.sleep(sleep)
+        return function(*args, **kwargs)
+
+    return wrapped
 
 
 def differences(one: Path, other: Path) -> list[str]:

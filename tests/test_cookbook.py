@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pg_lightning import A2C, PPO, PolicyGradientModule, RolloutDataModule
-from pg_lightning.cli import find_config
+from pg_lightning.cli.configs import find_config
 
 ROOT = Path(__file__).parents[1]
 COOKBOOK = ROOT / "docs/cookbook.md"

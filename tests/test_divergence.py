@@ -103,8 +103,9 @@ def test_a_gradient_whose_norm_overflows_is_named(fit):
     """The clip would make an update of zeros of it."""
 
     class Steep(A2C):
-        def backward_and_clip(self, loss, batch):
-            return super().backward_and_clip(1e30 * loss, batch)
+        def loss(self, batch):
+            loss, stats = super().loss(batch)
+            return 1e30 * loss, stats
 
     with pytest.raises(UserError, match="at env step 0 train/grad_norm is inf"):
         fit("CartPole-v1", algorithm=Steep)
@@ -141,15 +142,16 @@ def test_workers_that_share_weights_end_together(cli, tmp_path, options):
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_shared_weights_and_moments(fit):
     class Watched(A3C):
-        def backward_and_clip(self, loss, batch):
-            return super().backward_and_clip(loss * (math.nan if self.policy_version == 2 else 1.0), batch)
+        def loss(self, batch):
+            loss, stats = super().loss(batch)
+            return loss * (math.nan if self.policy_version == 2 else 1.0), stats
 
         def training_step(self, rollout, batch_idx):
             try:
                 super().training_step(rollout, batch_idx)
             finally:
-                moments = [moment for state in self._shared.moments.values() for moment in state.values()]
-                assert all(tensor.isfinite().all() for tensor in [*self._shared.weights, *moments])
+                moments = [moment for state in self.shared.moments.values() for moment in state.values()]
+                assert all(tensor.isfinite().all() for tensor in [*self.shared.weights.values(), *moments])
 
     with pytest.raises(UserError, match="at env step 128 train/grad_norm is nan"):
         fit("CartPole-v1", algorithm=Watched)

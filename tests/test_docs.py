@@ -15,7 +15,7 @@ import yaml
 from run_files import read_metrics
 
 from pg_lightning import returns
-from pg_lightning.cli import find_config
+from pg_lightning.cli.configs import find_config
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

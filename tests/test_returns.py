@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pg_lightning.networks import RewardScaler
+from pg_lightning.policies import RewardScaler
 from pg_lightning.returns import gae
 
 GOES_ON, TERMINATES, IS_TRUNCATED, BOTH = range(4)

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pg_lightning.algorithms.base import Normalize, OptimizerName, PolicyGradientModule
+from pg_lightning.class_path import ClassPath
 from pg_lightning.errors import require
+from pg_lightning.learning import Normalize, PolicyGradientModule
 from pg_lightning.rollout import Rollout
 
 
@@ -21,7 +22,7 @@ class A2C(PolicyGradientModule):
         gae_lambda: λ of the advantage estimates.
         normalize_advantage: standardise the advantages of a rollout, those of all ranks together; with `per_rank`
             each its own.
-        optimizer: RMSprop as in the paper, or Adam.
+        optimizer: `rmsprop` as in the paper, `adam`, or a class path.
         **kwargs: see `PolicyGradientModule`.
     """
 
@@ -29,7 +30,7 @@ class A2C(PolicyGradientModule):
         self,
         gae_lambda: float = 1.0,
         normalize_advantage: Normalize = False,
-        optimizer: OptimizerName = "rmsprop",
+        optimizer: ClassPath = "rmsprop",
         **kwargs: Any,
     ) -> None:
         super().__init__(optimizer=optimizer, **kwargs)
@@ -39,5 +40,5 @@ class A2C(PolicyGradientModule):
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """One gradient step on −mean( A log π ), the squared error of V and the entropy."""
-        samples = self.samples(rollout, self.gae_lambda, self.normalize_advantage)
-        return self.policy_gradient_step(samples)
+        batch = self.targets(rollout, self.gae_lambda, self.normalize_advantage)
+        return self.learner.step(self.loss, batch)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pg_lightning.algorithms.base import Normalize, PolicyGradientModule
+from pg_lightning.learning import Normalize, PolicyGradientModule
 from pg_lightning.rollout import Rollout
 
 
@@ -29,5 +29,5 @@ class OneStepActorCritic(PolicyGradientModule):
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """One gradient step on −mean( δ log π ) and on the squared TD error."""
         # GAE with λ = 0 is the TD error.
-        samples = self.samples(rollout, gae_lambda=0.0, normalize_advantage=self.normalize_advantage)
-        return self.policy_gradient_step(samples)
+        batch = self.targets(rollout, gae_lambda=0.0, normalize_advantage=self.normalize_advantage)
+        return self.learner.step(self.loss, batch)

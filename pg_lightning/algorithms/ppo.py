@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pg_lightning.algorithms.base import Normalize, PolicyGradientModule, Schedule
 from pg_lightning.errors import UserError, require
+from pg_lightning.learning import Normalize, PolicyGradientModule
 from pg_lightning.losses import (
     approximate_kl,
     clipped_surrogate_loss,
@@ -17,8 +16,10 @@ from pg_lightning.losses import (
     kl_penalized_loss,
     value_loss,
 )
-from pg_lightning.metrics import explained_variance
 from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.statistics import explained_variance
+
+Schedule = Literal["constant", "linear"]
 
 
 class PPO(PolicyGradientModule):
@@ -72,7 +73,9 @@ class PPO(PolicyGradientModule):
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
-        self._clip_range: Any = clip_range
+        self._clip_range: float | Tensor = clip_range
+        ends_early = target_kl is not None and kl_penalty is None
+        self._kl_limit = ("train/approx_kl", 1.5 * (target_kl or 0.0)) if ends_early else None
         self.kl_penalty: Tensor | None
         self.register_buffer("kl_penalty", None if kl_penalty is None else torch.tensor(kl_penalty))
 
@@ -96,37 +99,23 @@ class PPO(PolicyGradientModule):
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """`num_epochs` x `num_minibatches` gradient steps on the surrogate: eq. 9 of the paper with eq. 7 or 8."""
-        samples = self.samples(rollout, self.gae_lambda, self.normalize_advantage)
-        if samples.old_log_probs is None:
+        batch = self.targets(rollout, self.gae_lambda, self.normalize_advantage)
+        if batch.old_log_probs is None:
             with torch.no_grad():
-                samples.old_log_probs = self.network.policy(samples).log_prob(samples.actions)
-        clip_range = self.clip_range * (self.remaining if self.clip_schedule == "linear" else 1.0)
-        # A number that changes would be compiled anew each time.
-        self._clip_range = torch.tensor(clip_range, device=self.device) if self.compiles else clip_range
-        steps: list[dict[str, Tensor]] = []
-        without_rows: list[dict[str, Tensor]] = []
-        for i, batch in enumerate(self._minibatches(samples)):
-            loss, metrics = self.loss_of(batch)
-            ends_early = self.target_kl is not None and self.kl_penalty is None and i > 0
-            if ends_early:
-                kl = self.mean_over_ranks(metrics["train/approx_kl"], batch)
-                if kl > 1.5 * cast(float, self.target_kl):
-                    break
-            metrics["train/grad_norm"] = self.gradient_step(loss, batch)
-            (steps if self._gather is None or len(batch) else without_rows).append(metrics)
-        steps = steps or without_rows
-        means = {name: torch.stack([metrics[name] for metrics in steps]).mean() for name in steps[0]}
-        means["train/explained_variance"] = explained_variance(samples.old_values, samples.returns)
+                batch.old_log_probs = self.network.policy(batch).log_prob(batch.actions)
+        clip_range = self.clip_range * (self.progress.remaining if self.clip_schedule == "linear" else 1.0)
+        self._clip_range = self.learner.number(clip_range)
+        limit = None  # at least one step
+        for minibatch in self.learner.minibatches(batch, self.num_epochs, self.num_minibatches):
+            if self.learner.step(self.loss, minibatch, limit) is None:
+                break
+            limit = self._kl_limit
+        stats = self.learner.mean_stats()
+        stats["train/explained_variance"] = explained_variance(batch.old_values, batch.returns)
         if self.kl_penalty is None:
-            return means | {"train/clip_range": torch.tensor(clip_range, device=self.device)}
-        self._adapt_penalty(samples)
-        return means | {"train/kl_penalty": self.kl_penalty}
-
-    def _minibatches(self, samples: Samples) -> Iterator[Samples]:
-        """Those of all epochs; with several ranks as many on each, on some perhaps without rows."""
-        if self._gather is None:
-            return samples.epochs(self.num_epochs, self.num_minibatches)
-        return samples.epochs(self.num_epochs, min(self.num_minibatches, max(self._rows)), keep_empty=True)
+            return stats | {"train/clip_range": torch.tensor(clip_range, device=self.device)}
+        self._adapt_penalty(batch)
+        return stats | {"train/kl_penalty": self.kl_penalty}
 
     def loss(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
         """The surrogate, the squared error of V and the entropy bonus; and what is to be logged of it."""
@@ -153,11 +142,11 @@ class PPO(PolicyGradientModule):
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()
-    def _adapt_penalty(self, samples: Samples) -> None:
+    def _adapt_penalty(self, batch: Samples) -> None:
         """β for the next update, from how far this one went (§4)."""
-        if self.target_kl is None or self.kl_penalty is None or samples.old_log_probs is None:
+        if self.target_kl is None or self.kl_penalty is None or batch.old_log_probs is None:
             return
-        log_ratio = self.network.policy(samples).log_prob(samples.actions) - samples.old_log_probs
-        kl = self.mean_over_ranks(approximate_kl(log_ratio), samples)
+        log_ratio = self.network.policy(batch).log_prob(batch.actions) - batch.old_log_probs
+        kl = self.learner.mean(approximate_kl(log_ratio), batch)
         self.kl_penalty *= 2.0 if kl > 1.5 * self.target_kl else 0.5 if kl < self.target_kl / 1.5 else 1.0
         self.kl_penalty.clamp_(1e-6, 1e6)

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pg_lightning.algorithms.base import Normalize, PolicyGradientModule
 from pg_lightning.errors import UserError, require
+from pg_lightning.learning import Normalize, PolicyGradientModule
+from pg_lightning.learning.targets import normalized
 from pg_lightning.returns import episode_index, episode_return, mean_of_other_episodes, reward_to_go
 from pg_lightning.rollout import Rollout, Samples
 
@@ -72,22 +73,23 @@ class REINFORCE(PolicyGradientModule):
         returns = reward_to_go(rollout.rewards, rollout.done, rollout.valid, self.gamma)
         if not self.causal:
             returns = episode_return(returns, rollout.timesteps, rollout.valid)
-        samples = Samples.of(rollout, returns, returns, torch.zeros_like(returns))
-        samples.advantages = samples.returns - self._baseline(rollout, samples.returns)
-        if self.normalize_advantage:
-            samples.advantages = self.standardized(samples.advantages, self.normalize_advantage)
+        batch = Samples.of(rollout, returns, returns, torch.zeros_like(returns))
+        advantages = batch.returns - self._baseline(rollout, batch.returns)
+        batch.advantages = normalized(advantages, self.normalize_advantage, self.learner.collectives)
         if self.discount_objective:
-            samples.advantages = samples.advantages * self.gamma ** rollout.timesteps[rollout.valid]
-        return self.policy_gradient_step(samples)
+            batch.advantages = batch.advantages * self.gamma ** rollout.timesteps[rollout.valid]
+        return self.learner.step(self.loss, batch)
 
     def _baseline(self, rollout: Rollout, returns: Tensor) -> Tensor:
         """`[B]`: independent of the action that it is subtracted for, so that E[ b ∇log π(a|s) ] = 0 (§13.4)."""
+        collectives = self.learner.collectives
         if self.baseline == "batch_mean":
-            return mean_of_other_episodes(returns, episode_index(rollout.timesteps, rollout.valid), self._gather)
+            episodes = episode_index(rollout.timesteps, rollout.valid)
+            return mean_of_other_episodes(returns, episodes, collectives.all_gather)
         before = self.baseline_value.nan_to_num().to(returns.dtype)
         if self.baseline == "moving_average":
             kept = torch.where(self.baseline_value.isnan(), 0.0, self.baseline_decay)
-            now = returns.mean() if self._gather is None else self.moments(returns)[1]
+            now = collectives.mean(returns.mean(), len(returns))
             self.baseline_value.copy_(kept * before + (1 - kept) * now)
             return before.expand_as(returns)
         return torch.zeros_like(returns)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pg_lightning.algorithms.base import Normalize, PolicyGradientModule
+from pg_lightning.learning import Normalize, PolicyGradientModule
 from pg_lightning.rollout import Rollout
 
 
@@ -37,7 +37,7 @@ class REINFORCEBaseline(PolicyGradientModule):
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """One gradient step on −mean( (G − V) log π ) and the squared error of V; no gradient flows through G − V."""
-        samples = self.samples(rollout, gae_lambda=1.0, normalize_advantage=self.normalize_advantage)
+        batch = self.targets(rollout, gae_lambda=1.0, normalize_advantage=self.normalize_advantage)
         if self.discount_objective:
-            samples.advantages = samples.advantages * self.gamma ** rollout.timesteps[rollout.valid]
-        return self.policy_gradient_step(samples)
+            batch.advantages = batch.advantages * self.gamma ** rollout.timesteps[rollout.valid]
+        return self.learner.step(self.loss, batch)

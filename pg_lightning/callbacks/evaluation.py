@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from pg_lightning.analysis.intervals import confidence_interval
 from pg_lightning.rollout import Episode
+from pg_lightning.run.files import write_file, write_json
 
 
 class EvaluateEverySteps(Callback):
@@ -27,6 +29,16 @@ class EvaluateEverySteps(Callback):
     def __init__(self) -> None:
         self._next = 0
         self._due = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether an evaluation is about to be made; true from the end of a rollout to that of its evaluation."""
+        return self._due
+
+    @classmethod
+    def was_due(cls, checkpoint: dict[str, Any]) -> bool:
+        """Whether a checkpoint was written between a rollout and its evaluation."""
+        return checkpoint.get("callbacks", {}).get(cls().state_key, {}).get("due", False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Unties validation from epochs: all of a training is one."""
@@ -113,23 +125,12 @@ class EvaluationReport(Callback):
         }
         self.run_folder.mkdir(parents=True, exist_ok=True)
         path = self.run_folder / f"{name}.json"
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(path, report)
         low, high = report["return_ci95"]
         print(
             f"{name}: return {report['return_mean']:.1f} (95% interval {low:.1f} to {high:.1f}) over "
             f"{len(returns)} episodes of {report['env_id']}\nwritten to {path}"
         )
-
-
-def confidence_interval(returns: np.ndarray, level: float = 0.95) -> list[float]:
-    """Student's t interval of the mean of independent episodes; the point itself where they are all equal or one."""
-    from scipy import stats
-
-    mean = float(returns.mean())
-    if len(returns) < 2 or np.ptp(returns) == 0:
-        return [mean, mean]
-    low, high = stats.t.interval(level, len(returns) - 1, loc=mean, scale=stats.sem(returns))
-    return [float(low), float(high)]
 
 
 class TrajectoryWriter(BasePredictionWriter):
@@ -156,7 +157,9 @@ class TrajectoryWriter(BasePredictionWriter):
         self.folder.mkdir(parents=True, exist_ok=True)
         index = batch_idx * trainer.world_size + trainer.global_rank
         arrays = {name: _array(values) for name, values in prediction.trajectory.items()}
-        np.savez_compressed(self.folder / f"episode_{index:04d}.npz", allow_pickle=False, **arrays)
+        content = io.BytesIO()
+        np.savez_compressed(content, allow_pickle=False, **arrays)
+        write_file(self.folder / f"episode_{index:04d}.npz", content.getvalue())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says where they are."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pg_lightning.ranks import of_all_ranks
+from pg_lightning.collectives import all_gather_object
+from pg_lightning.strategies import HogwildStrategy
 
 
 class RandomStates(Callback):
@@ -24,7 +25,7 @@ class RandomStates(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Those of all ranks; every rank must ask."""
-        return {"ranks": of_all_ranks(random_state())}
+        return {"ranks": all_gather_object(random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps them for when training starts: what is set up before may draw numbers."""
@@ -33,7 +34,7 @@ class RandomStates(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sets this rank's."""
         ranks, self._ranks = self._ranks, []
-        if len(ranks) != trainer.world_size or hasattr(trainer.strategy, "num_workers"):
+        if len(ranks) != trainer.world_size or isinstance(trainer.strategy, HogwildStrategy):
             return
         own = ranks[trainer.global_rank]
         if own["seed"] == torch.initial_seed():

@@ -8,12 +8,12 @@ import time
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from pg_lightning.board import RankLost
-from pg_lightning.errors import UserError
-from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with
-from pg_lightning.ranks import part
+from pg_lightning.collectives import RankLost, disconnect
+from pg_lightning.errors import ReportedElsewhere, UserError, named_cause_of
+from pg_lightning.lightning_private import SubprocessLauncher
+from pg_lightning.processes import SHUTDOWN_GRACE_S, WorkerError, cause_of_death, die_with
+from pg_lightning.torch_private import default_store
 
 # What gloo and NCCL say, among other things, when a rank is gone or too late.
 COLLECTIVE_ERRORS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe")
@@ -30,12 +30,12 @@ class RankWatch(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Has the ranks that rank 0 has started end with it, were it killed."""
-        if trainer.local_rank > 0 and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        if trainer.local_rank > 0 and isinstance(trainer.strategy.launcher, SubprocessLauncher):
             die_with(os.getppid())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves word of this rank's error; if it is that of another, makes that the cause of the exception."""
-        part()
+        disconnect()
         ends_by_signal = not isinstance(exception, Exception)  # which all ranks have agreed on
         if trainer.world_size == 1 or ends_by_signal or not dist.is_initialized():
             return
@@ -44,12 +44,13 @@ class RankWatch(Callback):
         only_noticed = isinstance(exception, RankLost) or (
             isinstance(exception, RuntimeError) and any(words in text for words in COLLECTIVE_ERRORS)
         )
-        word = "" if only_noticed else f"ended with {_one_line(exception)}"
+        word = "" if only_noticed else f"ended with {named_cause_of(exception)}"
         try:
-            store = dist.distributed_c10d._get_default_store()
+            store = default_store()
             if isinstance(exception, UserError) and trainer.global_rank > 0:
                 _wait_for_words(store, [0])
-                exception.is_told = store.check([_word_of(0)]) and store.get(_word_of(0)).decode() == word
+                if store.check([_word_of(0)]) and store.get(_word_of(0)).decode() == word:
+                    exception.__cause__ = ReportedElsewhere("rank 0 ends with the same error")
             store.set(_word_of(trainer.global_rank), word)
             if isinstance(exception, UserError) and trainer.global_rank == 0:
                 _wait_for_words(store, _others(trainer))  # the store ends with this process
@@ -58,14 +59,14 @@ class RankWatch(Callback):
             return
         if only_noticed:
             culprits = _culprits(store, trainer, children)
-            exception.__cause__ = WorkerError(f"trainer.strategy: {culprits or _one_line(exception)}")
+            exception.__cause__ = WorkerError(f"trainer.strategy: {culprits or named_cause_of(exception)}")
 
 
 def _children(trainer: Trainer) -> dict[int, subprocess.Popen[bytes]]:
     """The ranks that this one has started, taken from Lightning's observer: it would kill this process before it could
     say which of them has died. They end with this process in any case."""
     launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _SubprocessScriptLauncher):
+    if not isinstance(launcher, SubprocessLauncher):
         return {}
     children = dict(enumerate(launcher.procs, start=trainer.global_rank + 1))
     launcher.procs.clear()
@@ -89,7 +90,7 @@ def _culprits(store: dist.Store, trainer: Trainer, children: dict[int, subproces
 
 
 def _wait_for_words(store: dist.Store, ranks: list[int]) -> None:
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + SHUTDOWN_GRACE_S
     while time.monotonic() < deadline and not all(store.check([_word_of(rank)]) for rank in ranks):
         time.sleep(0.1)
 
@@ -100,7 +101,3 @@ def _others(trainer: Trainer) -> list[int]:
 
 def _word_of(rank: int) -> str:
     return f"pg_lightning/why rank {rank} ended"
-
-
-def _one_line(exception: BaseException) -> str:
-    return " ".join(f"{type(exception).__name__}: {exception}".split())

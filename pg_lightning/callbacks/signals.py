@@ -6,8 +6,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from pg_lightning import signals
 from pg_lightning.callbacks.checkpoints import RunCheckpoint
+from pg_lightning.lightning_private import disable_signal_handlers
+from pg_lightning.processes import signals
 
 
 class StopOnSignal(Callback):
@@ -26,8 +27,7 @@ class StopOnSignal(Callback):
         """Takes the signals over; after a program that has done so already, `listen` changes nothing."""
         if stage == "fit":
             self._listens = signals.listen()
-            trainer._signal_connector.register_signal_handlers = lambda: None
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # ranks agree on more, in `agree`
+            disable_signal_handlers(trainer)  # ranks agree on more than SIGTERM, in `signals.agree`
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to save. No rank may leave the others waiting, however long an update is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from pg_lightning.data import EvaluationDataset, RolloutDataModule
 from pg_lightning.data.datamodule import VALIDATE
-from pg_lightning.envs import env_seed, make_env, make_vector_env
-from pg_lightning.errors import UserError, require
+from pg_lightning.envs import env_seed, make_vector_env
+from pg_lightning.envs.filming import camera, rendering, require_pictures
+from pg_lightning.errors import require
 
 
 class EvaluationVideo(Callback):
@@ -40,7 +40,9 @@ class EvaluationVideo(Callback):
         """Finds out before training begins whether there will be pictures."""
         if stage != "fit" or not trainer.is_global_zero:
             return
-        require_pictures(trainer.datamodule, "trainer.callbacks: EvaluationVideo")  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        who = "trainer.callbacks: EvaluationVideo"
+        require_pictures(who, data.env_id, data.env_kwargs, data.wrappers, data.backend)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Records, on rank 0. A failure ends the videos, with a warning, and not the training."""
@@ -86,36 +88,4 @@ class EvaluationVideo(Callback):
         ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the folder has other videos in it
-            return make_vector_env(data.env_id, 1, rendering(data), wrappers, "sync", "disabled")
-
-
-def require_pictures(data: RolloutDataModule, who: str) -> None:
-    """Finds out whether there will be pictures.
-
-    Raises:
-        UserError: in the name of `who`, if moviepy is not installed or the environment gives none.
-    """
-    if importlib.util.find_spec("moviepy") is None:
-        raise UserError(f'{who} needs moviepy; pip install "pg_lightning[video]"')
-    if data.backend == "envpool":
-        raise UserError(f"{who} cannot render with EnvPool; set data.backend to sync, and data.env_id to Gymnasium's")
-    try:
-        env = make_env(data.env_id, rendering(data), data.wrappers)
-        env.reset(seed=0)
-        picture = env.render()
-        env.close()
-    except Exception as error:
-        raise UserError(f"{who} cannot render {data.env_id!r}: {error}") from error
-    if getattr(picture, "ndim", 0) != 3:
-        raise UserError(f"{who}: {data.env_id!r} has no render mode 'rgb_array'")
-
-
-def camera(folder: Path, name: str, **options: Any) -> dict[str, Any]:
-    """The wrapper that films every episode, as `<name>-episode-K.mp4` in the folder."""
-    arguments = {"video_folder": str(folder), "name_prefix": name, "episode_trigger": lambda episode: True}
-    return {"class_path": "gymnasium.wrappers.RecordVideo", "init_args": {**arguments, **options}}
-
-
-def rendering(data: RolloutDataModule) -> dict[str, Any]:
-    """Arguments of an environment that draws."""
-    return {**(data.env_kwargs or {}), "render_mode": "rgb_array"}
+            return make_vector_env(data.env_id, 1, rendering(data.env_kwargs), wrappers, "sync", "disabled")

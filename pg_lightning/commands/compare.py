@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.cli import LightningArgumentParser
 
-from pg_lightning.callbacks.evaluation import confidence_interval
+from pg_lightning.analysis.curves import XAxis
+from pg_lightning.analysis.intervals import confidence_interval
+from pg_lightning.analysis.plots import draw
 from pg_lightning.commands.runs import (
     Result,
     Run,
@@ -21,14 +24,18 @@ from pg_lightning.commands.runs import (
     make_run,
     raise_if_failed,
     read_config,
-    write_csv,
 )
-from pg_lightning.commands.study import mean_of, verdict
+from pg_lightning.commands.verdict import mean_of, verdict
 from pg_lightning.errors import UserError, require
-from pg_lightning.plot import XAxis, draw
+from pg_lightning.run.files import write_csv, write_file
 
 METRIC = "val/return_mean"
 CHANCE = "random policy"
+
+
+def add_arguments(parser: LightningArgumentParser) -> None:
+    """The arguments of `compare` on the command line."""
+    parser.add_function_arguments(compare)
 
 
 def compare(
@@ -89,7 +96,7 @@ def report(runs: dict[str, list[Run]], results: list[Result], folder: Path) -> N
         curves = {label: curves_of(runs[label], METRIC, x) for label in labels if label != CHANCE}
         draw(curves, METRIC, x, "iqm", folder / f"curves_{x}.png", chance)
     text = f"{table(labels, results)}\n\n{verdict(labels, results, METRIC)}\n"
-    (folder / "table.md").write_text(text)
+    write_file(folder / "table.md", text)
     print(f"\n{text}")
     for file in ("results.csv", "table.md", "curves_env_steps.png", "curves_seconds.png"):
         print(folder / file)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from pg_lightning.callbacks.video import camera, rendering, require_pictures
 from pg_lightning.data import RolloutDataModule
+from pg_lightning.envs.filming import camera, rendering, require_pictures
 from pg_lightning.errors import UserError, require
 from pg_lightning.rollout import Episode
+from pg_lightning.run.files import write_json
 
 VideoFormat = Literal["mp4", "gif"]
 
@@ -38,15 +38,19 @@ def record(
         UserError: if there are no pictures to be had, or the folder cannot be written.
     """
     require("episodes", episodes, 1)
-    require_pictures(data, "record")
-    data.env_kwargs = rendering(data)
-    data.wrappers = [*data.wrappers, camera(folder, "new", disable_logger=True)]
-    data.num_envs, data.backend, data.eval_episodes = 1, "sync", episodes
+    require_pictures("record", data.env_id, data.env_kwargs, data.wrappers, data.backend)
+    filmed = data.with_settings(
+        env_kwargs=rendering(data.env_kwargs),
+        wrappers=[*data.wrappers, camera(folder, "new", disable_logger=True)],
+        num_envs=1,
+        backend="sync",
+        eval_episodes=episodes,
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Overwriting existing videos")
-            played: Any = trainer.predict(model, datamodule=data, ckpt_path=ckpt_path, return_predictions=True)
+            played: Any = trainer.predict(model, datamodule=filmed, ckpt_path=ckpt_path, return_predictions=True)
         files = [_finished(folder, i, format) for i in range(episodes)]
         report = {
             "env_id": data.env_id,
@@ -55,7 +59,7 @@ def record(
             "deterministic": data.eval_deterministic,
             "episodes": [_line(file, episode) for file, episode in zip(files, played, strict=True)],
         }
-        (folder / "record.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_json(folder / "record.json", report)
     except OSError as error:
         raise UserError(f"output: cannot write {str(folder)!r}: {error}; give another folder") from error
     for line in report["episodes"]:

@@ -11,16 +11,22 @@ import gymnasium as gym
 import numpy as np
 import torch
 import yaml  # type: ignore[import-untyped]
+from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
-from pg_lightning.commands.runs import write_csv
+from pg_lightning.analysis.curves import SPEED
 from pg_lightning.data import EvaluationDataset, RolloutDataModule
 from pg_lightning.data.datamodule import VALIDATE
 from pg_lightning.envs import env_seed, make_env, make_vector_env
 from pg_lightning.errors import UserError
-from pg_lightning.plot import SPEED
+from pg_lightning.run.files import write_csv, write_file
 
 Method = Literal["dqn", "random"]
+
+
+def add_arguments(parser: LightningArgumentParser) -> None:
+    """The arguments of `reference` on the command line."""
+    parser.add_function_arguments(reference)
 
 
 def reference(method: Method, data: dict[str, Any], seed: int, folder: Path, arguments: dict[str, Any]) -> None:
@@ -44,7 +50,7 @@ def reference(method: Method, data: dict[str, Any], seed: int, folder: Path, arg
     folder.mkdir(parents=True, exist_ok=True)
     path = "stable_baselines3.DQN" if method == "dqn" else "random"
     config = {"seed_everything": seed, "model": {"class_path": path, "init_args": arguments}, "data": data}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    write_file(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     if method == "dqn":
         _train_dqn(reached, seed, arguments)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import multiprocessing
 import os
@@ -22,8 +21,9 @@ import numpy as np
 import yaml  # type: ignore[import-untyped]
 from rich.progress import Progress
 
+from pg_lightning.analysis.curves import Curve, XAxis, find_runs, points_of, read_curve, rows_of, seconds_of
 from pg_lightning.errors import UserError
-from pg_lightning.plot import Curve, XAxis, find_runs, points_of, read_curve, rows_of, seconds_of
+from pg_lightning.run.files import write_file, write_json
 
 # Forks of a process that has imported everything: imports take longer than many a run.
 FORKS = multiprocessing.get_context("forkserver")
@@ -206,7 +206,7 @@ class Runs:
                 self.failed.append(f"{run.name}, seed {run.seed}")
                 return None
             result = read_result(run, self.metric)
-            (run.folder / RESULT).write_text(json.dumps(asdict(result), indent=1) + "\n")
+            write_json(run.folder / RESULT, asdict(result))
         self._tell(f"{run.name}, seed {run.seed}: {result.final:.1f} at {result.env_steps:,} env steps")
         return result
 
@@ -216,7 +216,7 @@ class Runs:
         text = json.dumps({"seed": run.seed, "metric": self.metric, **run.settings}, indent=1) + "\n"
         if not record.is_file():
             run.folder.mkdir(parents=True, exist_ok=True)
-            record.write_text(text)
+            write_file(record, text)
         elif record.read_text() != text:
             raise UserError(
                 f"output: {str(run.folder)!r} holds a run with other settings; remove it, or give another folder"
@@ -273,14 +273,6 @@ def read_config(path: Path) -> dict[str, Any]:
     """What a config holds."""
     content: dict[str, Any] = yaml.safe_load(path.read_text())
     return content
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One line a row; the columns are those of the first."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _carry_out(command: list[str], log: Path) -> None:

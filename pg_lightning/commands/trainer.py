@@ -7,11 +7,12 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from pg_lightning.callbacks import run_folder
 from pg_lightning.commands.diagnose import diagnose
-from pg_lightning.commands.export import PolicyFormat, export
+from pg_lightning.commands.export import export
+from pg_lightning.commands.policy_graph import PolicyFormat
 from pg_lightning.commands.record import VideoFormat, record
 from pg_lightning.data import RolloutDataModule
+from pg_lightning.run.folder import run_folder
 
 
 class PolicyTrainer(Trainer):

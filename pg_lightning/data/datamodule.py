@@ -7,6 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from typing import Any, cast
 
@@ -16,14 +17,14 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, IterableDataset
 
-from pg_lightning import signals
 from pg_lightning.class_path import ClassPath
+from pg_lightning.collectives import all_gather_object
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.envs import AutoresetName, Backend, choose_backend, env_seed, make_env, make_vector_env
-from pg_lightning.errors import UserError, require
-from pg_lightning.ranks import of_all_ranks
+from pg_lightning.errors import UserError, one_line, require
+from pg_lightning.processes import signals
 from pg_lightning.rollout import Actor, Rollout
 
 # Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
@@ -50,9 +51,12 @@ class RolloutDataset(IterableDataset[Rollout]):
     every rollout one update too early.
     """
 
-    def __init__(self, collector: RolloutCollector | CollectorProcess, actor: Actor, length: int) -> None:
+    def __init__(
+        self, collector: RolloutCollector | CollectorProcess, actor: Actor, strategy: Any, length: int
+    ) -> None:
         self.collector = collector
         self.actor = actor
+        self.strategy = strategy
         self.length = length
 
     def __len__(self) -> int:
@@ -63,7 +67,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         if not signals.are_held():
             while True:
                 yield self.collector.collect(self.actor)
-        strategy = cast(Any, self.actor).trainer.strategy
+        strategy = self.strategy
         stops, played = False, time.monotonic()
         while True:
             learning = time.monotonic() - played
@@ -191,7 +195,7 @@ class RolloutDataModule(LightningDataModule):
         if spaces != (self.observation_space, self.action_space):
             name = "train_wrappers" if self.train_wrappers else "train_env_kwargs"
             raise UserError(
-                f"data.{name}: training has other spaces than evaluation, {' '.join(str(spaces).split())}; "
+                f"data.{name}: training has other spaces than evaluation, {one_line(spaces)}; "
                 "what changes them belongs into data.wrappers or data.env_kwargs"
             )
 
@@ -222,7 +226,9 @@ class RolloutDataModule(LightningDataModule):
             raise UserError("data.overlap: forks a process, which this system cannot; set it to false")
         if stage == "fit" and self.backend == "auto":
             backend, reason = choose_backend(self.env_id, self.num_envs, *self._training_env, self.autoreset_mode)
-            self.backend = of_all_ranks(backend)[0]  # what the first rank has found: they must not play differently
+            self.backend = all_gather_object(backend)[
+                0
+            ]  # what the first rank has found: they must not play differently
             rank_zero_info(f"data.backend auto: {reason}")
 
     def train_dataloader(self) -> RolloutDataset:
@@ -232,27 +238,40 @@ class RolloutDataModule(LightningDataModule):
         policy of the moment.
         """
         assert self.trainer is not None
-        actor = cast(Any, self.trainer.lightning_module)
+        module, strategy = cast(Any, self.trainer.lightning_module), self.trainer.strategy
+        actor = module.actor
         # At least every other row is an env step, so this many rollouts are more than the budget can take.
         length = 2 * self.total_steps
         if self.collector is not None:  # asked again: the environments go on where they stand
-            return RolloutDataset(self.collector, actor, length)
+            return RolloutDataset(self.collector, actor, strategy, length)
         rank = self.trainer.global_rank
         # Where a resumed run begins new episodes they have seeds of their own: it must not live through those of its
         # first part again.
-        key = (rank, actor.env_steps)
+        key = (rank, module.env_steps)
         seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
-        make = partial(self._make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
+        make = partial(self.make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
         self.collector = CollectorProcess(make) if self.overlap else make()
         self.episodes_go_on = self._go_on(actor)
-        return RolloutDataset(self.collector, actor, length)
+        return RolloutDataset(self.collector, actor, strategy, length)
 
     def diagnosis_collector(self, episodes: int) -> RolloutCollector:
         """Plays rollouts of so many whole episodes, one in each environment, that no training has seen."""
-        self.num_envs, self.num_steps, self.whole_episodes = episodes, 1, True
-        self.backend = "sync" if self.backend == "auto" else self.backend
+        backend = "sync" if self.backend == "auto" else self.backend
+        own = self.with_settings(num_envs=episodes, num_steps=1, whole_episodes=True, backend=backend)
         seeds = [env_seed(self.seed, DIAGNOSE_ENVS, n) for n in range(episodes)]
-        return self._make_collector(seeds, env_seed(self.seed, DIAGNOSE_ACTIONS))
+        return own.make_collector(seeds, env_seed(self.seed, DIAGNOSE_ACTIONS))
+
+    def with_settings(self, **settings: Any) -> RolloutDataModule:
+        """A copy with other settings, for a use beside training; it makes environments of its own.
+
+        Raises:
+            AttributeError: if there is no such setting.
+        """
+        changed = copy(self)
+        for name in settings:
+            getattr(self, name)
+        vars(changed).update(settings, collector=None, _eval_env=None)
+        return changed
 
     def _go_on(self, actor: Actor) -> bool:
         """Puts the environments where a checkpoint has them; says in one line if that cannot be."""
@@ -301,7 +320,8 @@ class RolloutDataModule(LightningDataModule):
         """Whether each worker of an asynchronous strategy has environments that only it knows of."""
         return self.trainer is not None and hasattr(self.trainer.strategy, "num_workers")
 
-    def _make_collector(self, seeds: list[int], action_seed: int) -> RolloutCollector:
+    def make_collector(self, seeds: list[int], action_seed: int) -> RolloutCollector:
+        """New training environments, as the settings have them, and what plays rollouts in them."""
         return RolloutCollector(
             self._make_env(self.num_envs, *self._training_env, self.backend, self.autoreset_mode),
             self.num_steps,
@@ -354,7 +374,7 @@ class RolloutDataModule(LightningDataModule):
         return _loader(
             EvaluationDataset(
                 self._eval_env,
-                cast(Any, self.trainer.lightning_module),
+                cast(Any, self.trainer.lightning_module).actor,
                 seeds,
                 env_seed(self.seed, stream, rank, 0),
                 self.eval_deterministic,
@@ -386,7 +406,7 @@ class RolloutDataModule(LightningDataModule):
         return {
             **state,
             "settings": settings,
-            "ranks": of_all_ranks(None if self.collector.is_given_up else self.collector.state_dict()),
+            "ranks": all_gather_object(None if self.collector.is_given_up else self.collector.state_dict()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

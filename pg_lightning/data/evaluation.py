@@ -14,8 +14,8 @@ from torch.utils.data import IterableDataset
 
 from pg_lightning.envs.autoreset import environments
 from pg_lightning.envs.contract import ResettableEnvironments, VectorStep
+from pg_lightning.processes.signals import unless_stopped
 from pg_lightning.rollout import Actor, Episode
-from pg_lightning.signals import unless_stopped
 
 
 class EvaluationDataset(IterableDataset[Episode]):

@@ -19,7 +19,7 @@ from pg_lightning.envs.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.envs.replay import Replayable
 from pg_lightning.envs.serial import SerialVectorEnv
 from pg_lightning.envs.workers import WorkerVectorEnv
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, cause_of, one_line
 
 Backend = Literal["sync", "async", "vector", "envpool", "auto"]
 AutoresetName = Literal["next_step", "same_step", "disabled"]
@@ -66,13 +66,13 @@ def make_env(
         env: gym.Env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
     except REFUSALS as error:
         field = "data.env_id" if isinstance(error, (gym.error.Error, ImportError)) else "data.env_kwargs"
-        cure = _missing_extra(error) or _missing_import(env_id) or _one_line(error)
+        cure = _missing_extra(error) or _missing_import(env_id) or cause_of(error)
         raise UserError(f"{field}: cannot make {env_id!r}: {cure}") from error
     for wrapper in wrappers:
         env = _wrap(env, wrapper)
     if not _has_vector_form(env.observation_space):
         raise UserError(
-            f"data.env_id: observation space {' '.join(str(env.observation_space).split())} is not supported; "
+            f"data.env_id: observation space {one_line(env.observation_space)} is not supported; "
             f"supported are {SUPPORTED_OBSERVATIONS}{_without_the_rest(env.observation_space)}"
         )
     if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:
@@ -168,7 +168,7 @@ def _make_vectorised(
         if not isinstance(env.single_observation_space, spaces.Box) or not env.single_observation_space.shape:
             env = gym.wrappers.vector.FlattenObservation(env)
     except REFUSALS as error:
-        raise UserError(f"data.backend: no vectorised {env_id!r}: {_one_line(error)}") from error
+        raise UserError(f"data.backend: no vectorised {env_id!r}: {cause_of(error)}") from error
     mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     if autoreset_mode is not None and mode != _MODES[autoreset_mode]:
         env.close()
@@ -226,7 +226,7 @@ def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:
         return wrap(env, **arguments)
     except REFUSALS as error:
         path = wrapper if isinstance(wrapper, str) else wrapper["class_path"]
-        cure = _missing_extra(error) or _one_line(error)
+        cure = _missing_extra(error) or cause_of(error)
         raise UserError(f"data.wrappers: {path} refuses the environment: {cure}") from error
 
 
@@ -244,7 +244,3 @@ def _missing_import(env_id: str) -> str:
     """What to call an environment whose module nobody has imported."""
     module = next((module for start, module in REGISTERED_BY.items() if env_id.startswith(start)), None)
     return f"name it '{module}:{env_id}'" if module is not None and module not in sys.modules else ""
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -4,39 +4,37 @@ Each runs the Trainer's own loop, as if alone: there are no collectives, and gra
 share is what the module put into shared memory before the fork. Worker 0 alone evaluates, logs and saves.
 """
 
+from __future__ import annotations
+
 import io
-import multiprocessing
-import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
-
-# Private: the interface that a Trainer calls through, and its handling of exceptions, which each worker needs too.
-from lightning.pytorch.strategies.launchers.launcher import _Launcher
-from lightning.pytorch.trainer.call import _call_and_handle_interrupt
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from pg_lightning.errors import UserError
-from pg_lightning.processes import GRACE, WorkerError, cause_of_death, die_with, signals_held
-from pg_lightning.signals import SIGNALS, Stopped
+from pg_lightning.lightning_private import Launcher, LaunchingStrategy, call_and_handle_interrupt
+from pg_lightning.processes import LIVENESS_POLL_S, ForkedWorker, WorkerError, end_all, require_fork, signals_held
+from pg_lightning.processes.signals import Stopped
+
+TEARDOWN_GRACE_S = 30.0  # that the workers have to tidy up, when all have said how they ended
 
 
-class HogwildStrategy(SingleDeviceStrategy):
+class HogwildStrategy(LaunchingStrategy):
     """One worker process for each of the Trainer's `devices`, forked by `fit`.
 
     To Lightning each is a single device: `trainer.world_size` is 1, and every collective returns what it is given.
@@ -70,7 +68,12 @@ class HogwildStrategy(SingleDeviceStrategy):
         """
         return self.global_rank == 0 and not self.handed_over
 
-    def _configure_launcher(self) -> None:
+    def make_launcher(self) -> HogwildLauncher:
+        """What forks the workers.
+
+        Raises:
+            UserError: where they cannot be forked, or could not share memory.
+        """
         if not isinstance(self.accelerator, CPUAccelerator):
             raise UserError(
                 "trainer.accelerator: the hogwild strategy runs on CPUs only; set trainer.accelerator to cpu"
@@ -80,17 +83,16 @@ class HogwildStrategy(SingleDeviceStrategy):
                 f"trainer.num_nodes: trainer.strategy hogwild shares the memory of one machine; "
                 f"set trainer.num_nodes to 1 (it is {self.num_nodes})"
             )
-        if "fork" not in multiprocessing.get_all_start_methods():
-            raise UserError("trainer.strategy: hogwild forks processes, which this system cannot; choose ddp or auto")
-        self._launcher = HogwildLauncher(self)
+        require_fork("trainer.strategy: hogwild forks processes", "choose ddp or auto")
+        return HogwildLauncher(self)
 
 
-class HogwildLauncher(_Launcher):
+class HogwildLauncher(Launcher):
     """Forks the workers, waits for them, and brings worker 0's results back."""
 
     def __init__(self, strategy: HogwildStrategy) -> None:
         self._strategy = strategy
-        self._workers: list[BaseProcess] = []
+        self._workers: list[ForkedWorker] = []
 
     @property
     def is_interactive_compatible(self) -> bool:
@@ -112,99 +114,73 @@ class HogwildLauncher(_Launcher):
         self._strategy.launched_at = time.monotonic_ns()
         with _sigterm_raises():
             try:
-                outcomes = self._wait(self._start(trainer, function, args, kwargs))
-                self._join(10 * GRACE)
+                self._start(trainer, partial(function, *args, **kwargs))
+                outcomes = self._outcomes()
+                deadline = time.monotonic() + TEARDOWN_GRACE_S
+                for worker in self._workers:
+                    worker.wait_until(deadline)
             finally:
-                self._stop()
+                with signals_held():
+                    end_all(self._workers)
+                    self._workers.clear()
         self._strategy.handed_over = False
         _take_over(trainer, outcomes[0])
 
     def kill(self, signum: int) -> None:
         """Passes a signal on to the workers."""
         for worker in self._workers:
-            if worker.is_alive() and worker.pid is not None:
-                os.kill(worker.pid, signum)
+            worker.send_signal(signum)
 
-    def _start(self, *work: Any) -> list[Connection]:
-        context = multiprocessing.get_context("fork")
-        readers = []
-        with signals_held():  # a worker must not hear them before it has its own handlers
+    def _start(self, trainer: Any, fit: Callable[[], Any]) -> None:
+        with signals_held():  # until all are there to be ended
             for rank in range(self._strategy.num_workers):
-                reader, writer = context.Pipe(duplex=False)
-                worker = context.Process(target=self._work, args=(rank, os.getpid(), writer, *work))
-                worker.start()
-                writer.close()
-                readers.append(reader)
+                worker = ForkedWorker(
+                    partial(self._work, rank, trainer, fit),
+                    name=_name(rank),
+                    # Ctrl-C reaches all; the main process then ends the workers.
+                    handlers={
+                        signal.SIGINT: signal.SIG_IGN,
+                        signal.SIGTERM: signal.SIG_DFL,
+                        signal.SIGUSR1: signal.SIG_DFL,
+                    },
+                    farewell=signal.SIGTERM,
+                    duplex=False,
+                    relays=(UserError, WorkerError, MisconfigurationException),
+                    siblings=self._workers,
+                )
                 self._workers.append(worker)
-        return readers
 
-    def _work(
-        self, rank: int, main: int, writer: Connection, trainer: Any, function: Callable, args: Any, kwargs: Any
-    ) -> None:
-        """What a worker does: all of its life is here."""
-        die_with(main)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process then ends the workers
-        for signum in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(signum, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork: with more than one, operations can hang
+    def _work(self, rank: int, trainer: Any, fit: Callable[[], Any], pipe: Connection, _: ExitStack) -> None:
+        """What a worker does: it fits as if alone, and sends worker 0's results."""
         strategy = self._strategy
         strategy.global_rank = strategy.local_rank = rank
         cast(Any, rank_zero_only).rank = rank
         strategy.handed_over = False
-        strategy._launcher = None
+        strategy.drop_launcher()
         if rank > 0:
             trainer.limit_val_batches = 0
             trainer.profiler = PassThroughProfiler()
-        outcome: Any = None
         try:
-            _call_and_handle_interrupt(trainer, function, *args, **kwargs)
-            outcome = _results(trainer) if rank == 0 else None
-        except (UserError, WorkerError, MisconfigurationException) as error:
-            outcome = error
+            call_and_handle_interrupt(trainer, fit)
         except SIGTERMException:
-            outcome = _error(rank, "was stopped by SIGTERM")
+            raise WorkerError(f"{_name(rank)} was stopped by SIGTERM") from None
         except Stopped as stop:
-            outcome = _error(rank, f"was {stop}")
-        except Exception:
-            outcome = _error(rank, f"failed:\n\n{traceback.format_exc()}")
-        writer.send(outcome)
+            raise WorkerError(f"{_name(rank)} was {stop}") from None
+        pipe.send(_results(trainer) if rank == 0 else None)
 
-    def _wait(self, readers: list[Connection]) -> dict[int, Any]:
-        """One outcome of each worker. Looks for the dead by itself: what they started may keep their pipes open."""
+    def _outcomes(self) -> dict[int, Any]:
+        """One of each worker, by rank; the first failure of any is raised."""
         outcomes: dict[int, Any] = {}
-        while len(outcomes) < len(readers):
-            wait([reader for rank, reader in enumerate(readers) if rank not in outcomes], timeout=0.2)
-            for rank, reader in enumerate(readers):
-                if rank in outcomes:
-                    continue
-                dead = not self._workers[rank].is_alive()  # asked first: its last words are in the pipe then
-                try:
-                    if not reader.poll():
-                        if dead:
-                            raise EOFError
-                        continue
-                    outcomes[rank] = reader.recv()
-                except (EOFError, OSError):
-                    self._workers[rank].join(GRACE)
-                    raise _error(rank, cause_of_death(self._workers[rank].exitcode)) from None
-                if isinstance(outcomes[rank], Exception):
-                    raise outcomes[rank]
+        while waiting := [rank for rank in range(len(self._workers)) if rank not in outcomes]:
+            wait([self._workers[rank].pipe for rank in waiting], LIVENESS_POLL_S)
+            for rank in waiting:
+                if self._workers[rank].is_ready():
+                    outcomes[rank] = self._workers[rank].receive()
         return outcomes
 
-    def _join(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        for worker in self._workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
 
-    def _stop(self) -> None:
-        with signals_held():  # a second Ctrl-C waits until no worker is left
-            self.kill(signal.SIGTERM)
-            self._join(GRACE)
-            self.kill(signal.SIGKILL)
-            for worker in self._workers:
-                worker.join()
-            self._workers.clear()
+def _name(rank: int) -> str:
+    return f"strategy hogwild: worker {rank}"
 
 
 def _results(trainer: Any) -> bytes:
@@ -235,10 +211,6 @@ def _take_over(trainer: Any, results: bytes) -> None:
             callback.load_state_dict(state)
     trainer.fit_loop.load_state_dict(taken["progress"])
     trainer.state.status, trainer.state.stage = TrainerStatus.FINISHED, None
-
-
-def _error(rank: int, cause: str) -> WorkerError:
-    return WorkerError(f"strategy hogwild: worker {rank} {cause}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from doubles import on_step
 from gymnasium import spaces
 from lightning.pytorch import Callback
 from run_files import load, read_metrics
@@ -82,18 +83,22 @@ class Watched(A3C):
         self.steps = torch.zeros(8, dtype=torch.int64).share_memory_()
         self.moved_while_acting = torch.zeros(8, dtype=torch.int64).share_memory_()
 
-    def act(self, obs, generator, deterministic=False, action_mask=None, state=None):
-        if deterministic:
-            return super().act(obs, generator, deterministic, action_mask, state)
-        weights = torch.cat([p.flatten() for p in self.network.parameters()])
-        if getattr(self, "_acted_with", None) is not None:
-            self.moved_while_acting[self.global_rank] += not torch.equal(weights, self._acted_with)
-        self._acted_with = weights.clone()
-        return super().act(obs, generator, deterministic, action_mask, state)
+        self.acted_with = None
+        act = self.actor.act
+
+        def watched(obs, generator, deterministic=False, action_mask=None, state=None):
+            if not deterministic:
+                weights = torch.cat([p.flatten() for p in self.network.parameters()])
+                if self.acted_with is not None:
+                    self.moved_while_acting[self.global_rank] += not torch.equal(weights, self.acted_with)
+                self.acted_with = weights.clone()
+            return act(obs, generator, deterministic, action_mask, state)
+
+        self.actor.act = watched
 
     def update(self, rollout):
         rank = self.global_rank
-        self._acted_with = None
+        self.acted_with = None
         self.rollouts[rank] += 1
         self.steps[rank] += rollout.env_steps
         return super().update(rollout)
@@ -105,16 +110,16 @@ def test_every_worker_learns_on_a_copy_that_stays_as_it_is_during_a_rollout(trai
     assert (module.rollouts[3:] == 0).all()
     assert not module.moved_while_acting.any()
     own = {p.untyped_storage().data_ptr() for p in module.network.parameters()}
-    assert not own & {w.untyped_storage().data_ptr() for w in module._shared.weights}
+    assert not own & {w.untyped_storage().data_ptr() for w in module.shared.weights.values()}
 
 
 @pytest.mark.parametrize("locked", [False, True])
 def test_updates_and_env_steps_of_all_workers_are_counted(train, locked):
     module = train(Watched, 2, locked=locked)
-    assert int(module._shared.updates) == int(module.rollouts.sum())
-    assert int(module._shared.env_steps) == int(module.steps.sum())
+    assert int(module.shared.updates) == int(module.rollouts.sum())
+    assert int(module.shared.env_steps) == int(module.steps.sum())
     # All stop at the budget; each may have had one rollout under way.
-    assert 640 <= int(module._shared.env_steps) <= 640 + 32
+    assert 640 <= int(module.shared.env_steps) <= 640 + 32
 
 
 def test_gradients_of_several_updates_do_not_add_up(train):
@@ -124,11 +129,10 @@ def test_gradients_of_several_updates_do_not_add_up(train):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
             self.gradients = []
-
-        def gradient_step(self, loss, batch):
-            norm = super().gradient_step(loss, batch)
-            self.gradients.append([w.grad.clone() for w in self._shared.weights])
-            return norm
+            on_step(
+                self.learner,
+                after=lambda: self.gradients.append([w.grad.clone() for w in self.shared.weights.values()]),
+            )
 
         def update(self, rollout):
             self.first = getattr(self, "first", rollout)
@@ -150,12 +154,12 @@ def test_statistics_of_normalisers_are_those_of_the_data_of_all_workers(train):
 
         def update(self, rollout):
             obs = rollout.obs[:-1].flatten(0, 1).double()
-            with self._shared.lock:
+            with self.shared.lock:
                 self.total += torch.stack([torch.ones_like(obs), obs, obs.square()]).sum(1)
             return super().update(rollout)
 
     module = train(Counting, 2, **EVERY_NORMALIZER)
-    torch.testing.assert_close(module._shared.sums[0], module.total)
+    torch.testing.assert_close(module.shared.sums[0], module.total)
     mean = module.total[1] / module.total[0]
     # Worker 0 has left with what it saw last: at most one rollout of the other is missing.
     torch.testing.assert_close(module.network.normalizer.statistics.mean, mean, rtol=0.2, atol=0.1)
@@ -175,7 +179,7 @@ def test_all_stop_when_worker_0_is_stopped(fit):
 def test_a_worker_that_comes_when_worker_0_has_ended_ends_too(fit):
     class Late(Watched):
         def on_train_start(self):
-            while self.global_rank == 1 and not self._shared.over:
+            while self.global_rank == 1 and not self.shared.over:
                 time.sleep(0.01)
             super().on_train_start()
 
@@ -184,7 +188,7 @@ def test_a_worker_that_comes_when_worker_0_has_ended_ends_too(fit):
     module = fit("CartPole-v1", data, algorithm=Late, trainer=trainer)
     assert module.rollouts[0] == 3
     assert module.rollouts[1] <= 1
-    assert module._shared.over
+    assert module.shared.over
 
 
 def test_a_fit_goes_on_where_the_last_one_failed(fit, quiet_trainer):
@@ -202,7 +206,7 @@ def test_a_fit_goes_on_where_the_last_one_failed(fit, quiet_trainer):
         quiet_trainer(strategy=HogwildStrategy(), devices=2).fit(module, datamodule=data)
     module.mortal = False
     quiet_trainer(strategy=HogwildStrategy(), devices=2).fit(module, datamodule=data)
-    assert 640 <= int(module._shared.env_steps) <= 640 + 32
+    assert 640 <= int(module.shared.env_steps) <= 640 + 32
 
 
 @pytest.mark.parametrize("cause", ["exception", "kill"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from test_ppo import weights_of
+from rollouts import weights_of
 
 from pg_lightning.algorithms import A2C, PPO, REINFORCE, OneStepActorCritic, REINFORCEBaseline
 from pg_lightning.data import RolloutDataModule

@@ -1,5 +1,4 @@
 import copy
-import inspect
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,17 +7,30 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo
+from doubles import on_step
 from gymnasium import spaces
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy
-from torch.utils.data import DataLoader, IterableDataset
+from rollouts import (
+    BOX,
+    DISCRETE,
+    OBSERVATIONS,
+    discrete_or_box,
+    fit,
+    make_rollout,
+    one_step_episodes,
+    options_of,
+    same_weights,
+    weights_of,
+)
+from torch.utils.data import IterableDataset
 
 from pg_lightning.algorithms import A2C, PPO, PolicyGradientModule
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
-from pg_lightning.rollout import Episode, Rollout
+from pg_lightning.rollout import Episode
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -26,86 +38,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
 ]
-
-OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
-DISCRETE = spaces.Discrete(4)
-BOX = spaces.Box(-1.0, 1.0, (2,))
-
-discrete_or_box = pytest.mark.parametrize("actions", [DISCRETE, BOX], ids=["Discrete", "Box"])
-
-
-def make_rollout(observations=OBSERVATIONS, actions=BOX, T=16, N=3, seed=0, next_step=False) -> Rollout:
-    """Random steps in which some episodes terminate, some are truncated, and some are both.
-
-    Args:
-        next_step: the row after an end is invalid; else truncated episodes leave a final observation.
-    """
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape):
-        return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
-
-    terminated, truncated = torch.from_numpy(rng.random((2, T, N)) < 0.15)
-    valid = torch.ones(T, N, dtype=torch.bool)
-    if next_step:
-        for t in range(1, T):
-            valid[t] = ~(terminated[t - 1] | truncated[t - 1])
-            terminated[t] &= valid[t]
-            truncated[t] &= valid[t]
-    final_rows = torch.zeros(0, dtype=torch.int64) if next_step else (truncated & ~terminated).flatten().nonzero()[:, 0]
-    sampled = torch.from_numpy(rng.integers(4, size=(T, N))) if actions is DISCRETE else normal(T, N, *actions.shape)
-    return Rollout(
-        obs=normal(T + 1, N, *observations.shape),
-        actions=sampled,
-        rewards=normal(T, N),
-        terminated=terminated,
-        truncated=truncated,
-        valid=valid,
-        timesteps=timesteps_of(terminated | truncated, valid),
-        final_obs=normal(len(final_rows), *observations.shape),
-        final_rows=final_rows,
-        episode_returns=normal(3),
-        episode_lengths=torch.tensor([3.0, 4.0, 5.0]),
-        policy_version=0,
-        env_steps=int(valid.sum()),
-    )
-
-
-def timesteps_of(done, valid) -> torch.Tensor:
-    """Steps since the last end; the first row is taken for the beginning of an episode."""
-    steps, rows = torch.zeros(done.shape[1], dtype=torch.int64), []
-    for end, ok in zip(done, valid, strict=True):
-        rows.append(steps)
-        steps = (steps + ok) * ~end
-    return torch.stack(rows)
-
-
-def one_step_episodes(rewards, observations=None) -> Rollout:
-    """Episodes that terminate at their first step, so that the return of a row is its reward."""
-    rewards = torch.as_tensor(rewards).view(-1, 1)
-    rollout = make_rollout(T=len(rewards), N=1)
-    over, nothing = torch.ones_like(rewards, dtype=torch.bool), torch.zeros(0)
-    rollout = replace(
-        rollout, rewards=rewards, terminated=over, truncated=~over, timesteps=torch.zeros_like(over).long()
-    )
-    rollout = replace(rollout, final_obs=nothing.view(0, 3), final_rows=nothing.long())
-    return rollout if observations is None else replace(rollout, obs=observations)
-
-
-class Rollouts(IterableDataset):
-    """Hands out one rollout after the other, each as if the policy of that moment had collected it."""
-
-    def __init__(self, module, rollouts):
-        self.module, self.rollouts = module, rollouts
-
-    def __len__(self):
-        return len(self.rollouts)
-
-    def __iter__(self):
-        for rollout in self.rollouts:
-            rollout = rollout() if callable(rollout) else rollout
-            state = self.module.initial_state(rollout.rewards.shape[1])
-            yield replace(rollout, policy_version=self.module.policy_version, state=state)
 
 
 class Watched(PPO):
@@ -115,51 +47,36 @@ class Watched(PPO):
         super().__init__(**kwargs)
         self.weights, self.gradients, self.clipped, self.losses, self.learning_rates = [], [], [], [], []
         self.batches, self.metrics = [], []
+        on_step(self.learner, self.before_step, self.after_step)
 
-    def samples(self, *args, **kwargs):
-        self.batches.append(super().samples(*args, **kwargs))
+    def targets(self, *args, **kwargs):
+        self.batches.append(super().targets(*args, **kwargs))
         return self.batches[-1]
 
     def update(self, rollout):
         self.metrics.append(super().update(rollout))
         return dict(self.metrics[-1])
 
-    def gradient_step(self, loss, batch):
-        self.losses.append(loss.item())
+    def loss(self, batch):
+        loss, stats = super().loss(batch)
+        self.last_loss = loss.item()
+        return loss, stats
+
+    def before_step(self, batch):
+        self.losses.append(self.last_loss)
         self.weights.append(weights_of(self))
-        self.learning_rates.append([g["lr"] for g in self._optimizer().param_groups])
-        norm = super().gradient_step(loss, batch)
+        self.learning_rates.append([g["lr"] for x in self.learner.rates.optimizers for g in x.param_groups])
+
+    def after_step(self):
         self.gradients.append({name: p.grad.double().numpy().copy() for name, p in self.network.named_parameters()})
-        self.clipped.append(self._flat.grads.double().numpy().copy())
-        return norm
-
-
-def weights_of(module):
-    return {name: p.detach().double().numpy().copy() for name, p in module.network.named_parameters()}
+        clipped = [p.grad.flatten() for group in self.learner.gradient.groups.values() for p in group]
+        self.clipped.append(torch.cat(clipped).double().numpy().copy())
 
 
 def make_ppo(**options) -> Watched:
     torch.manual_seed(0)
     small = {"observation_space": OBSERVATIONS, "action_space": BOX, "hidden_sizes": [4]}
     return Watched(**(small | options))
-
-
-def fit(module, *rollouts, episodes=None, max_epochs=1, **options):
-    trainer = Trainer(
-        max_epochs=max_epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        **options,
-    )
-    torch.manual_seed(1)
-    validation = None if episodes is None else DataLoader(episodes, batch_size=None)
-    trainer.fit(module, DataLoader(Rollouts(module, rollouts), batch_size=None), validation)
-    return module
 
 
 # The whole update against NumPy, for a network without hidden layers.
@@ -293,8 +210,8 @@ def test_the_old_log_probs_are_those_of_the_policy_that_acted(normalize_obs, pre
 
     def play():
         rollout = make_rollout(T=1, N=20, seed=len(acted_with))
-        with module.acting():
-            actions, _ = module.act(rollout.obs[0], generator)
+        with module.actor.acting():
+            actions, _ = module.actor.act(rollout.obs[0], generator)
             acted_with.append(module.network.pi(rollout.obs[0]).log_prob(actions))
         return replace(rollout, actions=actions.unsqueeze(0))
 
@@ -316,7 +233,7 @@ def test_the_first_ratio_of_every_update_is_1(actions, options):
 def test_a_rollout_of_an_older_policy_is_refused():
     stale = make_rollout()
     module = make_ppo()
-    module._policy_version = 1
+    module.progress.updates = 1
     with pytest.raises(RuntimeError, match="off-policy"):
         module.training_step(stale, 0)
 
@@ -586,6 +503,7 @@ OPTIONS = {
     "critic_lr": (0.01, {}),
     "lr_schedule": ("linear", {"total_steps": 300}),
     "optimizer": ("rmsprop", {}),
+    "critic_optimizer": ("rmsprop", {}),
     "max_grad_norm": (0.01, {}),
     "ent_coef": (0.1, {}),
     "vf_coef": (1.0, {}),
@@ -614,11 +532,6 @@ OPTIONS = {
 }
 
 
-def options_of(*classes):
-    parameters = [p for cls in classes for p in inspect.signature(cls.__init__).parameters.values()]
-    return [p.name for p in parameters if p.name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD]
-
-
 def weights_after_training(**options):
     module = make_ppo(**(COMMON | options))
     spaces_of_it = options.get("observation_space", OBSERVATIONS), options.get("action_space", BOX)
@@ -626,11 +539,7 @@ def weights_after_training(**options):
     return weights_of(module)
 
 
-def same_weights(one, other):
-    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
-
-
-@pytest.mark.parametrize("name", sorted({*options_of(PolicyGradientModule, PPO)} - {"compile"}))
+@pytest.mark.parametrize("name", sorted({*options_of(PolicyGradientModule, PPO)} - {"compile", "micro_batch_size"}))
 def test_every_option_changes_what_is_learned(name):
     assert name in OPTIONS, f"{name} is an option without a test: say in OPTIONS which other value it is to be given"
     other, needs = OPTIONS[name]
@@ -662,7 +571,7 @@ def test_a_compiled_loss_teaches_the_same(algorithm):
 
 
 def test_a_copy_of_a_module_to_be_compiled_learns_itself():
-    module = copy.deepcopy(make_ppo(compile=True))
+    module = copy.deepcopy(PPO(observation_space=OBSERVATIONS, action_space=BOX, hidden_sizes=[4], compile=True))
     torch._dynamo.reset()
     before = weights_of(module)
     assert not same_weights(before, weights_of(fit(module, make_rollout())))

@@ -128,8 +128,8 @@ def check_points(module: Any, obs: torch.Tensor, targets: list[list[float]], sti
     """The mode is near the target of every context, and V is what the policy gets there."""
     with torch.no_grad():
         pi = module.network.pi(obs)
-        mode = module.env_actions(pi.mode)
-        samples = torch.stack([module.env_actions(pi.sample()) for _ in range(2000)])
+        mode = module.actor.env_actions(pi.mode)
+        samples = torch.stack([module.actor.env_actions(pi.sample()) for _ in range(2000)])
     expected = -(samples - torch.tensor(targets)).square().sum(-1).mean(0)
     if module.has_critic:
         assert values(module, obs) == pytest.approx(expected.tolist(), abs=0.06)

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from doubles import on_step
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from test_ppo import BOX, OBSERVATIONS, fit, make_rollout, options_of, same_weights, timesteps_of, weights_of
+from rollouts import BOX, OBSERVATIONS, fit, make_rollout, options_of, same_weights, timesteps_of, weights_of
 
 from pg_lightning.algorithms import A2C, PPO, REINFORCE, OneStepActorCritic, PolicyGradientModule, REINFORCEBaseline
 from pg_lightning.data import RolloutDataModule
@@ -23,10 +24,10 @@ from pg_lightning.returns import (
     gae,
     mean_of_other_episodes,
     reward_to_go,
-    standardize,
     unfinished,
 )
 from pg_lightning.rollout import Samples
+from pg_lightning.statistics import standardize
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -193,10 +194,7 @@ class WatchedSamples:
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.batches: list[Samples] = []
-
-    def policy_gradient_step(self, samples):
-        self.batches.append(samples)
-        return super().policy_gradient_step(samples)
+        on_step(self.learner, before=self.batches.append)
 
 
 def make(algorithm, **options):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pg_lightning.algorithms import PPO
+from pg_lightning.learning.actor import PolicyActor
 from pg_lightning.rollout import Rollout, Samples
 
 ENDLESS = "pg_lightning.envs.toy:pg_lightning/Endless-v0"
@@ -66,25 +67,23 @@ def test_scaled_rewards_and_values_are_in_one_unit_and_only_rewards_are_clipped(
     torch.testing.assert_close(v, torch.full((2,), 50.0), rtol=0.05, atol=0)
 
 
+class ByMode(PolicyActor):
+    """Does not explore."""
+
+    def act(self, obs: Tensor, generator: torch.Generator, deterministic: bool = False, *args: Any) -> Any:
+        return super().act(obs, generator, True, *args)
+
+
 class Still(PPO):
     """Acts by its mode and never learns; keeps what it would have learned from."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.seen: list[tuple[Rollout, Samples]] = []
-
-    def act(
-        self,
-        obs: Tensor,
-        generator: torch.Generator,
-        deterministic: bool = False,
-        action_mask: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        return super().act(obs, generator, True, action_mask, state)
+        self.actor = ByMode(self.network, self.progress)
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
-        self.seen.append((rollout, self.samples(rollout, self.gae_lambda, self.normalize_advantage)))
+        self.seen.append((rollout, self.targets(rollout, self.gae_lambda, self.normalize_advantage)))
         return {}
 
 

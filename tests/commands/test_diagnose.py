@@ -6,11 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_cli_errors import complaint
+from run_files import complaint
 
 from pg_lightning.algorithms import A2C, PPO, REINFORCE
+from pg_lightning.analysis.gradient_noise import between, compare, inner_products, is_seen, least_noisy
 from pg_lightning.commands import diagnose as command
-from pg_lightning.commands.diagnose import LEARNED_BASELINE, TD, between, compare, gradients_on, inner_products, play
+from pg_lightning.commands import diagnosis_report, estimators
+from pg_lightning.commands.diagnose import play
+from pg_lightning.commands.estimators import LEARNED_BASELINE, TD, give_critic, gradients_on, train_critic, weights_of
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs.gridworld import CORRIDOR, GreyCells, walls
 from pg_lightning.rollout import Rollout
@@ -153,7 +156,7 @@ def test_the_weights_worked_by_hand():
     )
     values = torch.tensor([1.0, 1.0, 2.0, 7.0, 0.0, 4.0]).view(6, 1)
     next_values = torch.tensor([1.0, 2.0, 7.0, 7.0, 4.0, 8.0]).view(6, 1)
-    weights = command.weights_of(rollout, values, next_values, 0.5, [0.5])
+    weights = weights_of(rollout, values, next_values, 0.5, [0.5])
     assert {name: psi.flatten().tolist() for name, psi in weights.items()} == {
         "episode return": [3.0, 4.5, 5.25, 0.0, 7.5, 10.5],
         "reward-to-go": [3.0, 4.0, 4.0, 0.0, 7.5, 9.0],
@@ -211,8 +214,8 @@ def test_noise_is_not_called_bias_or_signal_more_often_than_chance_would():
         _, unbiased, biased, _ = compare(names, products, 1, 0)
         called += unbiased.is_biased
         misdirected += unbiased.is_misdirected
-        seen += command.is_seen(products[3, 3])
-        missed += not (biased.is_biased and command.is_seen(products[0, 0]))
+        seen += is_seen(products[3, 3])
+        missed += not (biased.is_biased and is_seen(products[0, 0]))
         covered += biased.bias_interval[0] < 1.0 < biased.bias_interval[1]
     assert max(called, misdirected, seen) <= 8
     assert missed == 0
@@ -221,7 +224,7 @@ def test_noise_is_not_called_bias_or_signal_more_often_than_chance_would():
 
 def test_the_reference_is_the_least_noisy_of_the_candidates():
     products = inner_products(normal_gradients(np.random.default_rng(2), [0.5, 0.5, 0.5], [2.0, 1.0, 0.1]))
-    assert command.least_noisy(products, [0, 1]) == 1
+    assert least_noisy(products, [0, 1]) == 1
 
 
 # The critic.
@@ -230,17 +233,17 @@ def test_the_reference_is_the_least_noisy_of_the_candidates():
 @pytest.fixture
 def quick(monkeypatch):
     """Fits critics in next to no time, and draws nothing."""
-    monkeypatch.setattr(command, "CRITIC_STEPS", 20)
-    monkeypatch.setattr(command, "CRITIC_BATCHES", 2)
-    monkeypatch.setattr(command, "draw", lambda *_: [])
+    monkeypatch.setattr(estimators, "CRITIC_STEPS", 20)
+    monkeypatch.setattr(estimators, "CRITIC_BATCHES", 2)
+    monkeypatch.setattr(diagnosis_report, "draw", lambda *_: [])
 
 
 def test_the_critic_is_fitted_to_other_episodes_than_the_gradients_are_made_of(cli, tiny, tmp_path, monkeypatch, quick):
     seen: dict[str, list[Rollout]] = {"critic": [], "gradients": []}
-    train_critic, gradients_of = command.train_critic, command.gradients_of
+    gradients_of = estimators.gradients_of
     monkeypatch.setattr(command, "train_critic", lambda m, r: (seen["critic"].extend(r), train_critic(m, r)))
     monkeypatch.setattr(
-        command, "gradients_of", lambda m, r, w: (seen["gradients"].append(r), gradients_of(m, r, w))[1]
+        estimators, "gradients_of", lambda m, r, w: (seen["gradients"].append(r), gradients_of(m, r, w))[1]
     )
     finished = cli(tmp_path, "diagnose", "--config", tiny, "--batches", 8, "--episodes", 3)
     assert finished.returncode == 0, finished.stderr
@@ -254,13 +257,13 @@ def test_the_critic_is_fitted_to_other_episodes_than_the_gradients_are_made_of(c
 )
 def test_a_fitted_critic_knows_the_value_beyond_a_time_limit_too(quiet_trainer, monkeypatch, env, obs, v):
     """V(o) = o; and 1 / (1 − γ) = 5 where episodes are only ever cut."""
-    monkeypatch.setattr(command, "CRITIC_STEPS", 1200)
+    monkeypatch.setattr(estimators, "CRITIC_STEPS", 1200)
     data = RolloutDataModule(f"pg_lightning.envs.toy:pg_lightning/{env}-v0")
     module = REINFORCE(**spaces_of(data), hidden_sizes=[8], gamma=0.8)
     module.trainer = quiet_trainer()
-    command.give_critic(module.network)
+    give_critic(module.network)
     collector = data.diagnosis_collector(8)
-    command.train_critic(module, list(play(collector, module, 2, "")))
+    train_critic(module, list(play(collector, module, 2, "")))
     collector.close()
     seen = torch.tensor(obs).view(2, 1) if env == "ObservedReward" else torch.eye(2)
     torch.testing.assert_close(module.network.v(seen), torch.tensor(v), atol=0.2, rtol=0)
@@ -277,6 +280,16 @@ def test_fitting_a_critic_leaves_the_policy_alone(quiet_trainer, tmp_path, quick
 
 
 # The command.
+
+
+def test_the_datamodule_of_a_diagnosis_is_left_as_it_is():
+    data = RolloutDataModule("CartPole-v1", num_envs=3, num_steps=7)
+    data.diagnosis_collector(2).close()
+    changed = data.with_settings(num_envs=1)
+    assert (data.num_envs, data.num_steps, data.whole_episodes, data.collector) == (3, 7, False, None)
+    assert (changed.num_envs, changed.num_steps, changed.env_id) == (1, 7, "CartPole-v1")
+    with pytest.raises(AttributeError, match="nonsense"):
+        data.with_settings(nonsense=1)
 
 
 def test_of_a_checkpoint_everything_lies_in_the_folder_of_its_run(cli, train, tmp_path):

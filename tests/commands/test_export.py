@@ -18,13 +18,13 @@ from torch import nn
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.commands import export as command
-from pg_lightning.commands.export import trained_from
 from pg_lightning.commands.trainer import PolicyTrainer
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs.toy import Step
 from pg_lightning.errors import UserError
-from pg_lightning.networks.distributions import Categorical
-from pg_lightning.networks.heads import CategoricalHead
+from pg_lightning.policies.distributions import Categorical
+from pg_lightning.policies.heads import CategoricalHead
+from pg_lightning.run.config_file import trained_from
 
 ROOT = Path(__file__).parents[2]
 INF = np.inf
@@ -152,7 +152,7 @@ def test_the_file_says_what_the_checkpoint_says_in_batches_of_any_size(exported,
     head = module.network.actor_head
     for B in (1, 2, 7):
         obs, info = vector.reset(seed=B)
-        state = module.initial_state(B)
+        state = module.network.initial_state(B)
         kept = None if state is None else torch.zeros(B, module.network.actor_memory.state_size)
         for _ in range(4):
             if isinstance(obs, dict):

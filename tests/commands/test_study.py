@@ -14,7 +14,9 @@ import yaml
 from pg_lightning import cli
 from pg_lightning.commands import runs as runs_module
 from pg_lightning.commands.runs import Result, Run, Runs, claimed, make_run, raise_if_failed
-from pg_lightning.commands.study import chosen, grid, label_of, open_search, report, search, suggest, verdict
+from pg_lightning.commands.search import chosen, open_search, search, suggest
+from pg_lightning.commands.study import grid, label_of
+from pg_lightning.commands.verdict import report, verdict
 from pg_lightning.errors import UserError
 
 CONFIG = Path("ppo_cartpole.yaml")
@@ -148,7 +150,7 @@ def test_the_verdict_tells_what_beats_what_over_pairs_of_seeds():
     assert at_the_end[0] == "val/return_mean at 100 env steps: a is best, with 60.0."
     # Differences 9, 10, 11: mean 10, standard error 1/√3, times t(0.975, 2) = 4.303.
     assert at_the_end[1] == "  it beats b by 10.0 [7.5, 12.5]"
-    assert at_the_end[2].startswith("  it is not to be told from c: ahead by 23.7 [-")
+    assert at_the_end[2].startswith("  no significant difference from c: ahead by 23.7 [-")
     assert "on average over all evaluations: a is best, with 30.0." in text
 
 

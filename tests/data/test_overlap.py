@@ -12,12 +12,13 @@ import time
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from doubles import WatchedActor
 from gymnasium import spaces
 from odd_envs import Bandit
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from pg_lightning.algorithms import A2C, PPO
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.errors import UserError
+from pg_lightning.learning.actor import PolicyActor
 from pg_lightning.processes import WorkerError
 from pg_lightning.rollout import Rollout
 from pg_lightning.strategies import HogwildStrategy
@@ -67,6 +69,16 @@ for _class in (Picture, Fails):
     gym.register(f"{_class.__name__}-v0", entry_point=_class)
 
 
+class Checked(WatchedActor):
+    """In the process: holds log-probabilities against those at acting time."""
+
+    def log_probs(self, rollout: Rollout) -> Tensor:
+        log_probs, acted = super().log_probs(rollout), torch.stack(self.acted)
+        self.acted.clear()
+        torch.testing.assert_close(log_probs, acted * rollout.valid, rtol=1e-5, atol=1e-5)
+        return log_probs
+
+
 class Recorder(PPO):
     """Keeps every rollout, the policy's version when it came, and the network of every version."""
 
@@ -75,23 +87,9 @@ class Recorder(PPO):
         self.rollouts: list[Rollout] = []
         self.versions: list[tuple[int, int]] = []
         self.networks: dict[int, nn.Module] = {}
-        self._acted: list[Tensor] = []
+        self.actor = Checked(self.actor)
         with torch.no_grad():
             self.network.actor_head.linear.weight *= 100  # far from uniform, so that an error in the features shows
-
-    def act(self, obs: Tensor, generator: Any, deterministic: bool = False, *args: Any, **kwargs: Any) -> Any:
-        pi = self.network.act(obs, *args, **kwargs)[0]
-        actions, state = super().act(obs, generator, deterministic, *args, **kwargs)
-        if not deterministic:
-            self._acted.append(pi.log_prob(actions))
-        return actions, state
-
-    def log_probs(self, rollout: Rollout) -> Tensor:
-        """In the process: held against those at acting time."""
-        log_probs, acted = super().log_probs(rollout), torch.stack(self._acted)
-        self._acted.clear()
-        torch.testing.assert_close(log_probs, acted * rollout.valid, rtol=1e-5, atol=1e-5)
-        return log_probs
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         self.rollouts.append(rollout)
@@ -169,8 +167,7 @@ def test_log_probs_are_those_of_the_policy_that_acted(fit: Any, env_id: str, dat
 
 
 def replayed(module: PPO, rollout: Rollout, version: int) -> Tensor:
-    module.network = module.networks[version]  # type: ignore[assignment]
-    return PPO.log_probs(module, rollout)
+    return PolicyActor(module.networks[version], module.progress).log_probs(rollout)
 
 
 def test_the_ratio_starts_from_the_policy_that_acted(fit: Any) -> None:
@@ -299,9 +296,9 @@ def test_a_process_that_died_after_its_last_rollout_costs_no_checkpoint(fit: Any
 
     class Watched(RolloutDataModule):
         def teardown(self, stage: str) -> None:
-            if isinstance(self.collector, CollectorProcess) and self.collector._process is not None:
+            if isinstance(self.collector, CollectorProcess) and self.collector.worker is not None:
                 assert self.collector.state_dict() is not None  # the rollout is here
-                os.kill(cast(int, self.collector._process.pid), signal.SIGKILL)
+                os.kill(self.collector.worker.pid, signal.SIGKILL)
                 states.append(self.collector.state_dict())
             super().teardown(stage)
 
@@ -317,11 +314,11 @@ def test_the_process_closes_its_environments_and_ends_at_once(fit: Any, tmp_path
     class Watched(RolloutDataModule):
         def teardown(self, stage: str) -> None:
             assert isinstance(self.collector, CollectorProcess)
-            process, start = self.collector._process, time.monotonic()
+            worker, start = self.collector.worker, time.monotonic()
             time.sleep(0.3)
             super().teardown(stage)
-            assert process is not None
-            ends.append((process.exitcode, time.monotonic() - start - 0.3))
+            assert worker is not None
+            ends.append((worker.exitcode, time.monotonic() - start - 0.3))
 
     closed = tmp_path / "closed"
     kwargs = {"closed": closed} if env_id == "Fails-v0" else None

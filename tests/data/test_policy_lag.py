@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from doubles import WatchedActor
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -37,34 +38,20 @@ class RatioRecorder(PPO):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ratio_errors: list[Tensor] = []
-        self._acted: list[Tensor] = []
+        self.actor = WatchedActor(self.actor)
         with torch.no_grad():
             self.network.actor_head.linear.weight *= 100  # far from uniform, so that an error in the features shows
 
-    def act(
-        self,
-        obs: Tensor,
-        generator: torch.Generator,
-        deterministic: bool = False,
-        action_mask: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        pi = self.network.act(obs, action_mask, state)[0]
-        actions, state = super().act(obs, generator, deterministic, action_mask, state)
-        if not deterministic:
-            self._acted.append(pi.log_prob(actions))
-        return actions, state
-
-    def samples(self, rollout: Rollout, *args: Any) -> Samples:
-        self._samples = super().samples(rollout, *args)
-        return self._samples
+    def targets(self, rollout: Rollout, *args: Any) -> Samples:
+        self.batch = super().targets(rollout, *args)
+        return self.batch
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         metrics = super().update(rollout)
-        assert self._samples.old_log_probs is not None
-        log_ratio = self._samples.old_log_probs - torch.cat(self._acted)[rollout.valid.flatten()]
+        assert self.batch.old_log_probs is not None
+        log_ratio = self.batch.old_log_probs - torch.cat(self.actor.acted)[rollout.valid.flatten()]
         self.ratio_errors.append(log_ratio.expm1().abs())
-        self._acted.clear()
+        self.actor.acted.clear()
         return metrics
 
 

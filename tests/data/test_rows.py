@@ -168,7 +168,7 @@ def test_a_mask_in_some_steps_only_is_refused(kind: str, at_first: bool) -> None
         rows.add(step if at_first else step._replace(action_mask=mask))
 
 
-def policy(env: Any, **kwargs: Any) -> PPO:
+def policy(env: Any, **kwargs: Any) -> Any:
     from lightning.pytorch import Trainer
 
     torch.manual_seed(0)
@@ -179,7 +179,7 @@ def policy(env: Any, **kwargs: Any) -> PPO:
         **{"hidden_sizes": [8], **kwargs},
     )
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    return module
+    return module.actor
 
 
 class OnTheHost(TensorCartPole):

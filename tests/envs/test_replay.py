@@ -98,7 +98,7 @@ def test_a_process_that_dies_before_its_environment_is_asked_is_none_that_fails_
     """The next step replaces it, as if nobody had asked."""
     env = make_vector_env("CartPole-v1", N, backend="async")
     actions, _, _, lengths, ended = played(env, 5)
-    os.kill(env._processes[1].pid, signal.SIGKILL)
+    os.kill(env.pids[1], signal.SIGKILL)
     assert replay.save(env, actions, lengths, ended) is None
     assert env.step(actions[0])[-1][RESTARTED].tolist() == [False, True, False]
     env.close()

@@ -24,7 +24,7 @@ from pg_lightning.data import EvaluationDataset, RolloutCollector, RolloutDataMo
 from pg_lightning.envs import env_seed, make_vector_env
 from pg_lightning.envs.contract import RESTARTED
 from pg_lightning.errors import UserError
-from pg_lightning.processes import GRACE, WorkerError
+from pg_lightning.processes import SHUTDOWN_GRACE_S, WorkerError
 from pg_lightning.returns import gae, unfinished
 from pg_lightning.rollout import Rollout
 
@@ -50,7 +50,7 @@ def faulty(mode: Any = "same_step", num_envs: int = 3, **kwargs: Any) -> Any:
 @pytest.fixture(autouse=True)
 def _no_process_is_left() -> Any:
     yield
-    end = time.monotonic() + 2 * GRACE
+    end = time.monotonic() + 2 * SHUTDOWN_GRACE_S
     while multiprocessing.active_children() and time.monotonic() < end:
         time.sleep(0.02)
     assert multiprocessing.active_children() == []
@@ -71,7 +71,7 @@ def test_what_breaks_is_replaced_and_the_others_notice_nothing(fault: str, mode:
     well = make_vector_env("Faulty-v0", 3, {"fault": fault, "victim": NOBODY}, (), "sync", mode)  # type: ignore[arg-type]
     obs, expected = env.reset(seed=SEEDS)[0], well.reset(seed=SEEDS)[0]
     assert np.array_equal(obs, expected)
-    before = env._processes[1].pid
+    before = env.pids[1]
     others, broke_in = [0, 2], None
     for t in range(25):
         *outcome, infos = env.step(np.zeros(3, dtype=int))
@@ -89,7 +89,7 @@ def test_what_breaks_is_replaced_and_the_others_notice_nothing(fault: str, mode:
                 vector_env.reset(options={"reset_mask": ended})
     assert broke_in == 9 + step + (mode == "next_step")
     assert env.restarts == 1
-    assert env._processes[1].pid != before
+    assert env.pids[1] != before
     (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert line.startswith(f"data.backend async: env 1 (process {before}) ")
     assert re.search(CAUSES[fault], line)
@@ -185,15 +185,15 @@ gym.register("tests/Stubborn-v0", Stubborn)
 def test_closing_leaves_nothing_not_even_what_the_environments_started(tmp_path: Path, closes: bool) -> None:
     env: Any = make_vector_env("tests/Stubborn-v0", 2, {"folder": str(tmp_path), "closes": closes}, backend="async")
     env.reset(seed=[0, 1])
-    pids = [process.pid for process in env._processes]
+    pids = env.pids
     children = [int((tmp_path / f"{pid}").read_text()) for pid in pids]
-    assert all(is_running(pid) for pid in pids + children)
+    assert all(is_running(pid) for pid in [*pids, *children])
     env.close()
     assert all((tmp_path / f"closing {pid}").exists() for pid in pids)
     end = time.monotonic() + 5
-    while any(map(is_running, pids + children)) and time.monotonic() < end:
+    while any(map(is_running, [*pids, *children])) and time.monotonic() < end:
         time.sleep(0.02)
-    assert not any(map(is_running, pids + children))
+    assert not any(map(is_running, [*pids, *children]))
 
 
 def is_running(pid: int) -> bool:

@@ -367,7 +367,8 @@ def start_script(folder, body):
     """A process in a session of its own, which hears SIGINT also where this one's shell ignores it."""
     (folder / "script.py").write_text(f"from test_hogwild import *\n{body}\n")
     (folder / "tmp").mkdir()
-    paths = {"PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(folder / "tmp")}
+    folders = os.pathsep.join(str(Path(__file__).parents[i]) for i in (0, 2))
+    paths = {"PYTHONPATH": folders, "TMPDIR": str(folder / "tmp")}
     return subprocess.Popen(
         [sys.executable, "script.py"],
         cwd=folder,

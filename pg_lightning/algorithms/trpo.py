@@ -1,0 +1,159 @@
+"""Trust region policy optimisation (Schulman et al. 2015): the largest natural step that stays within a KL ball."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pg_lightning.errors import require
+from pg_lightning.learning import Normalize, PolicyGradientModule
+from pg_lightning.losses import value_loss
+from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.statistics import explained_variance
+
+BACKTRACK = 0.8  # what the step shrinks by in the line search
+
+
+class TRPO(PolicyGradientModule):
+    """The actor steps along the natural gradient F⁻¹g, as far as KL(π_old ‖ π) ≤ δ allows; the critic by regression.
+
+    g is the gradient of the surrogate mean( π/π_old A ), F the Fisher information, whose products with vectors are
+    second derivatives of the KL (appendix C of the paper). With several ranks g, F, surrogate and KL are those of the
+    rows of all ranks, and all ranks take the same step.
+
+    Args:
+        gae_lambda: λ of the advantage estimates.
+        target_kl: δ, the size of the trust region.
+        cg_steps: steps of the conjugate gradient method for F⁻¹g.
+        cg_damping: multiple of the identity that is added to F.
+        line_search_steps: how often the step is shortened before the update is given up.
+        num_epochs: passes of the critic over a rollout.
+        num_minibatches: gradient steps of the critic per pass.
+        normalize_advantage: standardise the advantages of a rollout, those of all ranks together; with `per_rank`
+            each its own.
+        **kwargs: see `PolicyGradientModule`; `lr`, `optimizer` and their kin are those of the critic.
+    """
+
+    def __init__(
+        self,
+        gae_lambda: float = 0.97,
+        target_kl: float = 0.01,
+        cg_steps: int = 10,
+        cg_damping: float = 0.1,
+        line_search_steps: int = 10,
+        num_epochs: int = 10,
+        num_minibatches: int = 4,
+        normalize_advantage: Normalize = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(ent_coef=0.0, vf_coef=1.0, shared_torso=False, **kwargs)
+        require("model.gae_lambda", gae_lambda, 0, 1)
+        require("model.target_kl", target_kl, 0)
+        require("model.cg_steps", cg_steps, 1)
+        require("model.cg_damping", cg_damping, 0)
+        require("model.line_search_steps", line_search_steps, 1)
+        require("model.num_epochs", num_epochs, 1)
+        require("model.num_minibatches", num_minibatches, 1)
+        self.gae_lambda = gae_lambda
+        self.target_kl = target_kl
+        self.cg_steps = cg_steps
+        self.cg_damping = cg_damping
+        self.line_search_steps = line_search_steps
+        self.num_epochs = num_epochs
+        self.num_minibatches = num_minibatches
+        self.normalize_advantage = normalize_advantage
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The optimizer has the critic alone."""
+        return {"critic": super().parameter_groups()["critic"]}
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
+        """One natural step of the actor, then `num_epochs` x `num_minibatches` gradient steps of the critic."""
+        batch = self.targets(rollout, self.gae_lambda, self.normalize_advantage)
+        stats = self.natural_step(batch)
+        for minibatch in self.learner.minibatches(batch, self.num_epochs, self.num_minibatches):
+            self.learner.step(self.loss, minibatch)
+        stats |= self.learner.mean_stats()
+        stats["train/explained_variance"] = explained_variance(batch.old_values, batch.returns)
+        return stats
+
+    def loss(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        """The squared error of V: what the optimizer descends."""
+        loss = value_loss(self.network(batch)[1], batch.returns)
+        return loss, {"train/value_loss": loss.detach()}
+
+    def natural_step(self, batch: Samples) -> dict[str, Tensor]:
+        """Moves the actor along F⁻¹g until the surrogate has risen within the trust region, or not at all."""
+        actor = self.network.parameter_groups()[0]
+        pi = self.network.policy(batch)
+        with torch.no_grad():
+            old = self.network.policy(batch)
+        old_log_probs = old.log_prob(batch.actions)
+        surrogate = ((pi.log_prob(batch.actions) - old_log_probs).exp() * batch.advantages).mean()
+        gradient = self.learner.mean_vector(flat(torch.autograd.grad(surrogate, actor, retain_graph=True)), batch)
+        kl_gradient = flat(torch.autograd.grad(old.kl(pi).mean(), actor, create_graph=True))
+
+        def fisher(v: Tensor) -> Tensor:
+            product = flat(torch.autograd.grad(kl_gradient @ v, actor, retain_graph=True))
+            return self.learner.mean_vector(product, batch) + self.cg_damping * v
+
+        direction = conjugate_gradient(fisher, gradient, self.cg_steps)
+        step = direction * (2 * self.target_kl / (direction @ fisher(direction)).clamp(min=1e-12)).sqrt()
+        before = torch.nn.utils.parameters_to_vector(actor).detach().clone()
+        improvement = kl = torch.zeros((), device=gradient.device)
+        for k in range(self.line_search_steps):
+            set_parameters(actor, before + BACKTRACK**k * step)
+            with torch.no_grad():
+                pi = self.network.policy(batch)
+                ratio = (pi.log_prob(batch.actions) - old_log_probs).exp()
+                improvement = self.learner.mean(((ratio - 1) * batch.advantages).mean(), batch)
+                kl = self.learner.mean(old.kl(pi).mean(), batch)
+            if improvement > 0 and kl <= 1.5 * self.target_kl:
+                break
+        else:
+            set_parameters(actor, before)
+            kl = torch.zeros_like(kl)
+        return {
+            "train/policy_loss": -improvement.detach(),
+            "train/approx_kl": kl.detach(),
+            "train/line_search_steps": torch.tensor(float(k), device=gradient.device),
+            "train/entropy": pi.entropy().mean().detach(),
+        }
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """`[P]`, one after the other."""
+    return torch.cat([x.flatten() for x in tensors])
+
+
+@torch.no_grad()
+def set_parameters(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
+    """Writes `[P]` into parameters, where they are in memory."""
+    for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
+        parameter.copy_(part.view_as(parameter))
+
+
+def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 1e-10) -> Tensor:
+    """x with A x ≈ b for a positive definite A of which only products A v are known (Hestenes & Stiefel 1952).
+
+    Args:
+        product: v `[P]` to A v `[P]`.
+        b: `[P]`.
+        steps: at most; P of them solve it exactly.
+        tolerance: of the squared residual, where it ends early.
+    """
+    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
+    squared = residual @ residual
+    for _ in range(steps):
+        if squared <= tolerance:
+            break
+        image = product(direction)
+        alpha = squared / (direction @ image)
+        x += alpha * direction
+        residual -= alpha * image
+        before, squared = squared, residual @ residual
+        direction = residual + squared / before * direction
+    return x

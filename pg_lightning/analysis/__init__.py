@@ -1,0 +1,1 @@
+"""What runs have come to: learning curves, estimates with intervals, and pictures of them."""

@@ -1,0 +1,46 @@
+"""Estimates over runs and episodes, with their 95 % intervals."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from pg_lightning.analysis.curves import Curve
+
+Estimate = Literal["mean", "iqm"]
+
+
+def confidence_interval(returns: np.ndarray, level: float = 0.95) -> list[float]:
+    """Student's t interval of the mean of independent episodes; the point itself where they are all equal or one."""
+    from scipy import stats
+
+    mean = float(returns.mean())
+    if len(returns) < 2 or np.ptp(returns) == 0:
+        return [mean, mean]
+    low, high = stats.t.interval(level, len(returns) - 1, loc=mean, scale=stats.sem(returns))
+    return [float(low), float(high)]
+
+
+def summary(curves: list[Curve], estimate: Estimate) -> tuple[np.ndarray, ...]:
+    """x `[M]`, the estimate over runs `[M]`, and its 95 % bootstrap interval, `[M]` each.
+
+    Runs are read off between their own points by straight lines, from where the last of them begins to where the first
+    of them ends.
+    """
+    from scipy import stats
+
+    start, end = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
+    grid = np.unique(np.concatenate([curve.x for curve in curves]))
+    grid = grid[(grid >= start) & (grid <= end)]
+    values = np.stack([np.interp(grid, curve.x, curve.values) for curve in curves])
+
+    def of_runs(sample: np.ndarray, axis: int = 0) -> Any:
+        return stats.trim_mean(sample, 0.25, axis) if estimate == "iqm" else sample.mean(axis)
+
+    middle = of_runs(values)
+    if len(curves) == 1 or not len(grid):
+        return grid, middle, middle, middle
+    # Percentiles, as BCa divides by the spread of the runs, which is none where all are at the most.
+    drawn = stats.bootstrap((values,), of_runs, axis=0, n_resamples=2000, method="percentile", rng=0)
+    return grid, middle, drawn.confidence_interval.low, drawn.confidence_interval.high

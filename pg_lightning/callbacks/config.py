@@ -1,0 +1,41 @@
+"""What re-creates a run, written down when it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from pg_lightning.run.config_file import write_config
+
+
+class SaveConfig(Callback):
+    """Writes `config.yaml`, which re-creates the run, into its folder, and hands it to the trackers.
+
+    Args:
+        parser: of `fit`, which writes the config down.
+        config: the arguments of `fit`, as they were parsed.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Any) -> None:
+        self.parser = parser
+        self.config = config
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before the environments start; with the back-end that `auto` chose, so that the run can be repeated.
+
+        Raises:
+            UserError: if the file cannot be written.
+        """
+        folder = trainer.log_dir  # asks rank 0, so every rank must
+        if stage != "fit" or not trainer.is_global_zero or folder is None:
+            return
+        self.config.data.backend = trainer.datamodule.backend  # type: ignore[attr-defined]
+        for key in set(vars(self.config)) - {"seed_everything", "trainer", "model", "data"}:
+            self.config.pop(key, None)
+        file = write_config(Path(folder), self.parser.dump(self.config, skip_none=False, skip_check=True))
+        for logger in trainer.loggers[1:]:
+            logger.log_hyperparams(yaml.safe_load(file.read_text()))

@@ -1,0 +1,63 @@
+"""`metrics.csv` of a resumed run goes on where its checkpoint was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from pg_lightning.collectives import all_gather_object
+from pg_lightning.errors import UserError, unwritable
+from pg_lightning.run.metrics_file import MetricsFile, MetricsWriter
+
+
+class ContinuedMetrics(Callback):
+    """Has `metrics.csv` go on, in a run that is resumed in its own folder, after the row that its checkpoint knew of.
+
+    Args:
+        logger: of the run.
+        checkpoint: that the run is resumed from, or None; all ranks must have found the same.
+    """
+
+    def __init__(self, logger: MetricsFile, checkpoint: Path | None) -> None:
+        self.logger = logger
+        self.checkpoint = checkpoint
+        self._restored: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Has all ranks know the folder; compares what they have found, before any of them loads it.
+
+        Raises:
+            UserError: if they disagree.
+        """
+        self.logger.agree()
+        found = all_gather_object(str(self.checkpoint))
+        if len(set(found)) > 1:
+            raise UserError(f"ckpt_path: the processes have found different checkpoints: {', '.join(found)}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of rows in the file, and the rows that are not in it yet."""
+        rows = self.logger.experiment
+        if not isinstance(rows, MetricsWriter):  # another rank than the first, whose checkpoint is written
+            return {}
+        return {"rows": rows.count, "unwritten": [{k: str(v) for k, v in row.items()} for row in rows.metrics]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps it for when all is restored."""
+        self._restored = state_dict
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drops the rows that will be written again.
+
+        Raises:
+            UserError: if the file cannot be written.
+        """
+        if not self._restored:
+            return
+        try:
+            self.logger.experiment.keep(self._restored["rows"], self._restored.get("unwritten", []))
+        except OSError as error:
+            raise unwritable(self.logger.experiment.path, error) from error

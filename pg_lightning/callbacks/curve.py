@@ -1,0 +1,36 @@
+"""The picture of a run that has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_warn
+
+from pg_lightning.analysis.plots import draw_learning_curve
+from pg_lightning.processes.signals import Stopped
+
+
+class LearningCurve(Callback):
+    """Draws `learning_curve.png` from `metrics.csv` in the run's folder when training ends; W&B gets it too."""
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """After a signal: of what there is."""
+        if isinstance(exception, Stopped) and exception.consistent:
+            self.on_fit_end(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Return against env steps: of the training episodes, and of the evaluations."""
+        folder = Path(trainer.log_dir or ".")  # asks rank 0, so every rank must
+        if trainer.is_global_zero and (folder / "metrics.csv").is_file():
+            env_id = trainer.datamodule.env_id  # type: ignore[attr-defined]
+            try:
+                draw_learning_curve(folder / "metrics.csv", folder / "learning_curve.png", env_id)
+            except OSError as error:
+                rank_zero_warn(f"learning_curve.png was not drawn: {error}; metrics.csv has its numbers")
+                return
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image("learning_curve", [str(folder / "learning_curve.png")])

@@ -1,0 +1,168 @@
+"""What the command line adds to a Trainer: the folder of the run, its loggers, its callbacks, safe checkpoints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
+
+from pg_lightning.callbacks import (
+    ContinuedMetrics,
+    EnvStepProgress,
+    EvaluateEverySteps,
+    EvaluationReport,
+    LearningCurve,
+    RandomStates,
+    RankWatch,
+    RunCheckpoint,
+    SaveConfig,
+    StopOnSignal,
+    TrajectoryWriter,
+)
+from pg_lightning.cli.accelerator import choose_accelerator
+from pg_lightning.data import RolloutDataModule
+from pg_lightning.lightning_private import process_group_timeout, set_process_group_timeout
+from pg_lightning.processes import signals
+from pg_lightning.run import MetricsFile, SafeCheckpointIO, run_folder
+from pg_lightning.run.folder import LAST
+from pg_lightning.torch_private import DEFAULT_TIMEOUT
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "default_root_dir": "runs",
+    "max_epochs": -1,
+    "log_every_n_steps": 5,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+# How long ranks wait for one that hangs, unless the strategy is given with a timeout of its own.
+RANK_TIMEOUT = timedelta(minutes=5)
+REPORTS: dict[str, type[EvaluationReport | TrajectoryWriter]] = {
+    "validate": EvaluationReport,
+    "test": EvaluationReport,
+    "predict": TrajectoryWriter,
+}
+
+
+class FitAssembly:
+    """The parts of a `fit`.
+
+    Args:
+        config: its arguments, parsed; loggers among them will write into the folder of the run.
+        config_name: names the folder above that of the run.
+        continued: the checkpoint of a run that goes on in its own folder, or None.
+
+    Attributes:
+        metrics: the logger that `metrics.csv` is written by; it makes the folder of the run.
+    """
+
+    def __init__(self, config: Any, config_name: str, continued: Path | None) -> None:
+        self._saved_config = config.clone()
+        self._continued = continued
+        version = None if continued is None else run_folder(continued).name
+        self.metrics = MetricsFile(config.trainer.default_root_dir or ".", config_name, version)
+        if not config.trainer.barebones and not config.trainer.fast_dev_run:
+            folder = Path(self.metrics.log_dir)
+            for logger in _listed(config.trainer.logger):
+                _write_into(folder, logger, config.ckpt_path)
+
+    def choose_accelerator(self, trainer: Any, model: Any, data: RolloutDataModule) -> None:
+        """Settles `trainer.accelerator auto` by measurement, and has `config.yaml` say so.
+
+        Where several processes are asked for, each would measure for itself: the choice is Lightning's.
+        """
+        alone = trainer.devices in ("auto", 1, "1") and trainer.num_nodes == 1 and "WORLD_SIZE" not in os.environ
+        if trainer.accelerator == "auto" and alone:
+            trainer.accelerator, reason = choose_accelerator(model, data)
+            trainer.devices = 1
+            self._saved_config.trainer.accelerator = trainer.accelerator  # so that the run can be repeated
+            rank_zero_info(f"trainer.accelerator auto: {reason}")
+
+    def add_to(self, trainer: Any, parser: LightningArgumentParser) -> None:
+        """Puts loggers, callbacks and checkpoint plugin before those of the Trainer's arguments.
+
+        Args:
+            trainer: the arguments, instantiated.
+            parser: of `fit`, which writes `config.yaml`.
+        """
+        given = _listed(trainer.callbacks)
+        trainer.callbacks = [*self._callbacks(trainer, parser, given), *given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in _listed(trainer.plugins)):
+            trainer.plugins = [*_listed(trainer.plugins), SafeCheckpointIO(warn=True)]
+        if trainer.barebones:
+            trainer.log_every_n_steps = None
+        else:
+            trainer.logger = [self.metrics, *(x for x in _listed(trainer.logger) if isinstance(x, Logger))]
+
+    def _callbacks(self, trainer: Any, parser: LightningArgumentParser, given: list[Callback]) -> list[Callback]:
+        evaluations = EvaluateEverySteps()
+        callbacks: list[Callback] = [StopOnSignal(), RankWatch(), RandomStates(), evaluations]
+        if trainer.barebones:
+            return callbacks
+        if not trainer.fast_dev_run:
+            callbacks += [SaveConfig(parser, self._saved_config), LearningCurve()]
+            callbacks.append(ContinuedMetrics(self.metrics, self._continued))
+        if trainer.enable_checkpointing is not False:
+            best = {"filename": "best", "monitor": "val/return_mean", "mode": "max"}
+            callbacks += [RunCheckpoint(evaluations, **best), RunCheckpoint(evaluations, filename=LAST)]
+        if trainer.enable_progress_bar is not False and not any(isinstance(x, ProgressBar) for x in given):
+            callbacks.append(EnvStepProgress())
+        return callbacks
+
+
+def add_reports(trainer: Any, subcommand: str, ckpt_path: str | None) -> None:
+    """Has a sub-command other than `fit` write what it finds into the folder of the run, and log nothing.
+
+    Args:
+        trainer: the arguments of the Trainer, instantiated.
+        subcommand: its name.
+        ckpt_path: the checkpoint, which every sub-command with a report needs.
+    """
+    report = REPORTS.get(subcommand)
+    reports: list[Callback] = []
+    if report is not None and ckpt_path is not None:
+        reports.append(report(run_folder(Path(ckpt_path))))
+    trainer.callbacks = [*reports, RankWatch(), *_listed(trainer.callbacks)]
+    trainer.logger = False
+    if not sys.stdout.isatty():
+        trainer.enable_progress_bar = False
+
+
+def prepare_launch(trainer: Trainer) -> None:
+    """Bounds the wait for other ranks, and forwards signals to those that the Trainer will launch."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and process_group_timeout(strategy) == DEFAULT_TIMEOUT:
+        set_process_group_timeout(strategy, RANK_TIMEOUT)
+    signals.launches(strategy.launcher)
+
+
+def _write_into(folder: Path, logger: Any, checkpoint: str | None) -> None:
+    """Has a logger write into the run's folder, under the run's name, or go on where an earlier part of the run ended.
+
+    The latest checkpoint of a run, in whatever folder, is that run going on; any other begins a run of its own.
+    """
+    init_args = getattr(logger, "init_args", None)
+    if init_args is None:
+        return
+    if str(init_args.get("save_dir")) == ".":
+        init_args.save_dir = str(folder)
+        if logger.class_path.endswith("TensorBoardLogger"):
+            init_args.name = init_args.version = ""
+    if logger.class_path.endswith("FaultTolerantWandbLogger"):
+        if init_args.name is None and "WANDB_NAME" not in os.environ:
+            init_args.name = f"{folder.parent.name}/{folder.name}"
+        if checkpoint is not None and Path(checkpoint).name.startswith("last"):
+            init_args.continues = str(run_folder(Path(checkpoint)))
+
+
+def _listed(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [] if values is None else [values]

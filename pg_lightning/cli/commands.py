@@ -1,0 +1,71 @@
+"""The commands that are not about one policy: each reads its arguments and calls its function."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from pg_lightning.cli.configs import find_config
+from pg_lightning.cli.parser import Parser
+from pg_lightning.commands import compare, plot, reference, study
+from pg_lightning.errors import UserError
+
+
+def run_plot(arguments: list[str]) -> None:
+    """The command `plot`."""
+    parser = Parser(prog="pg-lightning plot", description="Learning curves of runs in one picture.")
+    plot.add_arguments(parser)
+    for file in plot.plot(**parser.parse_args(arguments).as_dict()):
+        print(file)
+
+
+def run_study(arguments: list[str]) -> None:
+    """The command `study`."""
+    settings = _read_study(
+        "study", study.add_arguments, "What a setting does: many runs, over the same seeds.", arguments
+    )
+    study.study(**{**settings, "config": find_config(str(settings["config"]))})
+
+
+def run_compare(arguments: list[str]) -> None:
+    """The command `compare`."""
+    description = "Algorithms at one budget, beside a value-based method and chance."
+    settings = _read_study("compare", compare.add_arguments, description, arguments)
+    compare.compare(**{**settings, "methods": [find_config(str(method)) for method in settings["methods"]]})
+
+
+def run_reference(arguments: list[str]) -> None:
+    """The command `reference`, which `compare` gives."""
+    parser = Parser(prog="pg-lightning reference", description="What algorithms are compared with.")
+    reference.add_arguments(parser)
+    reference.reference(**parser.parse_args(arguments).as_dict())
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "plot": run_plot,
+    "study": run_study,
+    "compare": run_compare,
+    "reference": run_reference,
+}
+
+
+def _read_study(
+    name: str, add_arguments: Callable[[Parser], None], description: str, arguments: list[str]
+) -> dict[str, Any]:
+    """The arguments of a study: those of its file, which comes first and gives it its name, and the command line's.
+
+    Raises:
+        UserError: without any.
+    """
+    parser = Parser(prog=f"pg-lightning {name}", description=description, usage="%(prog)s FILE [options]")
+    parser.add_argument("--file", action="config", help=argparse.SUPPRESS)
+    add_arguments(parser)
+    if not arguments:
+        raise UserError(f"{name}: give a file, such as configs/studies/lr_cartpole.yaml, or --help")
+    if not arguments[0].startswith("-"):
+        file = find_config(arguments[0], "studies")
+        arguments = [f"--file={file}", f"--name={file.stem}", *arguments[1:]]
+    settings = parser.parse_args(arguments).as_dict()
+    del settings["file"]
+    return settings

@@ -1,0 +1,101 @@
+"""Configs and checkpoints as they are named on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+import pg_lightning
+from pg_lightning.errors import UserError
+from pg_lightning.run.folder import LAST, run_folder
+
+LOGGER_PRESETS: dict[str, Any] = {
+    "tensorboard": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "."}},
+    "wandb": {"class_path": "pg_lightning.run.FaultTolerantWandbLogger", "init_args": {"save_dir": "."}},
+}
+
+
+def expand_arguments(arguments: list[str], subcommands: Collection[str]) -> list[str]:
+    """The short forms written out.
+
+    A config given by name is looked for among those shipped, a checkpoint without a config takes that of its own run,
+    and `--trainer.logger wandb` or `tensorboard` becomes the logger's class.
+
+    Args:
+        arguments: the sub-command, and what follows it.
+        subcommands: those that train a policy or use one.
+
+    Raises:
+        UserError: if a config or a checkpoint does not exist.
+    """
+    expanded: list[str] = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        split = equals and option in ("--config", "--trainer.logger", "--ckpt_path")
+        expanded += [option, value] if split else [argument]
+    for i, (option, value) in enumerate(pairwise(expanded)):
+        if option in ("--config", "-c"):
+            expanded[i + 1] = str(find_config(value))
+        elif option == "--trainer.logger" and value in LOGGER_PRESETS:
+            expanded[i + 1] = json.dumps(LOGGER_PRESETS[value])
+    subcommand = expanded[0]
+    if subcommand in subcommands and not {"--config", "-c", "--help", "-h"} & set(expanded):
+        checkpoint = dict(pairwise(expanded)).get("--ckpt_path")
+        if checkpoint == LAST:
+            raise UserError(f"ckpt_path: {LAST} is the newest checkpoint of a config; give --config too")
+        if checkpoint is not None:
+            expanded[1:1] = ["--config", str(_config_beside(Path(checkpoint)))]
+        elif subcommand != "fit":
+            raise no_checkpoint(subcommand)
+    return expanded
+
+
+def find_config(name: str, below: str = "") -> Path:
+    """A config by path, or by name among those shipped in a folder of the configs.
+
+    Raises:
+        UserError: if there is none, naming those that there are, or if it is not YAML, naming the line.
+    """
+    package = Path(pg_lightning.__file__).parent
+    shipped = [folder / "configs" / below for folder in (package, package.parent)]
+    paths = [Path(name), *(folder / f"{Path(name).stem}.yaml" for folder in shipped)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        names = sorted({path.stem for folder in shipped for path in folder.glob("*.yaml")})
+        raise UserError(f"config: no file {name!r}; shipped: {', '.join(names)}")
+    try:
+        with path.open() as file:
+            content = yaml.safe_load(file)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {name!r} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"config: {name!r} holds no keys")
+    return path
+
+
+def config_name(arguments: list[str]) -> str:
+    """What the folder of a run is called: the name of its config, or of the run that a config is of."""
+    for option, value in pairwise(arguments):
+        if option in ("--config", "-c"):
+            path = Path(value).absolute()
+            return path.parents[1].name if path.parent.name.startswith("version_") else path.stem
+    return "unnamed"
+
+
+def no_checkpoint(subcommand: str) -> UserError:
+    """What to raise where a sub-command needs a checkpoint and has none."""
+    return UserError(f"ckpt_path: {subcommand} needs a checkpoint, --ckpt_path RUN/checkpoints/best.ckpt")
+
+
+def _config_beside(checkpoint: Path) -> Path:
+    if not checkpoint.is_file():
+        raise UserError(f"ckpt_path: no file {str(checkpoint)!r}")
+    config = run_folder(checkpoint) / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"ckpt_path: no config.yaml beside {str(checkpoint)!r}; give --config")
+    return config

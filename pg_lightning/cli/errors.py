@@ -1,0 +1,57 @@
+"""How a command ends: a mistake of the user's is one line on stderr, a signal may put the job back into its queue."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import NoReturn
+
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed import DistError
+
+from pg_lightning.errors import ReportedElsewhere, UserError, one_line
+from pg_lightning.processes import signals
+from pg_lightning.run import CheckpointError
+from pg_lightning.strategies import WorkerError
+
+MISTAKES = (UserError, MisconfigurationException, WorkerError, DistError, CheckpointError)
+
+
+def end_by_signal(stop: signals.Stopped) -> NoReturn:
+    """Waits for the processes of the run, says what has stopped it, and has SLURM start it again after SIGUSR1."""
+    signals.join()
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        print(stop, file=sys.stderr)
+        if stop.signum == signal.SIGUSR1:
+            requeue()
+    raise stop
+
+
+def end_by_error(error: Exception) -> NoReturn:
+    """Prints a mistake of the user's as one line and ends with status 2; raises anything else again."""
+    # What a model's constructor raises comes wrapped.
+    mistake = error if isinstance(error, MISTAKES) else error.__cause__
+    if not isinstance(mistake, MISTAKES):
+        raise error
+    if not isinstance(mistake.__cause__, ReportedElsewhere):
+        sys.stderr.write(f"error: {one_line(mistake)}\n")  # at once: ranks share a terminal
+    raise SystemExit(2) from None
+
+
+def requeue() -> None:
+    """Puts the job back into SLURM's queue, if it is one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if job is None:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        print(f"warning: scontrol requeue {job} failed: {reason}", file=sys.stderr)
+    else:
+        print(f"requeued job {job}", file=sys.stderr)

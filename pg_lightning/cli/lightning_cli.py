@@ -1,0 +1,143 @@
+"""Lightning's command line, for everything that is done with one policy: fit, validate, test, predict and more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pg_lightning.algorithms import PolicyGradientModule
+from pg_lightning.callbacks import EvaluateEverySteps, RunCheckpoint
+from pg_lightning.cli.assembly import TRAINER_DEFAULTS, FitAssembly, add_reports, prepare_launch
+from pg_lightning.cli.configs import no_checkpoint
+from pg_lightning.cli.parser import Parser
+from pg_lightning.commands.trainer import PolicyTrainer
+from pg_lightning.data import RolloutDataModule
+from pg_lightning.errors import UserError
+from pg_lightning.lightning_private import OpenCLI
+from pg_lightning.run import CheckpointError, last_checkpoint, read_own_checkpoint, relative, run_folder
+from pg_lightning.run.folder import LAST
+
+
+class CLI(OpenCLI):
+    """Lightning's command line with a run folder, env-step callbacks and evaluation reports.
+
+    The folder of a run is `<trainer.default_root_dir>/<config name>/version_K/`.
+    """
+
+    def __init__(self, config_name: str) -> None:
+        self._config_name = config_name
+        self._continued: Path | None = None
+        self._fit: FitAssembly | None = None
+        try:
+            super().__init__(
+                PolicyGradientModule,
+                RolloutDataModule,
+                parser_class=Parser,
+                parser_kwargs={
+                    "prog": "pg-lightning",
+                    "description": "Policy gradients on Lightning.",
+                    "epilog": "Without a config of one run: plot RUN ..., study FILE, compare FILE (each with --help).",
+                },
+                subclass_mode_model=True,
+                trainer_defaults=TRAINER_DEFAULTS,
+                trainer_class=PolicyTrainer,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        finally:
+            if self._fit is not None:
+                self._fit.metrics.release()
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, and those that `PolicyTrainer` adds; the arguments that are not the user's to give."""
+        added = ("record", "export", "diagnose")
+        return {**OpenCLI.subcommands(), **{name: {"model", "datamodule"} for name in added}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What the model must know of the data."""
+        parser.link_arguments("data.total_steps", "model.init_args.total_steps")
+        for space in ("observation_space", "action_space"):
+            parser.link_arguments(f"data.{space}", f"model.init_args.{space}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Makes the run's folder, and sends what other loggers write there too."""
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            self._fit = FitAssembly(config, self._config_name, self._continued)
+        if self.subcommand == "predict":
+            config.return_predictions = False
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the run's loggers and callbacks to those of the config."""
+        config = self.trainer_config
+        if self._fit is not None:
+            self._fit.choose_accelerator(config, self.model, self.datamodule)
+            self._fit.add_to(config, self.parser_of("fit"))
+        else:
+            add_reports(config, str(self.subcommand), self.config[self.subcommand].ckpt_path)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
+        except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"trainer: {error}") from error
+        prepare_launch(trainer)
+        return trainer
+
+    def resolve_checkpoint(self) -> None:
+        """The word `last` becomes a path; a missing, torn or foreign checkpoint is found out before anything starts."""
+        subcommand = self.config.subcommand
+        config = self.config[subcommand]
+        if config.ckpt_path == LAST:
+            self._find_last(subcommand, config)
+        if config.ckpt_path is None:
+            if subcommand not in ("fit", "diagnose"):
+                raise no_checkpoint(subcommand)
+            return
+        checkpoint = read_own_checkpoint(config.ckpt_path)
+        if self._continued is not None and subcommand == "fit":
+            spent = checkpoint["pg_lightning"]["env_steps"] >= config.data.total_steps
+            if spent and not EvaluateEverySteps.was_due(checkpoint):
+                rank_zero_info(
+                    f"ckpt_path: {run_folder(self._continued)} has spent its data.total_steps of "
+                    f"{config.data.total_steps}; nothing is left to do"
+                )
+                raise SystemExit(0)
+
+    def _find_last(self, subcommand: str, config: Any) -> None:
+        runs = Path(config.trainer.default_root_dir or ".") / self._config_name
+        self._continued = last_checkpoint(runs)
+        config.ckpt_path = None if self._continued is None else str(self._continued)
+        if self._continued is not None:
+            return
+        if subcommand != "fit":
+            raise no_checkpoint(subcommand)
+        rank_zero_info(f"ckpt_path: no {LAST}.ckpt in {runs} yet, so training starts afresh")
+
+    def after_fit(self) -> None:
+        """Says what was reached, where it lies and what to do next.
+
+        Raises:
+            CheckpointError: if the last checkpoint, or the best, is not that of this training.
+        """
+        if self._fit is None or self._fit.metrics not in self.trainer.loggers or not self.trainer.is_global_zero:
+            return
+        print(f"\nrun:   {self._fit.metrics.log_dir}")
+        checkpoint = self.trainer.checkpoint_callback
+        if isinstance(checkpoint, RunCheckpoint) and checkpoint.best_model_score is not None:
+            best = relative(Path(checkpoint.best_model_path))
+            print(
+                f"best:  evaluation return {float(checkpoint.best_model_score):.1f} ({checkpoint.monitor}), in {best}\n"
+                f"next:  python -m pg_lightning test --ckpt_path {best} --data.eval_episodes 100\n"
+                f"       python -m pg_lightning predict --ckpt_path {best}"
+            )
+        for checkpoint in self.trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, RunCheckpoint) and checkpoint.failed:
+                raise CheckpointError(f"training is done, and {checkpoint.filename}.ckpt could not be saved")

@@ -1,0 +1,116 @@
+"""Settings that Optuna draws, by chance or learning from the results of those before."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from pg_lightning.commands.runs import Result, Run, Runs
+from pg_lightning.errors import UserError
+
+Sampler = Literal["grid", "random", "tpe"]
+Values = dict[str, Any]  # of the keys that a study varies
+
+
+def search(
+    vary: dict[str, Any],
+    sampler: Sampler,
+    trials: int,
+    storage: str,
+    name: str,
+    pool: Runs,
+    workers: int,
+    runs_of: Callable[[Values], list[Run]],
+) -> tuple[list[Values], list[Result]]:
+    """Settings that Optuna draws, the best first, and the results of their runs.
+
+    A trial is all seeds of a setting; its value is the mean of their final results. A trial that is interrupted is
+    taken up again: at once by the same machine, and if that is dead, after two minutes by any that shares the storage.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(f'sampler: {sampler} needs Optuna; pip install "pg_lightning[study]"') from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    found = open_search(storage, name)
+    seed = len(found.trials)  # another each time: one that goes on would only draw again what it has drawn before
+    if sampler == "random":
+        found.sampler = optuna.samplers.RandomSampler(seed)
+    else:
+        found.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+    def objective(trial: optuna.Trial) -> float:
+        values = {key: suggest(trial, key, choices) for key, choices in vary.items()}
+        try:
+            results = [pool.one(run) for run in runs_of(values)]
+        except UserError:
+            found.enqueue_trial(trial.params)
+            raise
+        done = [result for result in results if result is not None]
+        if len(done) < len(results):
+            raise optuna.TrialPruned
+        trial.set_user_attr("results", [asdict(result) for result in done])  # for the other machines
+        return float(np.mean([result.final for result in done]))
+
+    def completed() -> list[optuna.trial.FrozenTrial]:
+        return found.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+
+    enough = optuna.study.MaxTrialsCallback(trials, states=(optuna.trial.TrialState.COMPLETE,))
+    if (left := trials - len(completed())) > 0:
+        optimize = partial(found.optimize, objective, n_trials=left, n_jobs=workers, callbacks=[enough])
+        pool.pool.submit(optimize).result()  # not in this thread, which hears the signals
+    ranked = sorted(completed(), key=lambda trial: -(trial.value or 0.0))
+    settings = [{key: chosen(trial.params[key], vary[key]) for key in vary} for trial in ranked]
+    results = [Result(**row) for trial in ranked for row in trial.user_attrs["results"]]
+    return settings, list({(result.name, result.seed): result for result in results}.values())
+
+
+def open_search(storage: str, name: str) -> Any:
+    """Optuna's study of that name, a new one if there is none yet.
+
+    Raises:
+        UserError: if the storage cannot be used.
+    """
+    import optuna
+
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
+    for attempt in range(3):
+        try:
+            kept = optuna.storages.RDBStorage(storage, heartbeat_interval=60, heartbeat_stale_trial_callback=retry)
+            return optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
+        except Exception as error:
+            if attempt == 2:
+                raise UserError(f"storage: Optuna cannot use {storage!r}: {str(error).splitlines()[0]}") from error
+            time.sleep(1)  # another machine may be making the tables
+
+
+def suggest(trial: Any, key: str, choices: Any) -> Any:
+    """A value of a key, one of a list or a number of a range.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if isinstance(choices, list):
+        return chosen(trial.suggest_categorical(key, list(map(json.dumps, choices))), choices)
+    try:
+        low, high = choices["low"], choices["high"]
+        draw_number = trial.suggest_int if isinstance(low, int) and isinstance(high, int) else trial.suggest_float
+        options = {name: value for name, value in choices.items() if name not in ("low", "high")}
+        return chosen(draw_number(key, low, high, **options), choices)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"vary.{key}: give a list, or low, high and perhaps log or step; got {choices!r}") from error
+
+
+def chosen(parameter: Any, choices: Any) -> Any:
+    """What Optuna's parameter stands for: it takes no lists, and gives numbers more digits than anybody reads."""
+    if isinstance(choices, list):
+        return json.loads(parameter)
+    return float(f"{parameter:.3g}") if isinstance(parameter, float) else parameter

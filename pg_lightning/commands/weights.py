@@ -1,0 +1,25 @@
+"""The weights of a checkpoint, for commands that need no run of the Trainer's loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from pg_lightning.data import RolloutDataModule
+from pg_lightning.lightning_private import datamodule_state
+from pg_lightning.run.checkpoints import read_checkpoint
+
+
+def load_weights(trainer: Trainer, model: Any, data: RolloutDataModule, ckpt_path: Path) -> None:
+    """Gives a module the weights and statistics of a checkpoint.
+
+    Raises:
+        UserError: if it is of another environment or network.
+    """
+    model.trainer = trainer
+    checkpoint = read_checkpoint(ckpt_path)
+    data.load_state_dict(datamodule_state(checkpoint, data))
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])

@@ -1,0 +1,113 @@
+"""What the process of one environment does with it, and the memory that it shares with the process that asks."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from pg_lightning.envs.contract import READ
+
+
+class Rows(NamedTuple):
+    """One row for each environment, in memory that all processes see; in a worker, its own row."""
+
+    actions: Any
+    obs: Any
+    final_obs: Any
+    rewards: Any
+    terminated: Any
+    truncated: Any
+
+    def of(self, n: int) -> Rows:
+        """Row n of each, still an array where it is a single number."""
+        return Rows(*(array[n : n + 1].reshape(array.shape[1:]) for array in self))
+
+
+def shared_zeros(num_envs: int, shape: Iterable[int] | None, dtype: Any) -> np.ndarray:
+    """`[N, *shape]` zeros that forked processes share."""
+    shape, dtype = (num_envs, *(shape or ())), np.dtype(dtype)
+    count = math.prod(shape)
+    return np.frombuffer(mmap.mmap(-1, max(1, count * dtype.itemsize)), dtype, count).reshape(shape)
+
+
+class Worker:
+    """What the process of an environment does with it.
+
+    Args:
+        env: the environment.
+        row: its own of the shared rows.
+        mode: when it restarts.
+    """
+
+    def __init__(self, env: gym.Env, row: Rows, mode: AutoresetMode) -> None:
+        self.env = env
+        self.row = row
+        self.mode = mode
+        self.has_ended = False
+        # Python's integers: environments check that an action is one, and NumPy's take ten times as long to check.
+        self.action = row.actions.item if isinstance(env.action_space, gym.spaces.Discrete) else row.actions.copy
+
+    def reset(self, seed: int | None, options: dict[str, Any] | None) -> dict[str, Any]:
+        """Begins an episode; returns what is read of its infos."""
+        self.row.obs[...], info = self.env.reset(seed=seed, options=options)
+        self.has_ended = False
+        return _read(info)
+
+    def step(self) -> dict[str, Any]:
+        """Takes the action that is in the row, or restarts where the mode says so."""
+        row = self.row
+        if self.has_ended and self.mode == AutoresetMode.NEXT_STEP:
+            row.rewards[...], row.terminated[...], row.truncated[...] = 0.0, False, False
+            return self.reset(None, None)
+        obs, row.rewards[...], terminated, truncated, info = self.env.step(self.action())
+        row.terminated[...], row.truncated[...] = terminated, truncated
+        self.has_ended = bool(terminated or truncated)
+        if self.has_ended and self.mode == AutoresetMode.SAME_STEP:
+            row.final_obs[...] = obs
+            return self.reset(None, None)
+        row.obs[...] = obs
+        return _read(info)
+
+    def set_attr(self, name: str, value: Any) -> None:
+        """Gives the environment an attribute."""
+        setattr(self.env, name, value)
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a method of the environment or of a wrapper returns, or an attribute."""
+        found = self.env.get_wrapper_attr(name)
+        return found(*args, **kwargs) if callable(found) else found
+
+
+def serve(make: Callable[[], gym.Env], row: Rows, mode: AutoresetMode, pipe: Connection, at_exit: ExitStack) -> None:
+    """Answers `(method of Worker, *arguments)` with `(True, answer)`, until the method is `"close"`.
+
+    Whatever the environment raises, be it SystemExit, is the last answer: `(False, cause)`.
+    """
+    try:
+        env = make()
+        at_exit.callback(env.close)
+        worker = Worker(env, row, mode)
+        while (command := pipe.recv())[0] != "close":
+            pipe.send((True, getattr(worker, command[0])(*command[1:])))
+    except BaseException as error:  # an environment may call sys.exit
+        with suppress(OSError):
+            pipe.send((False, _cause(error)))
+
+
+def _read(info: dict[str, Any]) -> dict[str, Any]:
+    return {key: info[key] for key in READ if key in info}
+
+
+def _cause(error: BaseException) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = " ".join(str(error).split())
+    return f"raised {type(error).__name__}{f': {what}' if what else ''} ({place.filename}:{place.lineno})"

@@ -1,0 +1,46 @@
+"""Environments that are filmed: what makes one draw, and the wrapper that writes what it draws as videos."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pg_lightning.class_path import ClassPath
+from pg_lightning.envs.make import make_env
+from pg_lightning.errors import UserError
+
+
+def require_pictures(
+    who: str, env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[ClassPath], backend: str
+) -> None:
+    """Finds out whether there will be pictures.
+
+    Raises:
+        UserError: in the name of `who`, if moviepy is not installed or the environment gives none.
+    """
+    if importlib.util.find_spec("moviepy") is None:
+        raise UserError(f'{who} needs moviepy; pip install "pg_lightning[video]"')
+    if backend == "envpool":
+        raise UserError(f"{who} cannot render with EnvPool; set data.backend to sync, and data.env_id to Gymnasium's")
+    try:
+        env = make_env(env_id, rendering(env_kwargs), wrappers)
+        env.reset(seed=0)
+        picture = env.render()
+        env.close()
+    except Exception as error:
+        raise UserError(f"{who} cannot render {env_id!r}: {error}") from error
+    if getattr(picture, "ndim", 0) != 3:
+        raise UserError(f"{who}: {env_id!r} has no render mode 'rgb_array'")
+
+
+def camera(folder: Path, name: str, **options: Any) -> ClassPath:
+    """The wrapper that films every episode, as `<name>-episode-K.mp4` in the folder."""
+    arguments = {"video_folder": str(folder), "name_prefix": name, "episode_trigger": lambda episode: True}
+    return {"class_path": "gymnasium.wrappers.RecordVideo", "init_args": {**arguments, **options}}
+
+
+def rendering(env_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """Arguments of an environment, with those that make it draw."""
+    return {**(env_kwargs or {}), "render_mode": "rgb_array"}

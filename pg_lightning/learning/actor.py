@@ -1,0 +1,97 @@
+"""The policy as data collection sees it: actions in the precision that training computes in, and a version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from pg_lightning.learning.progress import Progress
+from pg_lightning.policies import ActorCritic
+from pg_lightning.rollout import Rollout, Samples
+
+
+def as_it_is(device: torch.device) -> AbstractContextManager[None]:
+    """The precision of the weights."""
+    return nullcontext()
+
+
+def precision_of(trainer: Trainer, device: torch.device) -> AbstractContextManager[None]:
+    """The Trainer's precision on the kind of device that it learns on; elsewhere the weights' own."""
+    learns_here = device.type == trainer.strategy.root_device.type
+    return trainer.precision_plugin.forward_context() if learns_here else nullcontext()
+
+
+class PolicyActor:
+    """Acts with a policy; needs no Trainer. See the `Actor` protocol.
+
+    Args:
+        policy: the network.
+        progress: whose number of updates is the policy's version.
+
+    Attributes:
+        precision: makes the context in which the policy computes on a device; by default the weights' own precision.
+    """
+
+    def __init__(self, policy: ActorCritic, progress: Progress) -> None:
+        self.policy = policy
+        self.progress = progress
+        self.precision: Callable[[torch.device], AbstractContextManager[None]] = as_it_is
+        self._device: torch.device | None = None  # known within `acting`, where every step asks
+
+    @property
+    def policy_version(self) -> int:
+        """Number of updates behind the policy."""
+        return self.progress.updates
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy computes."""
+        return self._device or self.policy.actor_head.linear.weight.device
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """No gradients, and the precision that training computes in: otherwise the first ratio π/π_old is not 1."""
+        self._device = self.device
+        try:
+            with torch.inference_mode(), self.precision(self.device), self.policy.acting():
+                yield
+        finally:
+            self._device = None
+
+    def initial_state(self, num_envs: int) -> Tensor | None:
+        """The empty memory `[N, S]` that an episode begins with; None for a policy without memory."""
+        return self.policy.initial_state(num_envs)
+
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the memory after them."""
+        device = self.device
+        obs, mask = obs.to(device), None if action_mask is None else action_mask.to(device)
+        if not deterministic:
+            return self.policy.sample(obs, generator, mask, state)
+        pi, state = self.policy.act(obs, mask, state)
+        return pi.mode, state
+
+    def log_probs(self, rollout: Rollout) -> Tensor:
+        """log π(a|s) `[T, N]` of the actions of a rollout that this policy has played, 0 where not valid."""
+        with torch.inference_mode(), self.precision(self.device):
+            zeros = torch.zeros_like(rollout.rewards)
+            if rollout.env_steps == 0:
+                return zeros
+            samples = Samples.of(rollout, zeros, zeros, zeros)
+            log_probs = self.policy.policy(samples).log_prob(samples.actions)
+            return zeros.to(log_probs.dtype).masked_scatter(rollout.valid, log_probs)
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        """Actions as the environment wants them."""
+        return self.policy.actor_head.env_actions(actions)

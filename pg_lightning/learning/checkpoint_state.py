@@ -1,0 +1,82 @@
+"""What a checkpoint holds beside Lightning's: counters, spaces and episodes of every rank, in plain types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gymnasium import Space
+
+from pg_lightning.collectives import all_gather_object
+from pg_lightning.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from pg_lightning.learning.module import PolicyGradientModule
+
+
+def described(observation_space: Space, action_space: Space) -> dict[str, str]:
+    """The spaces in words, to tell one task from another."""
+    spaces = {"observation_space": observation_space, "action_space": action_space}
+    return {name: one_line(space) for name, space in spaces.items()}
+
+
+def saved(module: PolicyGradientModule) -> dict[str, Any]:
+    """The state of a module beside its weights; a collective: every rank must call it."""
+    running = None if module.reward_scaler is None else module.reward_scaler.discounted_returns
+    returns, lengths = module.reports.episodes.all()
+    own = {"discounted_returns": running, "episode_returns": returns, "episode_lengths": lengths}
+    own = {name: x if x is None else x.cpu().clone() for name, x in own.items()}
+    ranks, restarts = zip(*all_gather_object((own, module.progress.restarts)), strict=True)
+    return {
+        **module.progress.state_dict(sum(restarts)),
+        "optimizer": module.learner.settings.name,
+        "ranks": [*ranks],
+        **module.spaces,
+    }
+
+
+def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: bool) -> None:
+    """Puts the counters back.
+
+    Args:
+        module: whose network and spaces must be those of the checkpoint.
+        checkpoint: Lightning's.
+        fits: whether training goes on, so that the optimizer matters too.
+
+    Raises:
+        UserError: if the checkpoint is not one of ours or was trained on other spaces, another network or with another
+            optimizer.
+    """
+    state = checkpoint.get("pg_lightning")
+    if state is None:
+        raise UserError("ckpt_path: not a pg_lightning checkpoint")
+    for name, space in module.spaces.items():
+        if state[name] != space:
+            raise UserError(
+                f"ckpt_path: the checkpoint was trained on {name} {state[name]}, data.env_id has {space}; "
+                "give the environment that it was trained on"
+            )
+    if state["optimizer"] != module.learner.settings.name and fits:
+        raise UserError(
+            f"model.optimizer: the checkpoint was trained with {state['optimizer']}, whose state is incompatible with "
+            f"{module.learner.settings.name}; give the one that it was trained with"
+        )
+    theirs, ours = (
+        {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        for weights in (checkpoint["state_dict"], module.state_dict())
+    )
+    if differing := sorted(name for name in theirs | ours if theirs.get(name) != ours.get(name)):
+        name = differing[0]
+        raise UserError(
+            f"ckpt_path: the checkpoint holds another network: {name} is {theirs.get(name, 'missing')} there and "
+            f"{ours.get(name, 'missing')} here; give the model.* that it was trained with"
+        )
+    module.progress.load_state_dict(state)
+
+
+def restore_episodes(module: PolicyGradientModule, own: Mapping[str, Any]) -> None:
+    """Puts back what this rank knew of its episodes."""
+    if module.reward_scaler is not None:
+        module.reward_scaler.discounted_returns = own["discounted_returns"]
+    module.reports.episodes.clear()
+    module.reports.episodes.add(own["episode_returns"], own["episode_lengths"])

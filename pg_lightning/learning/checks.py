@@ -1,0 +1,90 @@
+"""What an algorithm asks of its numbers, its data and its strategy, checked before any environment starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.strategies import DDPStrategy
+
+from pg_lightning.errors import UserError, require
+from pg_lightning.returns import unfinished
+from pg_lightning.rollout import Rollout
+
+if TYPE_CHECKING:
+    from pg_lightning.learning.module import PolicyGradientModule
+
+
+def check_numbers(
+    gamma: float,
+    lr: float,
+    critic_lr: float | None,
+    max_grad_norm: float,
+    micro_batch_size: int | None,
+    ent_coef: float,
+    vf_coef: float,
+    memory_size: int,
+    hidden_sizes: Sequence[int],
+) -> None:
+    """Refuses numbers that are out of range.
+
+    Raises:
+        UserError: naming the field and its bounds.
+    """
+    require("model.gamma", gamma, 0, 1)
+    require("model.lr", lr, 0)
+    require("model.critic_lr", lr if critic_lr is None else critic_lr, 0)
+    require("model.max_grad_norm", max_grad_norm, 0, math.inf)
+    require("model.micro_batch_size", 1 if micro_batch_size is None else micro_batch_size, 1)
+    require("model.ent_coef", ent_coef, 0)
+    require("model.vf_coef", vf_coef, 0)
+    require("model.memory_size", memory_size, 1)
+    for width in hidden_sizes:
+        require("model.hidden_sizes", width, 1)
+
+
+def check_data(module: PolicyGradientModule, data: Any) -> None:
+    """Refuses a datamodule whose rollouts the algorithm cannot learn from; None is any other loader.
+
+    Raises:
+        UserError: naming the field and the cure.
+    """
+    name = type(module).__name__
+    if data is not None and module.needs_whole_episodes and not data.whole_episodes:
+        raise UserError(f"data.whole_episodes: {name} learns from whole episodes; set it to true")
+    if getattr(data, "overlap", False):
+        if not module.corrects_policy_lag:
+            raise UserError(f"data.overlap: {name} learns from rollouts of its current policy only; set it to false")
+        if hasattr(module.trainer.strategy, "num_workers"):
+            raise UserError("data.overlap: hogwild already overlaps collection and learning; set it to false")
+    if module.learner.compiles and getattr(data, "rows_vary", False):
+        raise UserError(
+            "model.compile: it would compile anew for every number of rows, which varies with data.whole_episodes "
+            "and where environments reset at the next step; set it to false, or data.backend to sync"
+        )
+
+
+def check_strategy(module: PolicyGradientModule) -> None:
+    """Refuses a strategy that the algorithm cannot learn with.
+
+    Raises:
+        UserError: naming the field and the cure.
+    """
+    name, strategy = type(module).__name__, module.trainer.strategy
+    if module.is_asynchronous:
+        return
+    if module.trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
+        raise UserError(f"trainer.strategy: {name} learns on several devices with ddp, not {type(strategy).__name__}")
+    if getattr(strategy, "num_workers", 1) > 1:
+        raise UserError(f"trainer.strategy: workers of hogwild would each train a {name} of their own; use ddp or A3C")
+
+
+def check_rollout(module: PolicyGradientModule, rollout: Rollout) -> None:
+    """Refuses an unfinished episode where whole ones are learned from.
+
+    Raises:
+        UserError: naming the algorithm.
+    """
+    if module.needs_whole_episodes and unfinished(rollout.done, rollout.valid).any():
+        raise UserError(f"{type(module).__name__} learns from whole episodes, and one in a rollout does not end")

@@ -1,0 +1,155 @@
+"""A gradient as one vector, or tensor by tensor: backward, average over ranks, norm and scale under one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pg_lightning.collectives import Collectives
+from pg_lightning.errors import UserError
+
+
+class Gradient(Protocol):
+    """What happens to a gradient between the backward pass and the optimizer.
+
+    Attributes:
+        groups: parameters for the optimizer by the name of their group; their `.grad` is what is averaged and scaled.
+    """
+
+    groups: dict[str, list[nn.Parameter]]
+
+    def zero(self) -> None:
+        """Forgets the gradients of the parameters."""
+        ...
+
+    def collect(self) -> None:
+        """Takes over what backward passes have left in the parameters; 0 for one that has none."""
+        ...
+
+    def average_(self, share: float, collectives: Collectives) -> None:
+        """Replaces the gradient by the mean over all ranks, see `Collectives.average_`."""
+        ...
+
+    def norm(self) -> Tensor:
+        """The 2-norm of the whole gradient, a scalar."""
+        ...
+
+    def scale_(self, factor: Tensor) -> None:
+        """Multiplies the whole gradient by a scalar."""
+        ...
+
+
+class FlatGradient:
+    """Every parameter is a view of one vector, group after group, and so is its gradient.
+
+    Small networks are bound by the number of calls. Optimizers that work element by element, as Adam and RMSprop do,
+    take the same step on a vector as on its parts.
+
+    Args:
+        groups: parameters of one dtype on one device by the name of their group; a group without any is left out. A
+            module that is moved or converted afterwards has other parameters: make this anew.
+
+    Attributes:
+        values: `[P]`, all parameters.
+        grads: `[P]`, as of the last `collect`.
+        groups: one parameter a group, a part of `values` with that part of `grads` as its gradient.
+
+    Raises:
+        UserError: if the dtypes differ.
+    """
+
+    def __init__(self, groups: Mapping[str, list[nn.Parameter]]) -> None:
+        self._parameters = [parameter for group in groups.values() for parameter in group]
+        if len(dtypes := {parameter.dtype for parameter in self._parameters}) > 1:
+            raise UserError(f"model.torso: all parameters must have one dtype, not {sorted(map(str, dtypes))}")
+        self.values = torch.cat([parameter.detach().flatten() for parameter in self._parameters])
+        # The last entry is the weight of this rank, which travels with its gradient.
+        self._message = self.values.new_zeros(len(self.values) + 1)
+        self.grads = self._message[:-1]
+        numels = [parameter.numel() for parameter in self._parameters]
+        for parameter, part in zip(self._parameters, self.values.split(numels), strict=True):
+            parameter.data = part.view_as(parameter)
+        parts = zip(self._parameters, self.grads.split(numels), strict=True)
+        self._grads = [part.view_as(parameter) for parameter, part in parts]
+        sizes = {name: sum(parameter.numel() for parameter in group) for name, group in groups.items() if group}
+        self.groups = {
+            name: [nn.Parameter(part)] for name, part in zip(sizes, self.values.split([*sizes.values()]), strict=True)
+        }
+        for (vector,), part in zip(self.groups.values(), self.grads.split([*sizes.values()]), strict=True):
+            vector.grad = part
+
+    def zero(self) -> None:
+        """Forgets the gradients of the parameters, so that the next backward pass need not add to them."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def collect(self) -> None:
+        """Copies the gradients to `grads`; afterwards they are views of it."""
+        grads = [
+            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
+            for parameter in self._parameters
+        ]
+        torch.cat(grads, out=self.grads)
+        for parameter, part in zip(self._parameters, self._grads, strict=True):
+            parameter.grad = part
+
+    def average_(self, share: float, collectives: Collectives) -> None:
+        """One message for the whole vector and the weight."""
+        collectives.average_(self._message, share)
+
+    def norm(self) -> Tensor:
+        """Of `grads`."""
+        return torch.linalg.vector_norm(self.grads)
+
+    def scale_(self, factor: Tensor) -> None:
+        """Multiplies `grads`."""
+        self.grads *= factor
+
+
+class PerParameterGradient:
+    """Parameters and gradients stay tensors of their own, for optimizers that see matrices, and for mixed dtypes.
+
+    Args:
+        groups: parameters by the name of their group; a group without any is left out.
+    """
+
+    def __init__(self, groups: Mapping[str, list[nn.Parameter]]) -> None:
+        self.groups = {name: list(group) for name, group in groups.items() if group}
+        self._parameters = [parameter for group in self.groups.values() for parameter in group]
+
+    def zero(self) -> None:
+        """Forgets the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def collect(self) -> None:
+        """Zeros for a parameter that the loss does not depend on, so that every rank has as many gradients."""
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def average_(self, share: float, collectives: Collectives) -> None:
+        """One message in float32 or better, copied back to the gradients."""
+        if collectives.world_size == 1:
+            return
+        grads = self._grads()
+        dtype = torch.promote_types(torch.float32, grads[0].dtype)
+        message = torch.cat([*(grad.flatten().to(dtype) for grad in grads), grads[0].new_zeros(1, dtype=dtype)])
+        collectives.average_(message, share)
+        for grad, part in zip(grads, message[:-1].split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+    def norm(self) -> Tensor:
+        """Of all gradients together."""
+        return torch.nn.utils.get_total_norm(self._grads())
+
+    def scale_(self, factor: Tensor) -> None:
+        """Multiplies every gradient."""
+        for grad in self._grads():
+            grad *= factor
+
+    def _grads(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]

@@ -1,0 +1,133 @@
+"""Metrics: episodes of training and of evaluations, and how values of several ranks become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from pg_lightning.collectives import Collectives
+from pg_lightning.errors import UserError
+from pg_lightning.statistics import weighted_mean
+
+Reduction = Literal["mean", "sum", "max"]
+# Over ranks; a metric that is not here is a mean over rows.
+REDUCTIONS: dict[str, Reduction] = {"env/restarts": "sum", "train/policy_lag": "max"}
+
+
+class EvaluationEpisodes(Metric):
+    """Returns and lengths of the episodes of an evaluation, gathered over ranks."""
+
+    full_state_update = False
+    returns: list[Tensor]
+    lengths: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("returns", default=[], dist_reduce_fx="cat")
+        self.add_state("lengths", default=[], dist_reduce_fx="cat")
+
+    def update(self, returns: Tensor, lengths: Tensor) -> None:
+        """Adds `[E]` undiscounted returns and `[E]` lengths in env steps."""
+        self.returns.append(returns)
+        self.lengths.append(lengths)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """All returns and all lengths since the last reset, `[E]` each."""
+        return dim_zero_cat(self.returns), dim_zero_cat(self.lengths)
+
+    def collect(self) -> tuple[Tensor, Tensor]:
+        """What `compute` gives, `[E]` even for one episode, which torchmetrics would squeeze; then starts anew."""
+        returns, lengths = self.compute()
+        self.reset()
+        return torch.atleast_1d(returns), torch.atleast_1d(lengths)
+
+
+class TrainingEpisodes:
+    """Returns and lengths of the episodes that have ended on this rank since they were last logged."""
+
+    def __init__(self) -> None:
+        self._returns: list[Tensor] = []
+        self._lengths: list[Tensor] = []
+
+    def add(self, returns: Tensor, lengths: Tensor) -> None:
+        """`[E]` undiscounted returns and `[E]` lengths in env steps."""
+        if len(returns):
+            self._returns.append(returns)
+            self._lengths.append(lengths)
+
+    def all(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """All returns and all lengths, `[E]` each."""
+        nothing = torch.zeros(0, device=device)
+        returns, lengths = (
+            torch.cat([nothing, *(x.to(device) for x in known)]) for known in (self._returns, self._lengths)
+        )
+        return returns, lengths
+
+    def clear(self) -> None:
+        """Forgets them."""
+        self._returns.clear()
+        self._lengths.clear()
+
+
+def of_all_ranks(
+    metrics: dict[str, Tensor], episodes: TrainingEpisodes, rows: Sequence[int], collectives: Collectives
+) -> dict[str, Tensor]:
+    """The metrics of an update over all ranks, and the means over the episodes that have ended on any of them.
+
+    Args:
+        metrics: scalars of this rank.
+        episodes: of this rank.
+        rows: valid rows of each rank: the weights of means.
+        collectives: of the training.
+    """
+    device = next(iter(metrics.values())).device
+    returns, lengths = episodes.all(device)
+    if collectives.world_size == 1:
+        ended = {"rollout/return_mean": returns.mean(), "rollout/length_mean": lengths.mean()} if len(returns) else {}
+        return metrics | ended
+    own = torch.stack([x.detach().double() for x in metrics.values()])
+    sums = torch.stack([returns.double().sum(), lengths.double().sum(), returns.new_tensor(len(returns)).double()])
+    own, sums = collectives.all_gather_together(own, sums)
+    means = weighted_mean(own, torch.tensor(rows, dtype=own.dtype, device=device))
+    reduced = {"mean": means, "sum": own.sum(0), "max": own.max(0).values}
+    together = {name: reduced[REDUCTIONS.get(name, "mean")][i] for i, name in enumerate(metrics)}
+    total_return, total_length, count = sums.sum(0)
+    if count:
+        together |= {"rollout/return_mean": total_return / count, "rollout/length_mean": total_length / count}
+    return together
+
+
+def refuse_drift(state: Sequence[Tensor], updates: int, algorithm: str, collectives: Collectives) -> None:
+    """Compares what must be the same on all ranks.
+
+    Args:
+        state: weights and statistics of this rank.
+        updates: how many there have been.
+        algorithm: its name.
+        collectives: of the training.
+
+    Raises:
+        UserError: if they differ; on every rank, so that none waits for another.
+    """
+    if collectives.world_size == 1:
+        return
+    finite = [x.double().nan_to_num() for x in state]
+    gathered = collectives.all_gather(torch.stack([f(x) for x in finite for f in (torch.sum, _size)]))
+    sums, sizes = gathered[:, 0::2], gathered[:, 1::2]
+    # Not to the last bit, which may differ between kinds of processors.
+    apart = ((sums - sums[0]).abs() > 1e-6 * sizes[0]).any(1).nonzero().flatten().tolist()
+    if apart:
+        raise UserError(
+            f"trainer.devices: weights or statistics of rank {', '.join(map(str, apart))} differ from those of "
+            f"rank 0 after {updates} updates; {algorithm}.update must change weights by learner.step and decide by "
+            "what all ranks know"
+        )
+
+
+def _size(x: Tensor) -> Tensor:
+    return x.abs().sum()

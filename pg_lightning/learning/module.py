@@ -1,0 +1,330 @@
+"""What every policy-gradient algorithm shares: a LightningModule whose training step is one update.
+
+An algorithm overrides `update`, and as little else as it can.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from gymnasium import Space
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from pg_lightning.class_path import ClassPath
+from pg_lightning.collectives import disconnect
+from pg_lightning.errors import UserError
+from pg_lightning.learning import checkpoint_state
+from pg_lightning.learning.actor import PolicyActor, as_it_is, precision_of
+from pg_lightning.learning.checks import check_data, check_numbers, check_rollout, check_strategy
+from pg_lightning.learning.connecting import connect_ranks, episodes_go_on
+from pg_lightning.learning.learner import Learner
+from pg_lightning.learning.metrics import EvaluationEpisodes
+from pg_lightning.learning.optimizers import OptimizerSettings
+from pg_lightning.learning.progress import Progress
+from pg_lightning.learning.reports import TrainingReports, evaluation_metrics, publish
+from pg_lightning.learning.run_statistics import RunStatistics
+from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
+from pg_lightning.lightning_private import trainer_of
+from pg_lightning.losses import policy_gradient_loss, value_loss
+from pg_lightning.policies import Activation, ActorCritic, MemoryKind, RewardScaler
+from pg_lightning.rollout import Episode, Rollout, Samples
+from pg_lightning.statistics import explained_variance
+
+
+class PolicyGradientModule(LightningModule):
+    """An actor-critic that learns from rollouts: one Lightning batch is one `Rollout`, one `training_step` one update.
+
+    Args:
+        observation_space: of one environment; the command line fills it in from the data.
+        action_space: of one environment; filled in likewise.
+        total_steps: the budget in env steps over all ranks, which schedules refer to and at which training stops.
+        gamma: discount factor γ.
+        lr: learning rate of the actor.
+        critic_lr: learning rate of the critic; that of the actor if not given.
+        lr_schedule: `linear` falls to 0 over the budget; `plateau` halves the rate whenever `val/return_mean` has not
+            risen for 5 evaluations; or the class path of a `torch.optim.lr_scheduler`, which steps once per update.
+        optimizer: `adam`, or `rmsprop` with the decay of the paper on A3C, 0.99; both with ε = 1e-5, outside the root.
+            Or the class path of any `torch.optim` class, with `init_args`.
+        critic_optimizer: of the critic, if it is another than the actor's.
+        max_grad_norm: bound on the norm of the whole gradient; `inf` for none.
+        micro_batch_size: rows of one backward pass, where the activations of a minibatch do not fit into memory; the
+            gradient is the same.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        torso: what turns observations into features: `mlp`, `nature_cnn` for images, or a class path.
+        hidden_sizes: widths of the hidden layers of actor and critic (`mlp`).
+        activation: of the hidden layers (`mlp`).
+        layer_norm: normalise the units of every hidden layer (`mlp`).
+        memory: `lstm` or `gru` for tasks in which the past matters; gradients flow back through one rollout.
+        memory_size: width of the memory.
+        shared_torso: actor and critic share torso and memory.
+        head: what turns features into π; null picks by the action space. For `Box`: `gaussian`, `squashed_gaussian` or
+            `beta`. Or a class path.
+        log_std_init: initial log standard deviation of Gaussian actions.
+        state_dependent_std: the standard deviation of Gaussian actions comes from the network.
+        normalize_obs: scale observations by their running mean and variance.
+        normalize_values: the critic learns targets scaled by their running mean and variance.
+        scale_rewards: divide rewards by the running standard deviation of the discounted return.
+        compile: have `torch.compile` make one kernel or few of the loss and one of its gradient. It takes 10 to 25 s
+            when training begins, which pays in runs of millions of steps: see docs/performance.md.
+
+    Attributes:
+        network: the policy and its critic.
+        actor: the policy as data collection sees it.
+        learner: what happens to a gradient.
+        progress: env steps, updates and the budget.
+        evaluation: returns and lengths of the last evaluation's episodes.
+
+    Raises:
+        UserError: if a space is not supported or a number out of range.
+    """
+
+    has_critic: ClassVar[bool] = True
+    needs_whole_episodes: ClassVar[bool] = False
+    is_asynchronous: ClassVar[bool] = False
+    corrects_policy_lag: ClassVar[bool] = False  # of one update
+    corrects_any_lag: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        observation_space: Space,
+        action_space: Space,
+        total_steps: int = 100_000,
+        gamma: float = 0.99,
+        lr: float = 3e-4,
+        critic_lr: float | None = None,
+        lr_schedule: ClassPath = "constant",
+        optimizer: ClassPath = "adam",
+        critic_optimizer: ClassPath | None = None,
+        max_grad_norm: float = 0.5,
+        micro_batch_size: int | None = None,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        torso: ClassPath = "mlp",
+        hidden_sizes: list[int] = [64, 64],  # noqa: B006 - read by the command line, never written
+        activation: Activation = "tanh",
+        layer_norm: bool = False,
+        memory: MemoryKind | None = None,
+        memory_size: int = 64,
+        shared_torso: bool = False,
+        head: ClassPath | None = None,
+        log_std_init: float = 0.0,
+        state_dependent_std: bool = False,
+        normalize_obs: bool = False,
+        normalize_values: bool = False,
+        scale_rewards: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        check_numbers(
+            gamma, lr, critic_lr, max_grad_norm, micro_batch_size, ent_coef, vf_coef, memory_size, hidden_sizes
+        )
+        if compile and memory is not None:
+            raise UserError("model.compile: recurrent policies (model.memory) are not supported; set it to false")
+        settings = OptimizerSettings(
+            optimizer, critic_optimizer, lr, lr if critic_lr is None else critic_lr, lr_schedule
+        )
+        settings.check()
+        self.automatic_optimization = False
+        self.network = ActorCritic(
+            observation_space,
+            action_space,
+            torso=torso,
+            hidden_sizes=hidden_sizes,
+            activation=activation,
+            layer_norm=layer_norm,
+            memory=memory,
+            memory_size=memory_size,
+            shared_torso=shared_torso,
+            head=head,
+            log_std_init=log_std_init,
+            state_dependent_std=state_dependent_std,
+            normalize_obs=normalize_obs,
+            normalize_values=normalize_values,
+            critic=self.has_critic,
+        )
+        self.reward_scaler = RewardScaler(gamma) if scale_rewards else None
+        self.gamma = gamma
+        self.ent_coef = ent_coef
+        self.vf_coef = vf_coef
+        self.spaces = checkpoint_state.described(observation_space, action_space)
+        self.progress = Progress(total_steps)
+        self.actor = PolicyActor(self.network, self.progress)
+        self.learner = Learner(settings, self.progress, max_grad_norm, compile, micro_batch_size)
+        self.statistics = RunStatistics(self.reward_scaler, self.network.normalizer)
+        self.reports = TrainingReports()
+        self.evaluation = (torch.zeros(0), torch.zeros(0))
+        self._evaluation = EvaluationEpisodes()
+        self._is_logged = True
+
+    # What an algorithm is: its update.
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
+        """Improves the policy with one rollout. To be overridden.
+
+        Returns:
+            Scalars to log, under their full keys, as device tensors, not yet synchronised.
+        """
+        raise NotImplementedError
+
+    def targets(self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize) -> Samples:
+        """The valid rows with values, GAE(λ) advantages and λ-returns, by the critic as it is before the update."""
+        targets = gae_targets(self.network, rollout, self.gamma, gae_lambda)
+        return make_batch(self.network, rollout, targets, normalize_advantage, self.learner.collectives)
+
+    def loss(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+        """−mean( A log π(a|s) ), the squared error of V and the entropy bonus; and what is to be logged of it.
+
+        A and the targets of V are constants: no gradient flows through them.
+        """
+        metrics: dict[str, Tensor] = {}
+        if self.has_critic:
+            pi, values = self.network(batch)
+            metrics["train/value_loss"] = value_loss(values, batch.returns)
+            if self.wants_metrics:
+                metrics["train/explained_variance"] = explained_variance(values.detach(), batch.returns)
+        else:
+            pi = self.network.policy(batch)
+        metrics["train/policy_loss"] = policy_gradient_loss(pi.log_prob(batch.actions), batch.advantages)
+        loss = metrics["train/policy_loss"] + self.vf_coef * metrics.get("train/value_loss", 0.0)
+        if self.ent_coef or self.wants_metrics:
+            metrics["train/entropy"] = pi.entropy().mean()
+        if self.ent_coef:
+            loss = loss - self.ent_coef * metrics["train/entropy"]
+        return loss, metrics
+
+    @property
+    def wants_metrics(self) -> bool:
+        """Whether a loss should compute what is only logged; one that is compiled always does, to be compiled once."""
+        return self._is_logged or self.learner.compiles
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps so far, of all ranks."""
+        return self.progress.env_steps
+
+    @property
+    def total_steps(self) -> int:
+        """The budget in env steps."""
+        return self.progress.total_steps
+
+    @property
+    def policy_version(self) -> int:
+        """Number of updates."""
+        return self.progress.updates
+
+    # The loop around an update.
+
+    def setup(self, stage: str) -> None:
+        """Checks, before any environment starts, that data and strategy are what the algorithm needs."""
+        self.actor.precision = partial(precision_of, self.trainer)
+        if stage == "fit":
+            check_data(self, getattr(self.trainer, "datamodule", None))
+            check_strategy(self)
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer with a group for actor and critic each, or two of different kinds."""
+        rates = self.learner.configure(self.parameter_groups())
+        return (rates.optimizers, rates.schedulers) if rates.schedulers else rates.optimizers
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """What the optimizers are to change, by `actor` and `critic`."""
+        return dict(zip(("actor", "critic"), self.network.parameter_groups(), strict=True))
+
+    def on_train_start(self) -> None:
+        """Connects the ranks and starts the clock; refuses to continue a run that has spent its budget."""
+        self.progress.start(is_stopping=self.trainer.should_stop)
+        self.learner.start(self, connect_ranks(self.trainer, self.device, self.learner.weights()))
+        self.statistics.start(self.device, episodes_go_on(self.trainer))
+        if not episodes_go_on(self.trainer):
+            self.progress.previous = self.progress.updates
+        self.reports.start(self.env_steps)
+
+    def training_step(self, rollout: Rollout, batch_idx: int) -> None:
+        """Learns from one rollout, then moves counters, statistics and logs."""
+        self.progress.expect(rollout, self.corrects_any_lag)
+        seen = self.statistics.reduce(rollout, self.learner.collectives)
+        if seen.env_steps == 0:
+            return
+        check_rollout(self, rollout)
+        self.learner.begin(seen.rows)
+        self._is_logged = self.progress.is_logged(seen.env_steps, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        metrics = self.update(self.statistics.scale_rewards(rollout, seen))
+        self.learner.end(metrics)
+        self.statistics.normalize_next(seen)
+        self.progress.advance(seen.env_steps, rollout.env_restarts)
+        self.reports.episodes.add(rollout.episode_returns, rollout.episode_lengths)
+        self.trainer.should_stop |= self.progress.is_over
+        if self._is_logged or self.trainer.should_stop:
+            self._report(metrics, rollout)
+
+    # Lightning asks for the signature with every batch; one that is written down takes a third of the time.
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+
+    def _report(self, metrics: dict[str, Tensor], rollout: Rollout) -> None:
+        """Logs an update; compares the ranks on that occasion."""
+        if rollout.log_probs is not None:
+            lag = self.progress.previous - rollout.policy_version
+            metrics["train/policy_lag"] = torch.tensor(float(lag), device=self.device)
+        self.learner.refuse_drift(self)
+        numbers = self.reports.reduce(
+            metrics, self.progress, self.learner.rows, self.learner.collectives, rollout.env_restarts is not None
+        )
+        publish(self, numbers | {"train/learning_rate": self.learner.rates.current}, self.env_steps)
+
+    # Evaluation: one batch is one whole episode.
+
+    def validation_step(self, episode: Episode, batch_idx: int) -> None:
+        """Counts an episode."""
+        self._evaluation.update(episode.episode_return, episode.episode_length)
+
+    test_step = validation_step
+
+    def predict_step(self, episode: Episode, batch_idx: int) -> Episode:
+        """Hands the trajectory on."""
+        return episode
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/…` and shows it to the schedulers that wait for a plateau."""
+        if self.trainer.sanity_checking:
+            self._evaluation.reset()
+            return
+        metrics = self._report_evaluation("val")
+        if self.trainer.state.fn == "fit":
+            self.learner.rates.after_evaluation(metrics["val/return_mean"])
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/…`."""
+        self._report_evaluation("test")
+
+    def _report_evaluation(self, prefix: str) -> dict[str, float]:
+        self.evaluation = self._evaluation.collect()
+        metrics = evaluation_metrics(prefix, *self.evaluation)
+        publish(self, metrics, self.env_steps)
+        return metrics
+
+    def teardown(self, stage: str) -> None:
+        """Disconnects the ranks, and the actor from the Trainer."""
+        disconnect()
+        self.actor.precision = as_it_is
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the counters, the spaces, and what every rank knows of its episodes; every rank must call it."""
+        checkpoint["pg_lightning"] = checkpoint_state.saved(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the counters and what this rank knew of its episodes.
+
+        Raises:
+            UserError: if the checkpoint is not one of ours or was trained on something else.
+        """
+        trainer = trainer_of(self)  # none where only the weights are loaded
+        checkpoint_state.restore(self, checkpoint, fits=trainer is not None and trainer.state.fn == "fit")
+        ranks = checkpoint["pg_lightning"].get("ranks", [])
+        if trainer is None or len(ranks) != trainer.world_size or getattr(trainer.strategy, "num_workers", 1) > 1:
+            return
+        checkpoint_state.restore_episodes(self, ranks[trainer.global_rank])

@@ -1,0 +1,196 @@
+"""Optimizers and learning rates, by short name or class path: the one place that sets a learning rate."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn, optim
+from torch.optim import lr_scheduler
+
+from pg_lightning.class_path import ClassPath, resolve
+from pg_lightning.errors import UserError, one_line
+
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "adam": partial(optim.Adam, eps=1e-5, fused=True),
+    "rmsprop": partial(optim.RMSprop, alpha=0.99, eps=1e-5, foreach=False),  # of one vector a group
+}
+SCHEDULES = ("constant", "linear", "plateau")
+# They take the same step on a vector as on its parts.
+ELEMENTWISE = (
+    optim.Adam,
+    optim.AdamW,
+    optim.Adagrad,
+    optim.Adadelta,
+    optim.Adamax,
+    optim.NAdam,
+    optim.RAdam,
+    optim.RMSprop,
+    optim.SGD,
+)
+Scheduler = lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What the user asked for.
+
+    Attributes:
+        actor: short name or class path of the actor's optimizer, and of the critic's unless that has its own.
+        critic: of the critic's optimizer, if it is another.
+        lr: learning rate of the actor.
+        critic_lr: learning rate of the critic.
+        schedule: `constant`, `linear`, `plateau`, or the class path of a scheduler.
+    """
+
+    actor: ClassPath
+    critic: ClassPath | None
+    lr: float
+    critic_lr: float
+    schedule: ClassPath
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether every optimizer takes the same step on a flat vector as on its parts."""
+        made = [_resolved(field, spec)[0] for field, spec in self._specs]
+        classes = [make.func if isinstance(make, partial) else make for make in made]
+        return all(known in ELEMENTWISE for known in classes)
+
+    @property
+    def name(self) -> str:
+        """What a checkpoint says of them: moments of one optimizer mean nothing to another."""
+        return " and ".join(_name(spec) for _, spec in self._specs)
+
+    @property
+    def _specs(self) -> list[tuple[str, ClassPath]]:
+        other = [] if self.critic in (None, self.actor) else [("model.critic_optimizer", self.critic)]
+        return [("model.optimizer", self.actor), *other]
+
+    def check(self) -> None:
+        """Refuses, before anything is made, what is no optimizer or no schedule.
+
+        Raises:
+            UserError: naming the field.
+        """
+        for field, spec in self._specs:
+            make, arguments = _resolved(field, spec)
+            _checked(field, make, arguments, [nn.Parameter(torch.zeros(1))], self.lr)
+        if self.schedule not in SCHEDULES:
+            _resolved("model.lr_schedule", self.schedule)
+
+    def rate(self, group: str) -> float:
+        """The base learning rate of `actor` or `critic`."""
+        return self.critic_lr if group == "critic" else self.lr
+
+    def make(self, groups: Mapping[str, list[nn.Parameter]]) -> list[optim.Optimizer]:
+        """One optimizer with a group for each of `actor` and `critic`, or, where they are of different kinds, two."""
+        named = [{"name": name, "params": group, "lr": self.rate(name)} for name, group in groups.items()]
+        if len(self._specs) == 1:
+            return [_made(*self._specs[0], named)]
+        specs = dict(zip(("actor", "critic"), self._specs, strict=True))
+        return [_made(*specs[name], [group]) for name, group in zip(groups, named, strict=True)]
+
+
+class LearningRates:
+    """Sets the learning rate of every group of every optimizer, by env steps, updates or evaluations.
+
+    Args:
+        settings: base rates and schedule.
+        optimizers: as `OptimizerSettings.make` has made them.
+
+    Attributes:
+        schedulers: what Lightning is to keep in checkpoints.
+    """
+
+    def __init__(self, settings: OptimizerSettings, optimizers: list[optim.Optimizer]) -> None:
+        self.settings = settings
+        self.optimizers = optimizers
+        self.schedulers: list[Scheduler] = []
+        if settings.schedule == "plateau":
+            # The default threshold, relative to the best, would call any return near a negative best an improvement.
+            self.schedulers = [
+                lr_scheduler.ReduceLROnPlateau(x, mode="max", factor=0.5, patience=4, threshold_mode="abs")
+                for x in optimizers
+            ]
+        elif settings.schedule not in SCHEDULES:
+            make, arguments = _resolved("model.lr_schedule", settings.schedule)
+            self.schedulers = [_scheduler(make, arguments, x) for x in optimizers]
+
+    def start(self) -> None:
+        """A run that is resumed may ask for another constant rate than its checkpoint."""
+        if self.settings.schedule == "constant":
+            self._scale(1.0)
+
+    def before_update(self, remaining: float) -> None:
+        """`linear`: falls with the share of the budget that is left, 1 to 0."""
+        if self.settings.schedule == "linear":
+            self._scale(remaining)
+
+    def after_update(self) -> None:
+        """A scheduler of the user's steps once per update."""
+        for scheduler in self.schedulers:
+            if not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+                scheduler.step()
+
+    def after_evaluation(self, return_mean: float) -> None:
+        """`plateau` waits for `val/return_mean` to rise."""
+        for scheduler in self.schedulers:
+            if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+                scheduler.step(return_mean)
+
+    @property
+    def current(self) -> float:
+        """The actor's."""
+        rate: float = self.optimizers[0].param_groups[0]["lr"]
+        return rate
+
+    def _scale(self, factor: float) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.settings.rate(group["name"]) * factor
+
+
+def _name(spec: ClassPath) -> str:
+    return spec if isinstance(spec, str) else str(spec.get("class_path"))
+
+
+def _resolved(field: str, spec: ClassPath) -> tuple[Any, dict[str, Any]]:
+    if spec == "adam" or spec == "rmsprop":
+        return OPTIMIZERS[spec], {}
+    return resolve(field, spec, OPTIMIZERS if "optimizer" in field else dict.fromkeys(SCHEDULES, _no_scheduler))
+
+
+def _no_scheduler() -> None:
+    """Stands for the schedules that are functions of env steps, in the list of short names."""
+
+
+def _made(field: str, spec: ClassPath, groups: list[dict[str, Any]]) -> optim.Optimizer:
+    make, arguments = _resolved(field, spec)
+    return _checked(field, make, arguments, groups, groups[0]["lr"])
+
+
+def _checked(field: str, make: Any, arguments: dict[str, Any], groups: list[Any], lr: float) -> optim.Optimizer:
+    if "lr" in arguments:
+        raise UserError(f"{field}: the learning rate is model.lr and model.critic_lr; leave lr out of init_args")
+    try:
+        made: optim.Optimizer = make(groups, lr=lr, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{field}: cannot make {getattr(make, '__name__', make)}: {one_line(error)}") from error
+    if not isinstance(made, optim.Optimizer):
+        raise UserError(f"{field}: {type(made).__name__} is no torch.optim.Optimizer")
+    closure = inspect.signature(type(made).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(f"{field}: {type(made).__name__} evaluates the loss by itself (a closure); choose another")
+    return made
+
+
+def _scheduler(make: Any, arguments: dict[str, Any], optimizer: optim.Optimizer) -> Scheduler:
+    try:
+        made: Scheduler = make(optimizer, **arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.lr_schedule: cannot make {make.__name__}: {one_line(error)}") from error
+    return made

@@ -1,0 +1,105 @@
+"""How far a training has come: env steps, updates, replaced environments, and the share of the budget that is left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pg_lightning.errors import UserError
+from pg_lightning.rollout import Rollout
+
+
+class Progress:
+    """The counters of a training.
+
+    Args:
+        total_steps: the budget in env steps of all ranks.
+
+    Attributes:
+        env_steps: so far, of all ranks.
+        updates: number of updates: the version of the policy.
+        previous: the version of the policy before the last update began; what a rollout played ahead is of.
+        restarts: environments replaced since training began or was resumed, of this rank.
+        restarts_at_resume: of all ranks, before that.
+    """
+
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self.env_steps = 0
+        self.updates = 0
+        self.previous = 0
+        self.restarts = 0
+        self.restarts_at_resume = 0
+
+    @property
+    def remaining(self) -> float:
+        """Share of the budget that is left, 1 to 0: what schedules are functions of."""
+        return max(0.0, 1.0 - self.env_steps / self.total_steps)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget is spent."""
+        return self.env_steps >= self.total_steps
+
+    def start(self, is_stopping: bool = False) -> None:
+        """When training begins.
+
+        Args:
+            is_stopping: the Trainer stops before the first update for a reason of its own.
+
+        Raises:
+            UserError: if the budget is spent already.
+        """
+        if self.is_over and not is_stopping:
+            raise UserError(
+                f"data.total_steps: the checkpoint has trained for {self.env_steps} env steps already; "
+                f"set --data.total_steps above that (it is {self.total_steps})"
+            )
+        self.restarts = 0
+
+    def expect(self, rollout: Rollout, any_lag: bool = False) -> None:
+        """Refuses a rollout of another policy than it is meant to be of, and notes this policy's version.
+
+        Args:
+            rollout: what is to be learned from.
+            any_lag: the algorithm corrects for every older policy whose log-probabilities are in the rollout.
+
+        Raises:
+            RuntimeError: if it was collected too early.
+        """
+        # A rollout that brings its log-probabilities was begun when the one before was handed over.
+        expected = self.updates if rollout.log_probs is None else self.previous
+        is_corrected = any_lag and rollout.log_probs is not None and rollout.policy_version <= self.updates
+        if rollout.policy_version != expected and not is_corrected:
+            raise RuntimeError(
+                f"off-policy data: the rollout was collected by policy {rollout.policy_version}, this is policy "
+                f"{self.updates}, to learn from policy {expected}; rollouts must not be prefetched (give the "
+                "dataset a length)"
+            )
+        self.previous = self.updates
+
+    def is_logged(self, env_steps: int, every: int) -> bool:
+        """Whether the update that comes, with so many env steps, is to be logged: every so many, and the last."""
+        return self.env_steps + env_steps >= self.total_steps or bool(every and (self.updates + 1) % every == 0)
+
+    def advance(self, env_steps: int, restarts: int | None) -> None:
+        """After an update with so many env steps of all ranks; `restarts` of this rank so far."""
+        self.updates += 1
+        self.env_steps += env_steps
+        if restarts is not None:
+            self.restarts = restarts
+
+    def state_dict(self, restarts: int) -> dict[str, int]:
+        """For the checkpoint, with the restarts of all ranks."""
+        return {
+            "env_steps": self.env_steps,
+            "env_restarts": self.restarts_at_resume + restarts,
+            "policy_version": self.updates,
+            "previous_version": self.previous,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.env_steps = state["env_steps"]
+        self.updates = state["policy_version"]
+        self.previous = state.get("previous_version", self.updates)
+        self.restarts_at_resume = state.get("env_restarts", 0)

@@ -1,0 +1,90 @@
+"""What is logged of updates and evaluations: reduced over ranks, at the Trainer's interval, against env steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from pg_lightning.collectives import Collectives
+from pg_lightning.learning.metrics import TrainingEpisodes, of_all_ranks
+from pg_lightning.learning.progress import Progress
+
+
+class TrainingReports:
+    """The clock and the episodes of training since the last report.
+
+    Attributes:
+        episodes: that have ended on this rank since.
+    """
+
+    def __init__(self) -> None:
+        self.episodes = TrainingEpisodes()
+        self._then = 0.0
+        self._steps_then = 0
+
+    def start(self, env_steps: int) -> None:
+        """Starts the clock behind `time/steps_per_second`."""
+        self._then, self._steps_then = time.perf_counter(), env_steps
+
+    def reduce(
+        self,
+        metrics: dict[str, Tensor],
+        progress: Progress,
+        rows: Sequence[int],
+        collectives: Collectives,
+        counts_restarts: bool,
+    ) -> dict[str, float]:
+        """The metrics of an update over all ranks, in one synchronisation with the device, and those of the clock.
+
+        Args:
+            metrics: of this rank.
+            progress: after the update.
+            rows: valid rows of each rank.
+            collectives: of the training.
+            counts_restarts: whether environments are replaced when they fail.
+        """
+        if counts_restarts:
+            metrics["env/restarts"] = torch.tensor(progress.restarts, device=_device(metrics))
+        metrics = of_all_ranks(metrics, self.episodes, rows, collectives)
+        self.episodes.clear()
+        values = torch.stack([value.detach().double() for value in metrics.values()]).tolist()
+        numbers = dict(zip(metrics, values, strict=True))
+        if counts_restarts:
+            numbers["env/restarts"] += progress.restarts_at_resume
+        then, steps_then = self._then, self._steps_then
+        self.start(progress.env_steps)
+        numbers["time/steps_per_second"] = (progress.env_steps - steps_then) / (self._then - then)
+        return numbers
+
+
+def evaluation_metrics(prefix: str, returns: Tensor, lengths: Tensor) -> dict[str, float]:
+    """Mean and deviation of returns `[E]`, mean of lengths `[E]`, under `prefix`."""
+    return {
+        f"{prefix}/return_mean": returns.mean().item(),
+        f"{prefix}/return_std": returns.std(correction=0).item(),
+        f"{prefix}/length_mean": lengths.mean().item(),
+    }
+
+
+def publish(module: LightningModule, metrics: Mapping[str, float], env_steps: int) -> None:
+    """To callbacks, and to loggers directly: their x-axis is env steps, exact beyond 2²⁴.
+
+    Past `self.log`, which costs 0.1 to 0.3 ms per key, except outside `fit`, where its results are what the Trainer
+    returns.
+    """
+    published = {**metrics, "time/env_steps": float(env_steps)}
+    trainer: Trainer = module.trainer
+    if trainer.state.fn != "fit":
+        module.log_dict(published)
+        return
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in published.items()})
+    for logger in module.loggers:
+        logger.log_metrics(published, step=env_steps)
+
+
+def _device(metrics: Mapping[str, Tensor]) -> torch.device:
+    return next(iter(metrics.values())).device

@@ -1,0 +1,84 @@
+"""Running statistics of rewards and observations: reduced over ranks once a rollout, applied around its update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pg_lightning.collectives import Collectives
+from pg_lightning.policies import ObservationNormalizer, RewardScaler
+from pg_lightning.rollout import Rollout
+from pg_lightning.statistics import Moments, merge_moments, moments, partial_moments
+
+
+@dataclass
+class RolloutMoments:
+    """What all ranks have seen in their rollouts.
+
+    Attributes:
+        rows: valid rows of each rank.
+        returns: moments of the discounted returns, where rewards are scaled.
+        obs: moments of the observations, where these are normalised.
+    """
+
+    rows: list[int]
+    returns: Moments | None = None
+    obs: Moments | None = None
+
+    @property
+    def env_steps(self) -> int:
+        """Of all ranks."""
+        return sum(self.rows)
+
+
+class RunStatistics:
+    """The statistics that move once per rollout: those of rewards before the update, those of observations after it.
+
+    Args:
+        reward_scaler: or None where rewards are taken as they are.
+        normalizer: of observations, or None.
+    """
+
+    def __init__(self, reward_scaler: RewardScaler | None, normalizer: ObservationNormalizer | None) -> None:
+        self.reward_scaler = reward_scaler
+        self.normalizer = normalizer
+
+    def start(self, device: torch.device, episodes_go_on: bool) -> None:
+        """When training begins: discounted returns go on with the episodes that go on, or start from 0."""
+        if self.reward_scaler is None:
+            return
+        if not episodes_go_on:
+            self.reward_scaler.restart()
+        elif self.reward_scaler.discounted_returns is not None:
+            self.reward_scaler.discounted_returns = self.reward_scaler.discounted_returns.to(device)
+
+    def reduce(self, rollout: Rollout, collectives: Collectives) -> RolloutMoments:
+        """One message: the rows and moments of all ranks' rollouts."""
+        batches: dict[str, Tensor] = {}
+        if self.reward_scaler is not None:
+            batches["returns"] = self.reward_scaler.follow(rollout.rewards, rollout.done, rollout.valid)
+        if self.normalizer is not None:
+            batches["obs"] = rollout.obs[:-1][rollout.valid]
+        if collectives.world_size == 1:
+            found = {name: moments(x) for name, x in batches.items()} if rollout.env_steps else {}
+            return RolloutMoments([rollout.env_steps], **found)
+        count = torch.tensor(rollout.env_steps, dtype=torch.float64, device=rollout.rewards.device)
+        counts, *parts = collectives.all_gather_together(count, *map(partial_moments, batches.values()))
+        rows = [int(n) for n in counts.tolist()]
+        found = dict(zip(batches, map(merge_moments, parts), strict=True)) if sum(rows) else {}
+        return RolloutMoments(rows, **found)
+
+    def scale_rewards(self, rollout: Rollout, seen: RolloutMoments) -> Rollout:
+        """The rollout with scaled rewards, by statistics that its own returns are part of."""
+        if self.reward_scaler is None:
+            return rollout
+        if seen.returns is not None:
+            self.reward_scaler.statistics.merge(*seen.returns)
+        return replace(rollout, rewards=self.reward_scaler(rollout.rewards))
+
+    def normalize_next(self, seen: RolloutMoments) -> None:
+        """From the next rollout on observations are normalised by statistics that those of this one are part of."""
+        if self.normalizer is not None and seen.obs is not None:
+            self.normalizer.statistics.merge(*seen.obs)

@@ -1,0 +1,69 @@
+"""From a rollout to a batch: values, advantages, returns, and the normalisation of both."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from pg_lightning.collectives import Collectives
+from pg_lightning.policies import ActorCritic
+from pg_lightning.returns import gae
+from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.statistics import standardize
+
+Normalize = bool | Literal["per_rank"]
+
+
+@torch.no_grad()
+def gae_targets(
+    network: ActorCritic, rollout: Rollout, gamma: float, gae_lambda: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """GAE(λ) advantages, λ-returns and values, `[T, N]` each, by the critic as it is before the update."""
+    values, next_values = network.values(rollout)
+    advantages = gae(
+        rollout.rewards,
+        values,
+        next_values,
+        rollout.terminated,
+        rollout.truncated,
+        rollout.valid,
+        gamma,
+        gae_lambda,
+    )
+    return advantages, advantages + values, values
+
+
+@torch.no_grad()
+def make_batch(
+    network: ActorCritic,
+    rollout: Rollout,
+    targets: tuple[Tensor, Tensor, Tensor],
+    normalize_advantage: Normalize,
+    collectives: Collectives,
+) -> Samples:
+    """The valid rows of a rollout with their targets, in the critic's unit; moves the statistics of returns.
+
+    Args:
+        network: whose critic learns.
+        rollout: of this rank.
+        targets: advantages, returns and values `[T, N]`, in the unit of the rewards.
+        normalize_advantage: shift and scale advantages to mean 0 and standard deviation 1, over the rows of all ranks
+            or, with `per_rank`, of each by itself.
+        collectives: of the training.
+    """
+    batch = Samples.of(rollout, *targets)
+    normalizer = network.value_normalizer
+    if normalizer is not None:
+        normalizer.update(collectives.moments(batch.returns), cast(nn.Linear, network.critic_head))
+        batch.returns, batch.old_values = normalizer(batch.returns), normalizer(batch.old_values)
+    batch.advantages = normalized(batch.advantages, normalize_advantage, collectives)
+    return batch
+
+
+def normalized(advantages: Tensor, how: Normalize, collectives: Collectives) -> Tensor:
+    """`[B]` as they are, or standardised over the rows of all ranks, or of each by itself."""
+    if how == "per_rank":
+        return standardize(advantages)
+    return collectives.standardize(advantages) if how else advantages

@@ -1,0 +1,26 @@
+"""Policies: torsos, a memory, heads that turn features into action distributions, and running normalisers."""
+
+from pg_lightning.policies.actor_critic import ActorCritic
+from pg_lightning.policies.contract import Policy
+from pg_lightning.policies.distributions import Distribution
+from pg_lightning.policies.heads import Head, make_head
+from pg_lightning.policies.normalizers import ObservationNormalizer, RewardScaler, RunningMeanVar, ValueNormalizer
+from pg_lightning.policies.recurrent import Memory, MemoryKind
+from pg_lightning.policies.torsos import MLP, Activation, NatureCNN
+
+__all__ = [
+    "MLP",
+    "Activation",
+    "ActorCritic",
+    "Distribution",
+    "Head",
+    "Memory",
+    "MemoryKind",
+    "NatureCNN",
+    "ObservationNormalizer",
+    "Policy",
+    "RewardScaler",
+    "RunningMeanVar",
+    "ValueNormalizer",
+    "make_head",
+]

@@ -1,0 +1,283 @@
+"""Actor and critic: two networks, or one torso with two heads; each with a memory if asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from torch import Tensor, nn
+
+from pg_lightning.class_path import ClassPath, resolve
+from pg_lightning.errors import UserError
+from pg_lightning.policies.distributions import Distribution
+from pg_lightning.policies.heads import make_head
+from pg_lightning.policies.normalizers import ObservationNormalizer, ValueNormalizer
+from pg_lightning.policies.numpy_actor import FEW_ROWS, Sampler, numpy_sampler
+from pg_lightning.policies.recurrent import Memory, MemoryKind
+from pg_lightning.policies.torsos import MLP, Activation, NatureCNN, orthogonal_
+from pg_lightning.rollout import Rollout, Samples, Sequences
+
+
+class ActorCritic(nn.Module):
+    """π(·|s) and V(s).
+
+    Args:
+        observation_space: a `Box`.
+        action_space: see `make_head`.
+        torso: `mlp`, `nature_cnn`, or the class path of a module that is made with the observation space (a `Box` of
+            floats where observations are normalised), maps `[B, *obs]` floats to `[B, F]` features and says F in
+            `out_features`.
+        hidden_sizes: widths of the hidden layers of an `mlp`.
+        activation: of them.
+        layer_norm: whether they are normalised.
+        memory: `lstm` or `gru` behind the torso; without one the policy sees only the present.
+        memory_size: its width.
+        shared_torso: one torso and memory under both heads instead of one each.
+        head: see `make_head`.
+        log_std_init: initial log σ of a Gaussian policy.
+        state_dependent_std: σ of a Gaussian policy comes from the network.
+        normalize_obs: scale observations by their running mean and variance.
+        normalize_values: the critic learns targets scaled to mean 0 and variance 1.
+        critic: whether there is one.
+
+    Raises:
+        UserError: if a space is not supported.
+    """
+
+    def __init__(
+        self,
+        observation_space: Space,
+        action_space: Space,
+        torso: ClassPath = "mlp",
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: Activation = "tanh",
+        layer_norm: bool = False,
+        memory: MemoryKind | None = None,
+        memory_size: int = 64,
+        shared_torso: bool = False,
+        head: ClassPath | None = None,
+        log_std_init: float = 0.0,
+        state_dependent_std: bool = False,
+        normalize_obs: bool = False,
+        normalize_values: bool = False,
+        critic: bool = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(observation_space, spaces.Box):
+            raise UserError(f"data.env_id: observation space {observation_space} has no vector form")
+        self.normalizer = ObservationNormalizer(observation_space.shape) if normalize_obs else None
+        self.value_normalizer = ValueNormalizer() if normalize_values else None
+        # The torso's input space: bytes become floats once they are normalised.
+        clip = None if self.normalizer is None else self.normalizer.clip
+        seen = observation_space if clip is None else spaces.Box(-clip, clip, observation_space.shape, np.float32)
+        new_torso = partial(_make_torso, seen, torso, hidden_sizes, activation, layer_norm)
+        self.actor_torso = new_torso()
+        self.critic_torso = None if not critic else self.actor_torso if shared_torso else new_torso()
+
+        def new_memory(torso: nn.Module | None) -> Memory | None:
+            if memory is None or torso is None:
+                return None
+            return Memory(memory, _out_features(torso), memory_size)
+
+        self.actor_memory = new_memory(self.actor_torso)
+        self.critic_memory = self.actor_memory if shared_torso else new_memory(self.critic_torso)
+        features = _out_features(self.actor_memory or self.actor_torso)
+        self.actor_head = make_head(features, action_space, head, log_std_init, state_dependent_std)
+        self.critic_head = nn.Linear(_out_features(self.critic_memory or self.critic_torso), 1) if critic else None
+        self._sampler: Sampler | None = None
+        orthogonal_(self.actor_head.linear, 0.01)
+        if self.critic_head is not None:
+            orthogonal_(self.critic_head, 1.0)
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The actor's parameters and the critic's; what they share belongs to the actor's."""
+        actor = [p for part in (self.actor_torso, self.actor_memory, self.actor_head) for p in _parameters(part)]
+        critic = [p for part in (self.critic_torso, self.critic_memory, self.critic_head) for p in _parameters(part)]
+        known = set(map(id, actor))
+        return actor, [p for p in critic if id(p) not in known]
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the policy sees more than the present."""
+        return self.actor_memory is not None
+
+    def initial_state(self, num_envs: int) -> Tensor | None:
+        """The empty memory `[N, S]`, the actor's and then the critic's if it has its own; None without one."""
+        if self.actor_memory is None:
+            return None
+        weight = self.actor_head.linear.weight
+        return torch.zeros(num_envs, sum(self._state_sizes()), dtype=weight.dtype, device=weight.device)
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Within this context weights must not change or move; `sample` may take the NumPy fast path for few rows."""
+        if self.actor_memory is None:
+            self._sampler = numpy_sampler(self.actor_torso, self.actor_head, self.normalizer)
+        try:
+            yield
+        finally:
+            self._sampler = None
+
+    def sample(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions `[N, *action]` drawn from π(·|s) for observations `[N, *obs]`, and the memory `[N, S]` after them."""
+        if self._sampler is not None and action_mask is None and len(obs) <= FEW_ROWS:
+            return self._sampler(obs, generator), None
+        pi, state = self.act(obs, action_mask, state)
+        return pi.sample(generator), state
+
+    def mode(
+        self, obs: Tensor, action_mask: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The actions `[N, *action]` of a policy that does not explore, and the memory `[N, S]` after them."""
+        pi, state = self.act(obs, action_mask, state)
+        return pi.mode, state
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        """Actions `[N, *action]` in the shape, range and dtype of the action space."""
+        return self.actor_head.env_actions(actions)
+
+    def act(
+        self, obs: Tensor, action_mask: Tensor | None = None, state: Tensor | None = None
+    ) -> tuple[Distribution, Tensor | None]:
+        """π(·|s) for observations `[N, *obs]`, and the memory `[N, S]` after them."""
+        x = self._input(obs)
+        features = self.actor_torso(x)
+        if self.actor_memory is None or state is None:
+            return self._head(features, action_mask), None
+        actor_state, *critic_state = state.split(self._state_sizes(), -1)
+        features, actor_state = self.actor_memory(features, actor_state)
+        # The critic's recurrent state advances as well: the first row of an update needs it.
+        if critic_state and self.critic_memory is not None and self.critic_torso is not None:
+            critic_state[0] = self.critic_memory(self.critic_torso(x), critic_state[0])[1]
+        return self._head(features, action_mask), torch.cat([actor_state, *critic_state], -1)
+
+    def forward(self, samples: Samples) -> tuple[Distribution, Tensor]:
+        """π(·|s) and V(s) `[B]`, the values in the unit of `samples.returns`; a shared torso runs once."""
+        x = self._input(_rows(samples))
+        actor = self._features(x, samples.sequences, of_critic=False)
+        shared = self.critic_torso is self.actor_torso
+        critic = actor if shared else self._features(x, samples.sequences, of_critic=True)
+        return self._head(actor, samples.action_mask), self._values(critic)
+
+    def policy(self, samples: Samples) -> Distribution:
+        """π(·|s) alone."""
+        features = self._features(self._input(_rows(samples)), samples.sequences, of_critic=False)
+        return self._head(features, samples.action_mask)
+
+    def value(self, samples: Samples) -> Tensor:
+        """V(s) `[B]` alone, in the unit of `samples.returns`."""
+        return self._values(self._features(self._input(_rows(samples)), samples.sequences, of_critic=True))
+
+    def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """V(s_t) and V(s_{t+1}) `[T, N]`, in the unit of the rewards.
+
+        Where an episode was cut, s_{t+1} is its final observation, not the first of the next.
+        """
+        T, N = rollout.rewards.shape
+        K = len(rollout.final_rows)
+        x = self._input(torch.cat([rollout.obs.flatten(0, 1), rollout.final_obs]) if K else rollout.obs.flatten(0, 1))
+        features = _existing(self.critic_torso)(x)
+        if rollout.state is not None:
+            memory = self.critic_memory
+            assert memory is not None
+            # The last row has no start: where it begins an episode, nothing asks for its value.
+            starts = torch.cat([rollout.starts, torch.zeros_like(rollout.starts[:1])])
+            rows, final = features[: (T + 1) * N].unflatten(0, (T + 1, N)), features[(T + 1) * N :]
+            outputs, states = memory.unroll(rows, self._own_state(rollout.state, of_critic=True), starts)
+            final = memory(final, states.flatten(0, 1)[rollout.final_rows])[0]
+            features = torch.cat([outputs.flatten(0, 1), final])
+        values = self._restored_values(features)
+        next_values = values[N : (T + 1) * N]
+        if K:
+            next_values = next_values.index_copy(0, rollout.final_rows, values[(T + 1) * N :])
+        return values[: T * N].view(T, N), next_values.view(T, N)
+
+    def pi(self, obs: Tensor) -> Distribution:
+        """π(·|s) for observations `[B, *obs]`, each the first of an episode."""
+        return self.act(obs, None, self.initial_state(len(obs)))[0]
+
+    def v(self, obs: Tensor) -> Tensor:
+        """V(s) `[B]` in the unit of the rewards, for observations `[B, *obs]`, each the first of an episode."""
+        features = _existing(self.critic_torso)(self._input(obs))
+        state = self.initial_state(len(obs))
+        if self.critic_memory is not None and state is not None:
+            features = self.critic_memory(features, self._own_state(state, of_critic=True))[0]
+        return self._restored_values(features)
+
+    def _features(self, x: Tensor, sequences: Sequences | None, of_critic: bool) -> Tensor:
+        torso, memory = (
+            (_existing(self.critic_torso), self.critic_memory) if of_critic else (self.actor_torso, self.actor_memory)
+        )
+        features = torso(x)
+        if memory is None or sequences is None:
+            return features
+        rows = features.unflatten(0, sequences.valid.shape)
+        return memory.unroll(rows, self._own_state(sequences.state, of_critic), sequences.starts)[0][sequences.valid]
+
+    def _state_sizes(self) -> list[int]:
+        memories = dict.fromkeys(m for m in (self.actor_memory, self.critic_memory) if m is not None)
+        return [memory.state_size for memory in memories]
+
+    def _own_state(self, state: Tensor, of_critic: bool) -> Tensor:
+        return state.split(self._state_sizes(), -1)[-1 if of_critic else 0]
+
+    def _input(self, obs: Tensor) -> Tensor:
+        obs = obs.to(self.actor_head.linear.weight.dtype)
+        return obs if self.normalizer is None else self.normalizer(obs)
+
+    def _head(self, features: Tensor, action_mask: Tensor | None) -> Distribution:
+        return self.actor_head(features) if action_mask is None else self.actor_head(features, action_mask)
+
+    def _restored_values(self, features: Tensor) -> Tensor:
+        values = self._values(features)
+        return values if self.value_normalizer is None else self.value_normalizer.restore(values)
+
+    def _values(self, features: Tensor) -> Tensor:
+        values = _existing(self.critic_head)(features).squeeze(-1)
+        return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _make_torso(
+    space: spaces.Box, torso: ClassPath, hidden_sizes: Sequence[int], activation: Activation, layer_norm: bool
+) -> nn.Module:
+    make, arguments = resolve("model.torso", torso, {"mlp": MLP, "nature_cnn": NatureCNN})
+    if make is MLP:
+        return MLP(math.prod(space.shape), hidden_sizes, activation, layer_norm, **arguments)
+    try:
+        made: nn.Module = make(space, **arguments)
+        _out_features(made)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"model.torso: cannot make {make.__name__}(observation_space, ...): {error}") from error
+    return made
+
+
+def _existing(part: nn.Module | None) -> nn.Module:
+    """A part of the critic."""
+    if part is None:
+        raise RuntimeError("this policy was made without a critic, so it has no values")
+    return part
+
+
+def _rows(samples: Samples) -> Tensor:
+    """Observations `[B, *obs]`, of sequences all rows one after the other."""
+    return samples.obs if samples.sequences is None else samples.obs.flatten(0, 1)
+
+
+def _out_features(part: nn.Module | None) -> int:
+    return cast(Any, part).out_features
+
+
+def _parameters(part: nn.Module | None) -> list[nn.Parameter]:
+    return [] if part is None else list(part.parameters())

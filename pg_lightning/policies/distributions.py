@@ -1,0 +1,303 @@
+"""Distributions over actions: samples, log-probabilities, entropies and KL divergences.
+
+They are lighter than `torch.distributions`: no validation, and nothing is computed before it is asked for, because
+sampling one small batch per environment step is bound by the number of calls. Their log-probabilities, entropies and
+divergences are float32 or better whatever the precision of the network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pg_lightning.torch_private import standard_gamma
+
+D = TypeVar("D", bound="Distribution")
+
+
+class Distribution(Protocol):
+    """π(·|s) for a batch of states."""
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Actions `[B, *action]`, drawn without gradient."""
+        ...
+
+    @property
+    def mode(self) -> Tensor:
+        """The actions `[B, *action]` of a policy that does not explore."""
+        ...
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """log π(a|s) `[B]`, summed over the dimensions of an action."""
+        ...
+
+    def entropy(self) -> Tensor:
+        """Differential or Shannon entropy in nats `[B]`."""
+        ...
+
+    def kl(self: D, other: D) -> Tensor:
+        """KL(self ‖ other) in nats `[B]`, of a distribution of the same class over the same actions; differentiable.
+
+        Its second derivative by the parameters of `other`, where both are equal, is the Fisher information.
+        """
+        ...
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision to float32, anything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class Categorical:
+    """One choice among n: π(a|s) = softmax(logits)_a, actions `[B]` int64, logits `[B, n]`.
+
+    A choice whose logit is the most negative number has probability 0 and adds 0 to the entropy.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = at_least_float32(logits)
+        self._log_probs: Tensor | None = None
+
+    @property
+    def log_probs(self) -> Tensor:
+        """log π of every choice, `[B, n]`."""
+        if self._log_probs is None:
+            self._log_probs = self.logits.log_softmax(-1)
+        return self._log_probs
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Exponential race: argmin of E_a / p_a with E_a ~ Exp(1) picks a with probability p_a."""
+        noise = torch.empty_like(self.logits).exponential_(generator=generator)
+        return (self.logits - noise.log_()).argmax(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest choice `[B]`."""
+        return self.logits.argmax(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """log π(a|s) `[B]`."""
+        return self.log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Shannon entropy `[B]` in nats."""
+        return -(self.log_probs.exp() * self.log_probs).sum(-1)
+
+    def kl(self, other: Categorical) -> Tensor:
+        """Σ_a π(a) (log π(a) − log π'(a)) `[B]`; what both forbid adds 0, in the gradient too."""
+        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)
+
+
+class MultiCategorical:
+    """D independent choices, actions `[B, D]` int64; logits `[B, D, n]`, padded with the most negative number."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.choices = Categorical(logits)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One sample of each choice `[B, D]`."""
+        return self.choices.sample(generator)
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest of each choice `[B, D]`."""
+        return self.choices.mode
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Sum of the D log-probabilities `[B]`."""
+        return self.choices.log_prob(actions).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Sum of the D entropies `[B]`."""
+        return self.choices.entropy().sum(-1)
+
+    def kl(self, other: MultiCategorical) -> Tensor:
+        """Sum of the D divergences `[B]`."""
+        return self.choices.kl(other.choices).sum(-1)
+
+
+class Bernoulli:
+    """D independent bits, actions `[B, D]` of 0 and 1, logits `[B, D]` of the ones."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = at_least_float32(logits)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """D bits `[B, D]`."""
+        return torch.bernoulli(self.logits.detach().sigmoid(), generator=generator)
+
+    @property
+    def mode(self) -> Tensor:
+        """The likelier value of each bit `[B, D]`."""
+        return (self.logits > 0).to(self.logits.dtype)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Sum over bits of log σ(±logit) `[B]`."""
+        return nn.functional.logsigmoid(self.logits * (2 * actions - 1)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Sum of the entropies of the bits `[B]`: softplus(l) − l σ(l) each."""
+        return (nn.functional.softplus(self.logits) - self.logits * self.logits.sigmoid()).sum(-1)
+
+    def kl(self, other: Bernoulli) -> Tensor:
+        """Sum over bits of σ(l) (l − l') + softplus(l') − softplus(l) `[B]`."""
+        # Of the likelier value's complement, whose logit is negative: otherwise large softplus terms would cancel.
+        likely = self.logits > 0
+        own, theirs = (torch.where(likely, -x, x) for x in (self.logits, other.logits))
+        softplus = nn.functional.softplus
+        return (own.sigmoid() * (own - theirs) + (softplus(theirs) - softplus(own))).sum(-1)
+
+
+class DiagonalGaussian:
+    """D independent normals, actions `[B, D]`; mean `[B, D]`, log σ `[D]` or `[B, D]`."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        self.mean = at_least_float32(mean)
+        self.log_std = at_least_float32(log_std)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """μ + σ ε with ε ~ N(0, 1), `[B, D]`."""
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return torch.addcmul(self.mean, self.log_std.exp(), noise).detach()
+
+    @property
+    def mode(self) -> Tensor:
+        """The mean `[B, D]`."""
+        return self.mean
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Sum over dimensions of log N(a; μ, σ²) `[B]`."""
+        z = (actions - self.mean) * (-self.log_std).exp()
+        return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Sum of log σ + log(2πe)/2 `[B]`; of the unbounded action, before it is clipped for the environment."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).expand_as(self.mean).sum(-1)
+
+    def kl(self, other: DiagonalGaussian) -> Tensor:
+        """Sum over dimensions of (ρ² − 1)/2 − log ρ + (μ − μ')²/(2σ'²) with ρ = σ/σ' `[B]`."""
+        log_ratio = self.log_std - other.log_std
+        z = (self.mean - other.mean) * (-other.log_std).exp()
+        return (0.5 * ((2 * log_ratio).expm1() + z.square()) - log_ratio).sum(-1)
+
+
+# The logistic distribution as a mixture of eight normals of mean 0: weights and inverse standard deviations
+# (Monahan & Stefanski 1992, "Normal scale mixture approximations to F*(z)").
+_LOGISTIC_WEIGHTS = (0.00324634, 0.05151748, 0.19507791, 0.31556982, 0.27414958, 0.13107688, 0.02791242, 0.00144957)
+_LOGISTIC_PRECISIONS = (1.36534081, 1.05952397, 0.83079131, 0.65073217, 0.50813543, 0.39631335, 0.30890425, 0.23821262)
+
+
+def _log_tanh_slope(u: Tensor) -> Tensor:
+    """log(1 − tanh²u), without the cancellation."""
+    return 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
+
+
+class SquashedGaussian:
+    """Normals squashed into bounds, a = low + (high − low)(tanh u + 1)/2 (Haarnoja et al. 2018, appendix C).
+
+    The actions of the algorithm are the u before the squashing, `[B, D]`, so that nothing inverts tanh; densities and
+    entropies are those of the environment's actions a.
+
+    Args:
+        mean: `[B, D]` mean of u.
+        log_std: `[D]` or `[B, D]` log σ of u.
+        log_scale: Σ log((high − low)/2) over the D dimensions.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor, log_scale: float = 0.0) -> None:
+        self.normal = DiagonalGaussian(mean, log_std)
+        self.log_scale = log_scale
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """u = μ + σ ε with ε ~ N(0, 1), `[B, D]`."""
+        return self.normal.sample(generator)
+
+    @property
+    def mode(self) -> Tensor:
+        """The mean of u `[B, D]`. Squashed it is the median of a, not its mode: the convention of the field."""
+        return self.normal.mean
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """log-density of a `[B]`, given u: Σ log N(u; μ, σ²) − log(1 − tanh²u) − log((high − low)/2)."""
+        return self.normal.log_prob(actions) - _log_tanh_slope(actions).sum(-1) - self.log_scale
+
+    def entropy(self) -> Tensor:
+        """Differential entropy of a `[B]`: that of u plus E[log |da/du|], differentiable in μ and σ.
+
+        log(1 − tanh²u) = 2 log 2 − 2 E|u − t| with t logistic of scale 1/2. As a mixture of normals t makes u − t a
+        mixture of normals too, and E|·| of a normal has a closed form. The error is below 1e-7 per dimension, in the
+        value and in the gradients by μ and log σ, for every μ and σ.
+        """
+        mean, variance = self.normal.mean.unsqueeze(-1), (2 * self.normal.log_std).exp().unsqueeze(-1)
+        weights, precisions = mean.new_tensor((_LOGISTIC_WEIGHTS, _LOGISTIC_PRECISIONS))
+        variance = variance + 0.25 / precisions.square()
+        distance = (2 / math.pi * variance).sqrt() * (-0.5 * mean.square() / variance).exp()
+        distance = distance + mean * (mean / (2 * variance).sqrt()).erf()
+        slope = 2 * math.log(2) - 2 * (weights * distance).sum(-1)
+        return self.normal.entropy() + slope.sum(-1) + self.log_scale
+
+    def kl(self, other: SquashedGaussian) -> Tensor:
+        """That of the normals `[B]`: both are squashed alike, and a bijection changes no divergence."""
+        return self.normal.kl(other.normal)
+
+
+class Beta:
+    """D independent beta distributions within bounds, a = low + (high − low) x (Chou et al. 2017).
+
+    The actions of the algorithm are the x, `[B, D]`, which float32 keeps away from 0 and 1; densities and entropies
+    are those of the environment's actions a. In float32 the gamma functions cancel to about 1e-6 (α + β) per
+    dimension, as in `torch.distributions`.
+
+    Args:
+        alpha: `[B, D]`, at least 1.
+        beta: `[B, D]`, at least 1.
+        log_scale: Σ log(high − low) over the D dimensions.
+    """
+
+    def __init__(self, alpha: Tensor, beta: Tensor, log_scale: float = 0.0) -> None:
+        self.alpha = at_least_float32(alpha)
+        self.beta = at_least_float32(beta)
+        self.log_scale = log_scale
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """x = g / (g + h) with g ~ Gamma(α) and h ~ Gamma(β), `[B, D]`."""
+        gammas = standard_gamma(torch.stack((self.alpha, self.beta)).detach(), generator)
+        return self._inside(gammas[0] / gammas.sum(0))
+
+    @property
+    def mode(self) -> Tensor:
+        """(α − 1) / (α + β − 2), and 1/2 where the distribution is uniform, `[B, D]`."""
+        tiny = 1e-30
+        return self._inside((self.alpha - 1 + tiny) / (self.alpha - 1 + (self.beta - 1) + 2 * tiny))
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """log-density of a `[B]`, given x: Σ (α − 1) log x + (β − 1) log(1 − x) − log B(α, β) − log(high − low)."""
+        log_density = (self.alpha - 1) * actions.log() + (self.beta - 1) * (-actions).log1p() - self.log_beta
+        return log_density.sum(-1) - self.log_scale
+
+    def entropy(self) -> Tensor:
+        """Differential entropy of a `[B]`, by digamma functions."""
+        a, b = self.alpha, self.beta
+        entropy = self.log_beta - (a - 1) * a.digamma() - (b - 1) * b.digamma() + (a + b - 2) * (a + b).digamma()
+        return entropy.sum(-1) + self.log_scale
+
+    def kl(self, other: Beta) -> Tensor:
+        """Sum over dimensions of log B' − log B + (α − α')ψ(α) + (β − β')ψ(β) + (α' − α + β' − β)ψ(α + β), `[B]`."""
+        # In float64: the gamma functions are much larger than their difference.
+        own, theirs = (Beta(x.alpha.double(), x.beta.double()) for x in (self, other))
+        a, b = own.alpha - theirs.alpha, own.beta - theirs.beta
+        slopes = a * own.alpha.digamma() + b * own.beta.digamma() - (a + b) * (own.alpha + own.beta).digamma()
+        return (theirs.log_beta - own.log_beta + slopes).sum(-1).to(self.alpha.dtype)
+
+    @property
+    def log_beta(self) -> Tensor:
+        """log B(α, β) `[B, D]`."""
+        return self.alpha.lgamma() + self.beta.lgamma() - (self.alpha + self.beta).lgamma()
+
+    @staticmethod
+    def _inside(x: Tensor) -> Tensor:
+        margin = torch.finfo(torch.float32).eps
+        return x.clamp(margin, 1 - margin)

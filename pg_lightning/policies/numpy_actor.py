@@ -1,0 +1,117 @@
+"""The NumPy fast path: actions of a small MLP on the CPU.
+
+A step of the environments is bound by the number of calls, not by arithmetic. NumPy's calls cost a third of torch's,
+and noise is drawn for many steps at once. `ActorCritic.acting` uses it where it can; everything else acts in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pg_lightning.policies.heads import CategoricalHead, DiagonalGaussianHead, Head, SquashedGaussianHead
+from pg_lightning.policies.normalizers import ObservationNormalizer
+from pg_lightning.policies.torsos import MLP
+
+FEW_ROWS = 64  # rows up to which NumPy beats torch; torch uses one thread for as few
+NOISE_STEPS = 16  # steps for which noise is drawn at once
+
+Sampler: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+
+_ACTIVATIONS: dict[Any, Callable[[np.ndarray, np.ndarray], Any]] = {
+    torch.tanh: np.tanh,
+    torch.relu: lambda x, out: np.maximum(x, 0, out=out),
+}
+
+
+class _Sampling(NamedTuple):
+    """A sample as a function of the outputs of the head's layer and of noise that does not depend on them.
+
+    Attributes:
+        draw: fills a tensor in the shape of the outputs with noise.
+        sample: actions `[N, *action]` from outputs and noise `[N, O]`.
+    """
+
+    draw: Callable[[Tensor, torch.Generator], Tensor]
+    sample: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def numpy_sampler(torso: nn.Module, head: nn.Module, normalizer: ObservationNormalizer | None) -> Sampler | None:
+    """A function that samples actions `[N, *action]` for observations `[N, *obs]` without a mask.
+
+    It reads the weights where they are in memory: it is valid as long as they are not moved. Changes in place are seen,
+    except those of log σ, which is read once.
+
+    Returns:
+        None where NumPy cannot express the policy: another torso than an `MLP` with tanh or ReLU and no layer norm,
+        a head or a last layer whose class is not known here, a σ that depends on the state, weights that are not
+        float32 on the CPU, or autocast.
+    """
+    if not isinstance(head, Head) or type(torso) is not MLP or torso.norms is not None:
+        return None
+    layer = head.linear
+    if type(layer) is not nn.Linear or layer.bias is None or torso.activation not in _ACTIVATIONS:
+        return None
+    if layer.weight.dtype != torch.float32 or layer.weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return None
+    sampling = _sampling(head)
+    if sampling is None:
+        return None
+    draw, finish = sampling
+    features, last, bias = _features(torso), layer.weight.detach().numpy().T, layer.bias.detach().numpy()
+    noise: Iterator[np.ndarray] = iter(())
+
+    def sample(obs: Tensor, generator: torch.Generator) -> Tensor:
+        nonlocal noise
+        x = (obs.float() if normalizer is None else normalizer(obs.float())).numpy()
+        outputs = features(x.reshape(len(x), -1)) @ last
+        outputs += bias
+        drawn = next(noise, None)
+        if drawn is None or drawn.shape != outputs.shape:
+            noise = iter(draw(torch.empty(NOISE_STEPS, *outputs.shape), generator).numpy())
+            drawn = next(noise)
+        return torch.from_numpy(finish(outputs, drawn))
+
+    return sample
+
+
+def _features(torso: MLP) -> Callable[[np.ndarray], np.ndarray]:
+    """The function of the torso, for `[N, in_features]` float32 arrays."""
+    linears = cast(list[nn.Linear], list(torso.linears))
+    layers = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy()) for layer in linears]
+    activation = _ACTIVATIONS[torso.activation]
+
+    def forward(x: np.ndarray) -> np.ndarray:
+        for weight, bias in layers:
+            x = x @ weight
+            x += bias
+            activation(x, x)
+        return x
+
+    return forward
+
+
+def _sampling(head: Head) -> _Sampling | None:
+    """How NumPy samples from the head's distribution; None if it, or a subclass, does it in a way of its own."""
+    distribution = type(head).distribution
+    if type(head).forward is not Head.forward:
+        return None
+    if distribution is CategoricalHead.distribution:  # the exponential race of `Categorical.sample`
+        return _Sampling(
+            draw=lambda block, generator: block.exponential_(generator=generator).log_(),
+            sample=lambda logits, noise: (logits - noise).argmax(-1),
+        )
+    if distribution not in (DiagonalGaussianHead.distribution, SquashedGaussianHead.distribution):
+        return None
+    log_std = cast(DiagonalGaussianHead | SquashedGaussianHead, head).log_std
+    if log_std is None:
+        return None
+    std = log_std.detach().exp().numpy()
+    return _Sampling(
+        draw=lambda block, generator: block.normal_(generator=generator),
+        sample=lambda mean, noise: mean + std * noise,
+    )

@@ -1,0 +1,111 @@
+"""Torsos: from observations to features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from pg_lightning.errors import UserError
+
+Activation = Literal["tanh", "relu", "silu", "elu"]
+ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "silu": nn.functional.silu, "elu": nn.functional.elu}
+
+
+def orthogonal_(layer: nn.Module, gain: float) -> None:
+    """Orthogonal weights times `gain`, zero biases (Saxe et al. 2014): the field's convention for policy gradients
+
+    (Engstrom et al. 2020, Andrychowicz et al. 2021).
+    """
+    for name, parameter in layer.named_parameters():
+        nn.init.zeros_(parameter) if "bias" in name else nn.init.orthogonal_(parameter, gain)
+
+
+class MLP(nn.Module):
+    """Fully connected layers, each followed by the activation; `[B, *obs]` is flattened, to `[B, out_features]`.
+
+    Args:
+        in_features: numbers in an observation.
+        hidden_sizes: widths of the layers; none leaves the observation as it is.
+        activation: of every layer.
+        layer_norm: normalise the units of every layer before its activation.
+    """
+
+    def __init__(
+        self, in_features: int, hidden_sizes: Sequence[int], activation: Activation = "tanh", layer_norm: bool = False
+    ) -> None:
+        super().__init__()
+        sizes = [in_features, *hidden_sizes]
+        self.in_features, self.out_features = sizes[0], sizes[-1]
+        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
+        self.norms = nn.ModuleList(nn.LayerNorm(o) for o in hidden_sizes) if layer_norm else None
+        self.activation = ACTIVATIONS[activation]
+        for layer in self.linears:
+            orthogonal_(layer, math.sqrt(2))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Features of the last hidden layer, activated."""
+        x = obs.reshape(obs.shape[0], self.in_features)  # not -1: there may be no rows
+        norms, activation = self.norms, self.activation
+        # Acting calls this once per environment step with a handful of rows: calling each layer as a module would
+        # double its cost.
+        for i, layer in enumerate(self.linears):
+            x = linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
+            x = activation(x if norms is None else norms[i](x))
+        return x
+
+
+class NatureCNN(nn.Module):
+    """The convolutions of Mnih et al. 2015 (Nature DQN): 32 8×8/4, 64 4×4/2, 64 3×3/1, then 512 units, all ReLU.
+
+    Args:
+        observation_space: images `[C, H, W]` or `[H, W, C]` (the smallest of the three is taken for the channels), or
+            `[H, W]`; of at least 36 × 36. Bytes are divided by 255.
+
+    Raises:
+        UserError: if the observations are not such images.
+    """
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__()
+        shape = observation_space.shape
+        channel_axis = int(np.argmin(shape)) if len(shape) == 3 else 0
+        if len(shape) not in (2, 3) or sorted(shape)[-2] < 36 or channel_axis == 1:
+            raise UserError(
+                f"model.torso: nature_cnn needs images of at least 36 x 36, data.env_id has {shape}; use mlp"
+            )
+        self.channels_last = channel_axis == 2
+        self.bytes = observation_space.dtype == np.uint8
+        channels = 1 if len(shape) == 2 else min(shape)
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels, 32, 8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, stride=1),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            features = self.convolutions(self._images(torch.zeros(1, *shape)))
+        self.out_features = 512
+        self.linear = nn.Linear(features.shape[1], self.out_features)
+        orthogonal_(self, math.sqrt(2))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Features `[B, 512]` of images `[B, *obs]`."""
+        return torch.relu(self.linear(self.convolutions(self._images(obs))))
+
+    def _images(self, obs: Tensor) -> Tensor:
+        if obs.dim() == 3:
+            obs = obs.unsqueeze(1)
+        elif self.channels_last:
+            obs = obs.permute(0, 3, 1, 2)
+        return obs / 255 if self.bytes else obs

@@ -1,0 +1,29 @@
+"""Processes of a run: forked workers, which end with the process that forked them, and the signals that end a run."""
+
+from pg_lightning.processes.forked import (
+    LIVENESS_POLL_S,
+    SHUTDOWN_GRACE_S,
+    ForkedWorker,
+    WorkerError,
+    cause_of_death,
+    die_with,
+    end_all,
+    ended_with,
+    left_to_parent,
+    require_fork,
+    signals_held,
+)
+
+__all__ = [
+    "LIVENESS_POLL_S",
+    "SHUTDOWN_GRACE_S",
+    "ForkedWorker",
+    "WorkerError",
+    "cause_of_death",
+    "die_with",
+    "end_all",
+    "ended_with",
+    "left_to_parent",
+    "require_fork",
+    "signals_held",
+]

@@ -1,0 +1,18 @@
+"""What a run leaves on disk, and the loggers that write it: folder, files, checkpoints, metrics, config, trackers."""
+
+from pg_lightning.run.checkpoints import CheckpointError, SafeCheckpointIO, read_checkpoint, read_own_checkpoint
+from pg_lightning.run.folder import last_checkpoint, relative, run_folder
+from pg_lightning.run.metrics_file import MetricsFile
+from pg_lightning.run.trackers import FaultTolerantWandbLogger
+
+__all__ = [
+    "CheckpointError",
+    "FaultTolerantWandbLogger",
+    "MetricsFile",
+    "SafeCheckpointIO",
+    "last_checkpoint",
+    "read_checkpoint",
+    "read_own_checkpoint",
+    "relative",
+    "run_folder",
+]

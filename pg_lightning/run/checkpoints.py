@@ -1,0 +1,129 @@
+"""Checkpoints on disk, which survive a crash, a full disk and a signal: how they are written and read."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import zipfile
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from pg_lightning.errors import UserError
+from pg_lightning.run.files import remove_partial, write_file
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written. The message is one line that names the file and the cure."""
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes files that are whole at any moment, keeps the one before, and loads nothing but tensors and plain types.
+
+    Args:
+        warn: a failed save is a line on stderr, not an exception: training goes on, and the next save tries again.
+            Until one succeeds nothing is removed.
+
+    Attributes:
+        failure: of the last save; None if it succeeded.
+    """
+
+    def __init__(self, warn: bool = False) -> None:
+        self.warn = warn
+        self.failure: CheckpointError | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes a checkpoint; other than to a local folder as Lightning does.
+
+        Raises:
+            CheckpointError: if that fails, unless it is to warn.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = BytesIO()
+        torch.save(checkpoint, buffer)
+        self.failure = None
+        try:
+            file = Path(path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            remove_partial(file.parent)
+            write_file(file, buffer.getvalue(), previous_of(file))
+        except OSError as error:
+            self.failure = CheckpointError(_complaint(Path(path), buffer.tell(), error))
+            if not self.warn:
+                raise self.failure from error
+            print(f"warning: {self.failure}; training goes on, the next save tries again", file=sys.stderr, flush=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        """Reads a checkpoint, whatever `weights_only` says without trust.
+
+        Raises:
+            UserError: if it is torn, naming the one before.
+        """
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        return read_checkpoint(Path(path), map_location)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes a checkpoint that another has taken the place of, if that one was written."""
+        if self.failure is None:
+            super().remove_checkpoint(path)
+
+
+def previous_of(path: Path) -> Path:
+    """Where the file that was replaced last is kept: `last.previous.ckpt` for `last.ckpt`."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint, read without trust: tensors and plain types only.
+
+    Raises:
+        UserError: if it cannot be read, is torn or damaged, naming the one before if that can.
+    """
+    try:
+        if zipfile.is_zipfile(path):  # torch writes checksums, and does not look at them
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"damaged at {damaged}")
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        reason = str(error).split(". ")[0] or type(error).__name__
+        previous, cure = previous_of(path), ""
+        if previous.is_file():
+            with suppress(UserError):
+                read_checkpoint(previous, "meta")
+                cure = f"; the one before it is whole: --ckpt_path {previous}"
+        raise UserError(f"ckpt_path: cannot read {str(path)!r}: {reason}{cure}") from error
+
+
+def read_own_checkpoint(path: str | Path) -> dict[str, Any]:
+    """All but the tensors' values of a checkpoint of this package, its own part under the key `pg_lightning`.
+
+    Raises:
+        UserError: if there is no such file, or it is torn, or of another program.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"ckpt_path: no file {str(path)!r}")
+    checkpoint: Any = read_checkpoint(Path(path), "meta")
+    if not isinstance(checkpoint, dict) or "pg_lightning" not in checkpoint:
+        raise UserError(f"ckpt_path: {str(path)!r} is not a checkpoint of pg_lightning")
+    return checkpoint
+
+
+def _complaint(path: Path, size: int, error: OSError) -> str:
+    cure = "see to that disk"
+    if error.errno in NO_ROOM:
+        cure = f"it takes {size / 1e6:.1f} MB: make room there"
+    if error.errno in FORBIDDEN:
+        cure = f"make {str(path.parent)!r} writable"
+    kept = "; the file from before is untouched" if path.is_file() else ""
+    return f"cannot save {str(path)!r}: {error.strerror or error}; {cure}{kept}"

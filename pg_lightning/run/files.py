@@ -1,0 +1,107 @@
+"""How files are written: whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"  # the suffix of a file that is being written
+
+
+def write_file(path: Path, content: bytes | str, previous: Path | None = None, durable: bool = True) -> None:
+    """Writes a file so that a crash at any moment leaves the old one or the new one.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk and read back, and then renamed;
+    `os.replace` is atomic.
+
+    Args:
+        path: the file; its folder must exist.
+        content: text is encoded as UTF-8, with line ends as they are.
+        previous: where the old file is kept.
+        durable: the file and its name are on the disk when this returns. Without it a crash of the program leaves a
+            whole file, a power failure perhaps an empty one; it saves a few milliseconds.
+
+    Raises:
+        OSError: the old file is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = _partial(path)
+    link = None if previous is None else _partial(previous)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if durable and partial.read_bytes() != data:
+            raise OSError(errno.EIO, "what was read back is not what was written")
+        if previous is not None and link is not None and path.exists():
+            try:
+                os.link(path, link)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, link)
+            os.replace(link, previous)
+        os.replace(partial, path)
+    finally:
+        _remove(partial, link)
+    if durable:
+        _sync(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes plain types as indented JSON, as `write_file` does.
+
+    Raises:
+        OSError: the old file is untouched.
+    """
+    write_file(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Writes a table, one line a row, as `write_file` does; without `columns` they are those of the first row.
+
+    Raises:
+        OSError: the old file is untouched.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if columns is None else columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue())
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what a process that was killed has left of files in a folder."""
+    _remove(*folder.glob(f".*{PARTIAL}"))
+
+
+def _partial(path: Path) -> Path:
+    """A name that no pattern for the file's own suffix matches, such as `.last_ckpt.partial`."""
+    return path.with_name(f".{path.name.replace('.', '_')}{PARTIAL}")
+
+
+def _remove(*paths: Path | None) -> None:
+    for path in paths:
+        with suppress(OSError):
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Flushes the names in a folder to the disk, where its file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,45 @@
+"""Every private name of torch that the package uses. It imports no Lightning: networks are used without a Trainer too.
+
+One test for each name in `tests/test_lightning_private.py` fails when torch moves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.constants import default_pg_timeout
+
+# The timeout of a process group whose user gave none; its module is not part of torch's documentation.
+DEFAULT_TIMEOUT: timedelta = default_pg_timeout
+
+
+class ExactBuffers(nn.Module):
+    """A module whose buffers move to another device, but never to another dtype.
+
+    `Module.half()` and the Trainer's true half precision convert every floating-point buffer. All conversions go
+    through the private `Module._apply`, and only an override can leave a dtype alone.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactBuffers:
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            self._buffers[name] = buffer.to(self.get_buffer(name).device)
+        return self
+
+
+def standard_gamma(alpha: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Samples of Gamma(alpha, 1), of the shape of `alpha`. `torch.distributions.Gamma` takes no generator."""
+    return torch._standard_gamma(alpha, generator)
+
+
+def default_store() -> distributed.Store:
+    """The key-value store of the default process group. Ranks can write to it after a collective has failed.
+
+    Raises:
+        ValueError: if no process group is initialised.
+    """
+    return distributed.distributed_c10d._get_default_store()
