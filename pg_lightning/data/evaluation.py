@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from pg_lightning.envs.workers import RESTARTED
+from pg_lightning.envs.autoreset import environments
+from pg_lightning.envs.contract import ResettableEnvironments, VectorStep
 from pg_lightning.processes.signals import unless_stopped
 from pg_lightning.rollout import Actor, Episode
 
@@ -24,7 +25,7 @@ class EvaluationDataset(IterableDataset[Episode]):
     every one that is begun is counted.
 
     Args:
-        env: a vector environment with autoreset disabled.
+        env: a vector environment with autoreset disabled, or what fulfils `envs.contract.ResettableEnvironments`.
         actor: the policy to evaluate.
         seeds: one per episode.
         action_seed: of the noise of sampled actions.
@@ -35,7 +36,7 @@ class EvaluationDataset(IterableDataset[Episode]):
 
     def __init__(
         self,
-        env: VectorEnv,
+        env: VectorEnv[Any, Any, Any] | ResettableEnvironments,
         actor: Actor,
         seeds: list[int],
         action_seed: int,
@@ -43,7 +44,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         max_episode_steps: int,
         record: bool = False,
     ) -> None:
-        self.env = env
+        self.env = cast(ResettableEnvironments, environments(env))
         self.actor = actor
         self.seeds = seeds
         self.action_seed = action_seed
@@ -65,72 +66,96 @@ class EvaluationDataset(IterableDataset[Episode]):
             return
         N = self.env.num_envs
         generator = torch.Generator(self.actor.device).manual_seed(self.action_seed)
-        pending = iter(self.seeds[N:])
-        counted = np.arange(N) < len(self.seeds)
-        first = [self.seeds[n % len(self.seeds)] for n in range(N)]
-        obs, mask = self._reset(first)
+        share = _Share(self.seeds, N, self.record)
+        obs, mask = self._tensors(*self.env.reset(share.first))
         state = self.actor.initial_state(N)
-        returns, lengths = np.zeros(N), np.zeros(N, dtype=np.int64)
-        tracks: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(N)]
-        while counted.any():
+        while share.counted.any():
             with self.actor.acting():
-                actions, state = self.actor.act(self._tensor(obs), generator, self.deterministic, mask, state)
-                env_actions = self.actor.env_actions(actions).cpu().numpy()
-            next_obs, rewards, terminated, truncated, infos = self.env.step(env_actions)
-            next_obs, next_mask = np.array(next_obs), _mask(infos)
-            returns += rewards
-            lengths += 1
-            if self.record:
-                for n in np.flatnonzero(counted):
-                    tracks[n].append((obs[n], env_actions[n], rewards[n], terminated[n], truncated[n]))
-            if RESTARTED in infos:  # these have begun another episode, which counts in the place of the one that broke
-                restarted = infos[RESTARTED]
-                returns[restarted], lengths[restarted] = 0.0, 0
-                tracks = [[] if again else track for track, again in zip(tracks, restarted, strict=True)]
-                if state is not None:
-                    state = state * ~torch.from_numpy(restarted)[:, None].to(state.device)
-            capped = ~(terminated | truncated) & (lengths >= self.max_episode_steps)
-            if (capped & counted).any():
+                actions, state = self.actor.act(self._input(obs), generator, self.deterministic, mask, state)
+                env_actions = self.actor.env_actions(actions)
+            step = self.env.step_and_wait(env_actions)
+            next_obs, next_mask = self._tensors(step.obs, step.action_mask)
+            share.add(step, obs, env_actions)
+            begins = step.begins
+            capped = ~step.done & (share.lengths >= self.max_episode_steps)
+            if (capped & share.counted).any():
                 rank_zero_warn(
                     f"an evaluation episode was stopped after data.eval_max_episode_steps = {self.max_episode_steps} "
                     "steps: the environment has no time limit, and the return counts only up to there"
                 )
-            ended = terminated | truncated | capped
-            for n in np.flatnonzero(ended & counted):
-                yield Episode(
-                    torch.tensor([returns[n]], dtype=torch.float64),
-                    torch.tensor([lengths[n]], dtype=torch.float64),
-                    bool(capped[n]),
-                    _trajectory(tracks[n], next_obs[n]) if self.record else {},
-                )
+            ended = step.done | capped
+            for n in np.flatnonzero(ended & share.counted).tolist():
+                yield share.episode(n, bool(capped[n]), next_obs[n])
             if ended.any():
-                next_seeds: list[int | None] = [None] * N
-                for n in np.flatnonzero(ended):
-                    next_seeds[n] = next(pending, None)
-                    counted[n] &= next_seeds[n] is not None
-                    tracks[n] = []
-                returns[ended], lengths[ended] = 0.0, 0
                 # An environment whose share is done plays on uncounted, so that the batch keeps its shape.
-                next_obs, reset_mask = self._reset(next_seeds, {"reset_mask": ended})
-                begins = torch.from_numpy(ended)[:, None]
+                next_obs, reset_mask = self._tensors(*self.env.begin(ended, share.next_seeds(ended)))
                 if next_mask is not None and reset_mask is not None:
-                    next_mask = torch.where(begins, reset_mask, next_mask)
-                if state is not None:
-                    state = state * ~begins.to(state.device)
+                    next_mask = torch.where(torch.from_numpy(ended)[:, None], reset_mask, next_mask)
+                begins = begins | ended
+            if state is not None and begins.any():
+                state = state * ~torch.from_numpy(begins)[:, None].to(state.device)
             obs, mask = next_obs, next_mask
 
-    def _reset(
-        self, seeds: Sequence[int | None], options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, Tensor | None]:
-        obs, infos = self.env.reset(seed=seeds, options=options)  # type: ignore[arg-type]
-        return np.array(obs), _mask(infos)
+    def _tensors(self, obs: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, Tensor | None]:
+        """A copy of the observations, and the mask."""
+        return np.array(obs), None if mask is None else torch.from_numpy(mask)
 
-    def _tensor(self, obs: np.ndarray) -> Tensor:
+    def _input(self, obs: np.ndarray) -> Tensor:
         return torch.from_numpy(obs if obs.dtype == np.uint8 else obs.astype(np.float32))
 
 
-def _mask(infos: dict[str, Any]) -> Tensor | None:
-    return torch.from_numpy(np.array(infos["action_mask"])) if "action_mask" in infos else None
+class _Share:
+    """Which episodes each of N environments plays, and what the ones under way have come to.
+
+    Attributes:
+        first: seeds of the first episodes, `[N]`; environments without one of their own play along.
+        counted: `[N]` bool; the episode under way is one of those asked for.
+        lengths: `[N]` its env steps.
+    """
+
+    def __init__(self, seeds: Sequence[int], num_envs: int, record: bool) -> None:
+        self.first = [seeds[n % len(seeds)] for n in range(num_envs)]
+        self.counted = np.arange(num_envs) < len(seeds)
+        self.lengths = np.zeros(num_envs, dtype=np.int64)
+        self._returns = np.zeros(num_envs)
+        self._pending = iter(seeds[num_envs:])
+        self._record = record
+        self._tracks: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(num_envs)]
+
+    def add(self, step: VectorStep[np.ndarray], obs: np.ndarray, env_actions: Tensor) -> None:
+        """Counts a step; `obs` `[N, *obs]` are those acted on."""
+        self._returns += step.rewards
+        self.lengths += 1
+        if self._record:
+            actions = env_actions.cpu().numpy()
+            for n in np.flatnonzero(self.counted):
+                row = (obs[n], actions[n], step.rewards[n], step.terminated[n], step.truncated[n])
+                self._tracks[n].append(row)
+        if step.restarted is not None:  # these have begun another episode, which counts in place of the one that broke
+            self._clear(step.restarted)
+
+    def episode(self, n: int, capped: bool, last_obs: np.ndarray) -> Episode:
+        """The episode of environment n, which has ended with an observation."""
+        return Episode(
+            torch.tensor([self._returns[n]], dtype=torch.float64),
+            torch.tensor([self.lengths[n]], dtype=torch.float64),
+            capped,
+            _trajectory(self._tracks[n], last_obs) if self._record else {},
+        )
+
+    def next_seeds(self, ended: np.ndarray) -> list[int | None]:
+        """Seeds of the episodes that follow those that have ended, `[N]`; None where there is nothing left to play."""
+        seeds: list[int | None] = [None] * len(ended)
+        for n in np.flatnonzero(ended):
+            seeds[n] = next(self._pending, None)
+            self.counted[n] &= seeds[n] is not None
+        self._clear(ended)
+        return seeds
+
+    def _clear(self, which: np.ndarray) -> None:
+        self._returns[which], self.lengths[which] = 0.0, 0
+        for n in np.flatnonzero(which):
+            self._tracks[n] = []
 
 
 def _trajectory(track: list[tuple[np.ndarray, ...]], last_obs: np.ndarray) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from pg_lightning.envs.serial import READ
+from pg_lightning.envs.contract import READ
 
 
 class Rows(NamedTuple):

@@ -14,6 +14,7 @@ from gymnasium import Space, spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from pg_lightning.class_path import ClassPath, resolve
+from pg_lightning.envs.contract import Capabilities
 from pg_lightning.envs.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.envs.replay import Replayable
 from pg_lightning.envs.serial import SerialVectorEnv
@@ -175,6 +176,7 @@ def _make_vectorised(
             f"data.autoreset_mode: the vectorised {env_id!r} resets as {AutoresetMode(mode).name.lower()}, "
             f"not {autoreset_mode}"
         )
+    env.capabilities = Capabilities(can_save_state="by_copy")  # type: ignore[attr-defined]
     return env
 
 

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from pg_lightning.envs.contract import Capabilities
 from pg_lightning.errors import UserError, require
 
 # Stepped beside Gymnasium's from the same states under the same actions. Missing are MuJoCo before v4, and of v4
@@ -43,6 +44,7 @@ class PoolVectorEnv(VectorEnv):
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (as Gymnasium declares it)
+    capabilities = Capabilities(seeds="per_env")
 
     def __init__(self, env_id: str, num_envs: int, env_kwargs: dict[str, Any] | None = None) -> None:
         self._atari = _is_atari(env_id)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from pg_lightning.envs.pool import PoolVectorEnv
+from pg_lightning.envs.contract import capabilities_of
 from pg_lightning.processes import WorkerError
 
 MAX_REPLAY = 50_000  # steps of an episode, beyond which neither memory nor time is spent on bringing it back
@@ -95,10 +95,9 @@ def save(env: Any, played: Sequence[np.ndarray], lengths: np.ndarray, ended: np.
         lengths: `[N]` steps of the episodes under way.
         ended: `[N]` bool; the episode is over, and the next step begins another.
     """
-    if isinstance(env, PoolVectorEnv):
-        return None
-    if not hasattr(env, "call"):
-        return _save_vectorised(env)
+    how = capabilities_of(env).can_save_state
+    if how != "by_replay":
+        return _save_vectorised(env) if how == "by_copy" else None
     longest = int(lengths.max())
     if longest > min(MAX_REPLAY, len(played)):
         return None
@@ -123,10 +122,11 @@ def load(env: Any, state: dict[str, Any] | None, obs: np.ndarray, returns: np.nd
     Returns:
         Why that could not be done, or nothing; then the environment has to be reset.
     """
-    if state is None or hasattr(env, "call") != ("beginnings" in state):
+    how = capabilities_of(env).can_save_state
+    if state is None or how == "no" or (how == "by_replay") != ("beginnings" in state):
         return "its state is out of reach"
     state = _arrays(state)
-    if not hasattr(env, "call"):
+    if how == "by_copy":
         return _load_vectorised(env, state)
     records = []
     for n, (beginning, ended) in enumerate(zip(state["beginnings"], state["ended"], strict=True)):

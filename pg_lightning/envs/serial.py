@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import iterate
 
-READ = ("action_mask", "final_obs")  # what collection and evaluation read of the infos
+from pg_lightning.envs.contract import READ, Capabilities
 
 
 class SerialVectorEnv(SyncVectorEnv):
@@ -17,6 +17,8 @@ class SerialVectorEnv(SyncVectorEnv):
     Of the infos it gathers only `READ`: the five that each HalfCheetah gives take as long as a third of its physics.
     The arrays that `step` returns are written anew by the next; a final observation is a copy.
     """
+
+    capabilities = Capabilities(seeds="per_env", can_save_state="by_replay", can_reset_some=True)
 
     def step(self, actions: Any) -> tuple[Any, ...]:
         """As Gymnasium's, whose own code runs where ended environments are not reset within the step."""

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from pg_lightning.envs.contract import RESTARTED, Capabilities
 from pg_lightning.envs.env_worker import Rows, serve, shared_zeros
 from pg_lightning.envs.seeds import env_seed
 from pg_lightning.errors import UserError
@@ -31,7 +32,6 @@ from pg_lightning.processes import (
 )
 from pg_lightning.processes.signals import SIGNALS
 
-RESTARTED = "pg_lightning/restarted"  # in the infos of a step: `[N]` bool, the environments that were replaced in it
 STEP = pickle.dumps(("step",))
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         UserError: if the system cannot fork; by the first `reset`, if it fails in every process.
         WorkerError: by `reset` and `step`, if one more process than `max_restarts` fails. No process is left then.
     """
+
+    capabilities = Capabilities(seeds="per_env", can_save_state="by_replay", can_reset_some=True, supervises=True)
 
     def __init__(
         self,

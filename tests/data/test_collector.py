@@ -312,7 +312,7 @@ def seeds_of(run_seed: int, rank: int, env_steps: int = 0) -> list[int]:
     module = SimpleNamespace(env_steps=env_steps, device=torch.device("cpu"))
     data.trainer = SimpleNamespace(global_rank=rank, world_size=4, lightning_module=module)  # type: ignore[assignment]
     data.train_dataloader()
-    seeds = [int(seed) for seed in data.collector.env.np_random_seed]
+    seeds = [int(seed) for seed in data.collector.env.vector_env.np_random_seed]
     data.teardown("fit")
     return seeds
 

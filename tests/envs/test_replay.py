@@ -9,7 +9,7 @@ import pytest
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 
 from pg_lightning.envs import make_vector_env, replay
-from pg_lightning.envs.workers import RESTARTED
+from pg_lightning.envs.contract import RESTARTED
 
 N = 3
 

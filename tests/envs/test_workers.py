@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pg_lightning.data import EvaluationDataset, RolloutCollector, RolloutDataModule
 from pg_lightning.envs import env_seed, make_vector_env
-from pg_lightning.envs.workers import RESTARTED
+from pg_lightning.envs.contract import RESTARTED
 from pg_lightning.errors import UserError
 from pg_lightning.processes import SHUTDOWN_GRACE_S, WorkerError
 from pg_lightning.returns import gae, unfinished

@@ -1,0 +1,140 @@
+"""Episodes under way: their returns and lengths, across rollouts, and which environments still play."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pg_lightning.envs.contract import VectorStep
+
+
+class HostEpisodes:
+    """Episodes of environments whose steps are NumPy arrays.
+
+    Attributes:
+        returns: `[N]` float64 sum of rewards of the episode under way.
+        lengths: `[N]` int64 env steps of the episode under way.
+        playing: `[N]` bool; False where the rollout waits for others to end their episodes.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self._finished: list[tuple[float, int]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """All environments have been reset."""
+        self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
+        self.playing = np.ones(self.num_envs, bool)
+
+    def advance(
+        self, step: VectorStep[np.ndarray], rewards: np.ndarray, valid: np.ndarray, is_last: bool
+    ) -> np.ndarray | None:
+        """Counts a step.
+
+        Args:
+            step: what the environments gave.
+            rewards: `[N]` as the rollout holds them, 0 where not valid.
+            valid: `[N]` bool, as the rollout holds them.
+            is_last: whoever ends an episode here waits for the others.
+
+        Returns:
+            `[K]` int, the environments that ended an episode; None if none did.
+        """
+        if step.restarted is not None:
+            self.returns[step.restarted], self.lengths[step.restarted] = 0.0, 0
+            if is_last:
+                self.playing &= ~step.restarted
+        self.returns += rewards
+        self.lengths += valid
+        if not np.count_nonzero(step.done):
+            return None
+        ended = np.flatnonzero(step.done & self.playing)
+        self._finished += zip(self.returns[ended], self.lengths[ended], strict=True)
+        self.returns[step.done], self.lengths[step.done] = 0.0, 0
+        if is_last:
+            self.playing &= ~step.done
+        return ended
+
+    def take_finished(self) -> tuple[Tensor, Tensor]:
+        """Return and length `[E]` of the episodes that ended in this rollout, in the order of its rows."""
+        returns, lengths = zip(*self._finished, strict=True) if self._finished else ((), ())
+        self._finished = []
+        return torch.tensor(returns, dtype=torch.float32), torch.tensor(lengths, dtype=torch.float32)
+
+    def any_playing(self) -> bool:
+        """Whether the rollout must go on."""
+        return bool(self.playing.any())
+
+    def longest(self) -> int:
+        """Env steps of the longest episode under way."""
+        return int(self.lengths.max())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns and lengths of the episodes under way."""
+        return {
+            "returns": torch.from_numpy(self.returns.copy()),
+            "lengths": torch.from_numpy(self.lengths.copy()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse."""
+        self.returns, self.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
+
+
+class DeviceEpisodes:
+    """Episodes of environments whose steps are tensors on a device: nothing here waits for it but `any_playing` and
+    `longest`.
+
+    Attributes:
+        returns: as in `HostEpisodes`, a tensor, as are `lengths` and `playing`.
+    """
+
+    def __init__(self, num_envs: int, device: torch.device) -> None:
+        self.num_envs, self.device = num_envs, device
+        self._totals: list[tuple[Tensor, Tensor]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """All environments have been reset."""
+        self.returns = torch.zeros(self.num_envs, dtype=torch.float64, device=self.device)
+        self.lengths = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        self.playing = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+
+    def advance(self, step: VectorStep[Tensor], rewards: Tensor, valid: Tensor, is_last: bool) -> None:
+        """Counts a step; see `HostEpisodes.advance`."""
+        over = step.done
+        if step.restarted is not None:
+            self.returns = self.returns.masked_fill(step.restarted, 0.0)
+            self.lengths = self.lengths.masked_fill(step.restarted, 0)
+            over = over | step.restarted
+        self.returns, self.lengths = self.returns + rewards, self.lengths + valid
+        self._totals.append((self.returns, self.lengths))
+        self.returns, self.lengths = self.returns.masked_fill(step.done, 0.0), self.lengths.masked_fill(step.done, 0)
+        if is_last:
+            self.playing = self.playing & ~over
+
+    def take_finished(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return and length `[E]` of the episodes that ended in these rows of the rollout, given as `t * N + n`."""
+        returns, lengths = zip(*self._totals, strict=True)
+        self._totals = []
+        return torch.cat(returns)[rows].float(), torch.cat(lengths)[rows].float()
+
+    def any_playing(self) -> bool:
+        """Whether the rollout must go on; waits for the device."""
+        return bool(self.playing.any())
+
+    def longest(self) -> int:
+        """Env steps of the longest episode under way; waits for the device."""
+        return int(self.lengths.max())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns and lengths of the episodes under way."""
+        return {"returns": self.returns.cpu().clone(), "lengths": self.lengths.cpu().clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse."""
+        self.returns, self.lengths = (state[name].to(self.device).clone() for name in ("returns", "lengths"))

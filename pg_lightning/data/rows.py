@@ -1,0 +1,298 @@
+"""Rows: what T steps of N environments gave, written down where the environments are, and made a `Rollout`.
+
+`HostRows` and `DeviceRows` take the same calls and give the same rollout for the same steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pg_lightning.data.episodes import DeviceEpisodes, HostEpisodes
+from pg_lightning.data.finite import check_finite
+from pg_lightning.envs.contract import Environments, VectorStep
+from pg_lightning.errors import UserError
+from pg_lightning.rollout import Rollout
+
+
+class HostRows:
+    """Rows of environments that give NumPy arrays.
+
+    Args:
+        env: the environments.
+        num_steps: rows T; with whole episodes the least.
+        whole_episodes: rows are added until no environment is in an episode of its own.
+
+    Attributes:
+        t: number of rows.
+        now: `[N, *obs]` observations that the next actions answer.
+        mask: `[N, A]` their action mask, or None.
+        actions: of each row; whoever acts appends them, before the environments step.
+        episodes: under way.
+    """
+
+    def __init__(self, env: Environments, num_steps: int, whole_episodes: bool) -> None:
+        self.num_steps, self.num_envs, self.whole_episodes = num_steps, env.num_envs, whole_episodes
+        space = env.single_observation_space
+        self._obs_shape = space.shape or ()
+        self._obs_dtype = np.uint8 if space.dtype == np.uint8 else np.float32
+        self.episodes = HostEpisodes(env.num_envs)
+
+    def show(self, obs: np.ndarray, mask: np.ndarray | None) -> None:
+        """All environments have been reset to these observations."""
+        self._last = np.array(obs, self._obs_dtype)
+        self.now = torch.from_numpy(self._last)
+        self._mask = None if mask is None else np.array(mask)
+        self.mask = None if self._mask is None else torch.from_numpy(self._mask)
+        self.episodes.clear()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """All stands as in a `state_dict` of the collector."""
+        self.show(state["obs"].numpy(), None if state["action_mask"] is None else state["action_mask"].numpy())
+        self.episodes.load_state_dict(state)
+
+    def begin(self) -> None:
+        """A rollout begins with what is observed now. Its arrays are new: the last rollout keeps its own."""
+        T, N = self.num_steps, self.num_envs
+        self.t, self._room = 0, T
+        self._obs = np.empty((T + 1, N, *self._obs_shape), self._obs_dtype)
+        self._rewards, self._timesteps = np.empty((T, N), np.float32), np.empty((T, N), np.int64)
+        self._terminated, self._truncated, self._valid = np.ones((3, T, N), bool)
+        self.actions: list[Tensor] = []
+        self._masks = None if self._mask is None else [self._mask]
+        self._final_obs: list[np.ndarray] = []
+        self._final_rows: list[int] = []
+        self._obs[0] = self._last
+
+    def add(self, step: VectorStep[np.ndarray]) -> None:
+        """Writes down what the actions of row t led to."""
+        t, episodes = self.t, self.episodes
+        if t == self._room:
+            self._grow()
+        self._timesteps[t] = episodes.lengths
+        self._obs[t + 1], self._terminated[t], self._truncated[t] = step.obs, step.terminated, step.truncated
+        rewards, valid = self._rewards[t], self._valid[t]
+        rewards[...] = step.rewards
+        if step.valid is not None or self.whole_episodes:
+            valid[...] = episodes.playing if step.valid is None else episodes.playing & step.valid
+            rewards *= valid
+        if step.restarted is not None:
+            self._truncated[max(0, t - 1), step.restarted & (self._timesteps[t] > 0)] = True
+            self._truncated[t, step.restarted] = True
+        self.t = t + 1
+        self.now = torch.from_numpy(self._obs[t + 1])
+        if self._masks is not None or step.action_mask is not None:
+            self._keep_mask(step.action_mask)
+        ended = episodes.advance(step, rewards, valid, self.whole_episodes and t + 1 >= self.num_steps)
+        if ended is not None and step.truncated.any():
+            self._keep_final_obs(step, ended)
+
+    def cleared(self, state: Tensor, begins: np.ndarray) -> Tensor:
+        """`[N, S]` of the memory, empty where an episode begins."""
+        return state * torch.from_numpy(~begins).unsqueeze(1).to(state.device) if begins.any() else state
+
+    def check(self) -> None:
+        """Whether what failed did so because of a number that is not finite; `rollout` asks by itself.
+
+        Raises:
+            UserError: if an observation, a reward or an action is not finite, naming the environment and the step.
+        """
+        finals = zip(self._final_obs, self._final_rows, strict=True)
+        actions = torch.stack(self.actions or [torch.ones(0)])
+        check_finite(self._obs[: self.t + 1], self._rewards[: self.t], finals, actions, self.num_steps)
+
+    def rollout(self, policy_version: int, state: Tensor | None, restarts: int | None) -> Rollout:
+        """The rows as a rollout.
+
+        Args:
+            policy_version: of the policy that acted.
+            state: `[N, S]` of its memory before the first row, or None.
+            restarts: environments replaced so far, or None.
+
+        Raises:
+            UserError: see `check`: a policy fed with NaN learns nothing but NaN.
+        """
+        T, actions = self.t, torch.stack(self.actions)
+        obs, rewards, finals = self._obs[: T + 1], self._rewards[:T], self._final_obs
+        check_finite(obs, rewards, zip(finals, self._final_rows, strict=True), actions, self.num_steps)
+        self._last = obs[T]
+        returns, lengths = self.episodes.take_finished()
+        return Rollout(
+            obs=torch.from_numpy(obs),
+            actions=actions,
+            rewards=torch.from_numpy(rewards),
+            terminated=torch.from_numpy(self._terminated[:T]),
+            truncated=torch.from_numpy(self._truncated[:T]),
+            valid=torch.from_numpy(self._valid[:T]),
+            timesteps=torch.from_numpy(self._timesteps[:T]),
+            final_obs=torch.from_numpy(np.array(finals, self._obs_dtype).reshape(-1, *self._obs_shape)),
+            final_rows=torch.tensor(self._final_rows, dtype=torch.int64),
+            episode_returns=returns,
+            episode_lengths=lengths,
+            policy_version=policy_version,
+            env_steps=int(self._valid[:T].sum()),
+            env_restarts=restarts,
+            action_mask=None if self._masks is None else torch.from_numpy(np.stack(self._masks[:T])),
+            state=None if state is None else state.clone(),
+        )
+
+    def _keep_mask(self, mask: np.ndarray | None) -> None:
+        if mask is None or self._masks is None:
+            raise _sometimes_masked()
+        self._mask = np.array(mask)
+        self.mask = torch.from_numpy(self._mask)
+        self._masks.append(self._mask)
+
+    def _keep_final_obs(self, step: VectorStep[np.ndarray], ended: np.ndarray) -> None:
+        """Of the episodes that were cut and reset within the step; where the last observation is not known, the one
+        before, so that V(s_t) stands for V(s_{t+1})."""
+        t = self.t - 1
+        for n in ended[(step.begins & ~self._terminated[t])[ended]].tolist():
+            final = self._obs[t, n] if step.final_obs is None else step.final_obs[n]
+            self._final_obs.append(np.array(final, dtype=self._obs_dtype))
+            self._final_rows.append(t * self.num_envs + n)
+
+    def _grow(self) -> None:
+        self._room *= 2
+        for name in ("_obs", "_rewards", "_terminated", "_truncated", "_valid", "_timesteps"):
+            rows = getattr(self, name)
+            setattr(self, name, np.concatenate([rows, np.empty_like(rows)]))
+
+
+class DeviceRows:
+    """Rows of environments that give tensors on a device.
+
+    No step waits for the device; `rollout` does, once, for the number of env steps, of ended episodes and of final
+    observations. Final observations need memory for as many as there are rows.
+
+    Args:
+        env: the environments; their device is the rows'.
+        num_steps: see `HostRows`.
+        whole_episodes: see `HostRows`; then every step past `num_steps` waits for the device.
+
+    Attributes:
+        t: see `HostRows`, as `now`, `mask`, `actions` and `episodes`.
+    """
+
+    def __init__(self, env: Environments, num_steps: int, whole_episodes: bool) -> None:
+        self.num_steps, self.num_envs, self.whole_episodes = num_steps, env.num_envs, whole_episodes
+        self.device = cast(torch.device, env.capabilities.device)
+        space = env.single_observation_space
+        self._obs_shape = space.shape or ()
+        self._obs_dtype = torch.uint8 if space.dtype == np.uint8 else torch.float32
+        self.episodes = DeviceEpisodes(env.num_envs, self.device)
+
+    def show(self, obs: Tensor, mask: Tensor | None) -> None:
+        """All environments have been reset to these observations."""
+        self.now = obs.to(self.device, self._obs_dtype, copy=True)
+        self.mask = None if mask is None else mask.clone()
+        self.episodes.clear()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `HostRows.restore`."""
+        self.show(state["obs"], None if state["action_mask"] is None else state["action_mask"].to(self.device))
+        self.episodes.load_state_dict(state)
+
+    def begin(self) -> None:
+        """A rollout begins with what is observed now."""
+        self.t = 0
+        self.actions: list[Tensor] = []
+        self._masks = None if self.mask is None else [self.mask]
+        self._obs = [self.now]
+        self._columns: dict[str, list[Tensor]] = {
+            name: [] for name in ("rewards", "terminated", "truncated", "valid", "timesteps", "ended", "cut")
+        }
+        self._final_obs: list[Tensor] = []
+
+    def add(self, step: VectorStep[Tensor]) -> None:
+        """Writes down what the actions of row t led to. Everything is copied: simulators write into their arrays."""
+        t, episodes, columns = self.t, self.episodes, self._columns
+        rewards, valid, truncated = step.rewards.float(), episodes.playing, step.truncated.clone()
+        if step.valid is not None:
+            valid = valid & step.valid
+        # Not a product: what an environment pays for an ignored action may be infinite.
+        rewards = rewards.masked_fill(~valid, 0.0)
+        if step.restarted is not None:
+            columns["truncated"][t - 1 :] = [
+                x | (step.restarted & (episodes.lengths > 0)) for x in columns["truncated"][t - 1 :]
+            ]
+            truncated |= step.restarted
+        ended = step.done & episodes.playing
+        cut = ended & step.begins & ~step.terminated
+        row = (rewards, step.terminated.clone(), truncated, valid, episodes.lengths, ended, cut)
+        for column, value in zip(columns.values(), row, strict=True):
+            column.append(value)
+        self._final_obs.append(
+            self._obs[t] if step.final_obs is None else step.final_obs.to(self._obs_dtype, copy=True)
+        )
+        self.now = step.obs.to(self.device, self._obs_dtype, copy=True)
+        self._obs.append(self.now)
+        self.t = t + 1
+        if self._masks is not None or step.action_mask is not None:
+            self._keep_mask(step.action_mask)
+        episodes.advance(step, rewards, valid, self.whole_episodes and t + 1 >= self.num_steps)
+
+    def cleared(self, state: Tensor, begins: Tensor) -> Tensor:
+        """`[N, S]` of the memory, empty where an episode begins."""
+        return state * (~begins).unsqueeze(1).to(state.device)
+
+    def check(self) -> None:
+        """See `HostRows.check`; waits for the device. `rollout` checks by itself."""
+        t = self.t
+        rows = (
+            torch.stack(self._columns["cut"]).flatten().nonzero().flatten() if t else torch.zeros(0, dtype=torch.int64)
+        )
+        finals = torch.cat(self._final_obs)[rows].cpu().numpy() if t else ()
+        rewards = torch.stack(self._columns["rewards"]) if t else torch.ones(0, self.num_envs)
+        actions = torch.stack(self.actions or [torch.ones(0)])
+        obs = torch.stack(self._obs).cpu().numpy()
+        check_finite(obs, rewards.cpu().numpy(), zip(finals, rows.tolist(), strict=True), actions, self.num_steps)
+
+    def rollout(self, policy_version: int, state: Tensor | None, restarts: int | None) -> Rollout:
+        """See `HostRows.rollout`.
+
+        Raises:
+            UserError: see `check`.
+        """
+        columns = {name: torch.stack(column) for name, column in self._columns.items()}
+        ended, cut = columns.pop("ended").flatten(), columns.pop("cut").flatten()
+        obs, actions, final_obs = torch.stack(self._obs), torch.stack(self.actions), torch.cat(self._final_obs)
+        finite = [x.isfinite().all().to(self.device) for x in (obs, columns["rewards"], actions)]
+        finite.append((final_obs.isfinite().flatten(1).all(1) | ~cut).all())
+        counts = torch.stack([columns["valid"].sum(), ended.sum(), cut.sum(), torch.stack(finite).all()])
+        env_steps, num_ended, num_cut, is_finite = counts.tolist()  # waits for the device
+        final_rows = torch.nonzero_static(cut, size=num_cut).flatten()
+        final_obs = final_obs[final_rows]
+        if not is_finite:
+            self.check()
+        returns, lengths = self.episodes.take_finished(torch.nonzero_static(ended, size=num_ended).flatten())
+        return Rollout(
+            obs=obs,
+            actions=actions,
+            **cast(Any, columns),
+            final_obs=final_obs,
+            final_rows=final_rows,
+            episode_returns=returns,
+            episode_lengths=lengths,
+            policy_version=policy_version,
+            env_steps=env_steps,
+            env_restarts=restarts,
+            action_mask=None if self._masks is None else torch.stack(self._masks[: self.t]),
+            state=None if state is None else state.clone(),
+        )
+
+    def _keep_mask(self, mask: Tensor | None) -> None:
+        if mask is None or self._masks is None:
+            raise _sometimes_masked()
+        self.mask = mask.clone()
+        self._masks.append(self.mask)
+
+
+def _sometimes_masked() -> UserError:
+    return UserError(
+        "data.env_id: the environment gives info['action_mask'] in some steps only; "
+        "it must do so in reset and in every step, or never"
+    )
