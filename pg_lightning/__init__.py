@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pg_lightning.callbacks import EvaluateEverySteps
     from pg_lightning.data import RolloutDataModule
     from pg_lightning.errors import UserError
+    from pg_lightning.policies import load
     from pg_lightning.rollout import Rollout
     from pg_lightning.strategies import HogwildStrategy
 
@@ -33,6 +34,7 @@ __all__ = [
     "Rollout",
     "RolloutDataModule",
     "UserError",
+    "load",
 ]
 
 _MODULES = {
@@ -41,6 +43,7 @@ _MODULES = {
     "Rollout": "rollout",
     "RolloutDataModule": "data",
     "UserError": "errors",
+    "load": "policies",
 }
 
 

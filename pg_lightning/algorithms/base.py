@@ -27,6 +27,7 @@ from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.metrics import EpisodeStatistics, explained_variance
 from pg_lightning.networks.flat import FlatParameters
 from pg_lightning.policies import Activation, ActorCritic, MemoryKind, RewardScaler, RunningMeanVar
+from pg_lightning.policies.description import KeepsArguments, described_policy, made_space, plain_arguments
 from pg_lightning.ranks import (
     Gather,
     Moments,
@@ -56,7 +57,7 @@ OPTIMIZERS: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-class PolicyGradientModule(LightningModule):
+class PolicyGradientModule(KeepsArguments, LightningModule):
     """An actor-critic that learns from rollouts: one Lightning batch is one `Rollout`, one `training_step` one update.
 
     Args:
@@ -142,6 +143,8 @@ class PolicyGradientModule(LightningModule):
         if compile and shutil.which(os.environ.get("CXX", "g++")) is None:
             raise UserError("model.compile: there is no C++ compiler; install g++, or set it to false")
         self.automatic_optimization = False
+        # In plain types where Lightning makes the module from the `hyper_parameters` of a checkpoint.
+        observation_space, action_space = made_space(observation_space), made_space(action_space)
         self.network = ActorCritic(
             observation_space,
             action_space,
@@ -704,7 +707,9 @@ class PolicyGradientModule(LightningModule):
             "optimizer": self._optimizer_name,
             "ranks": [*ranks],
             **self._spaces,
+            "policy": described_policy(self.network),
         }
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_arguments(self.init_args)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the counters and what this rank knew of its episodes.
