@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pg_lightning.callbacks import EvaluateEverySteps
     from pg_lightning.data import RolloutDataModule
     from pg_lightning.errors import UserError
+    from pg_lightning.policies import load
     from pg_lightning.rollout import Rollout
     from pg_lightning.strategies import HogwildStrategy
 
@@ -38,6 +39,7 @@ __all__ = [
     "RolloutDataModule",
     "UserError",
     "VTrace",
+    "load",
 ]
 
 _MODULES = {
@@ -46,6 +48,7 @@ _MODULES = {
     "Rollout": "rollout",
     "RolloutDataModule": "data",
     "UserError": "errors",
+    "load": "policies",
 }
 
 

@@ -20,6 +20,7 @@ from pg_lightning.envs.replay import Replayable
 from pg_lightning.envs.serial import SerialVectorEnv
 from pg_lightning.envs.workers import WorkerVectorEnv
 from pg_lightning.errors import UserError, cause_of, one_line
+from pg_lightning.spaces import FlattenedBox
 
 Backend = Literal["sync", "async", "vector", "envpool", "auto"]
 AutoresetName = Literal["next_step", "same_step", "disabled"]
@@ -54,7 +55,7 @@ def make_env(
 
     Returns:
         The environment, with `Discrete`, `MultiDiscrete`, `MultiBinary`, `Tuple` and `Dict` observations flattened
-        (one-hot where they are categories).
+        (one-hot where they are categories); then its observation space is a `FlattenedBox`.
 
     Raises:
         UserError: if the id, a wrapper, an argument or the observation space is of no use, naming which.
@@ -76,7 +77,9 @@ def make_env(
             f"supported are {SUPPORTED_OBSERVATIONS}{_without_the_rest(env.observation_space)}"
         )
     if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:
+        original = env.observation_space
         env = gym.wrappers.FlattenObservation(env)
+        env.observation_space = FlattenedBox(original)
     return env
 
 

@@ -9,6 +9,7 @@ from gymnasium import Space
 
 from pg_lightning.collectives import all_gather_object
 from pg_lightning.errors import UserError, one_line
+from pg_lightning.policies.description import described_policy
 
 if TYPE_CHECKING:
     from pg_lightning.learning.module import PolicyGradientModule
@@ -32,6 +33,7 @@ def saved(module: PolicyGradientModule) -> dict[str, Any]:
         "optimizer": module.learner.settings.name,
         "ranks": [*ranks],
         **module.spaces,
+        "policy": described_policy(module.network),
     }
 
 

@@ -31,11 +31,12 @@ from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
 from pg_lightning.lightning_private import trainer_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.policies import Activation, ActorCritic, MemoryKind, RewardScaler
+from pg_lightning.policies.description import KeepsArguments, made_space, plain_arguments
 from pg_lightning.rollout import Episode, Rollout, Samples
 from pg_lightning.statistics import explained_variance
 
 
-class PolicyGradientModule(LightningModule):
+class PolicyGradientModule(KeepsArguments, LightningModule):
     """An actor-critic that learns from rollouts: one Lightning batch is one `Rollout`, one `training_step` one update.
 
     Args:
@@ -130,6 +131,8 @@ class PolicyGradientModule(LightningModule):
         )
         settings.check()
         self.automatic_optimization = False
+        # In plain types where Lightning makes the module from the `hyper_parameters` of a checkpoint.
+        observation_space, action_space = made_space(observation_space), made_space(action_space)
         self.network = ActorCritic(
             observation_space,
             action_space,
@@ -315,6 +318,7 @@ class PolicyGradientModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counters, the spaces, and what every rank knows of its episodes; every rank must call it."""
         checkpoint["pg_lightning"] = checkpoint_state.saved(self)
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_arguments(self.init_args)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the counters and what this rank knew of its episodes.

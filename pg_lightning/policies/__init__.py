@@ -7,6 +7,7 @@ from pg_lightning.policies.heads import Head, make_head
 from pg_lightning.policies.normalizers import ObservationNormalizer, RewardScaler, RunningMeanVar, ValueNormalizer
 from pg_lightning.policies.recurrent import Memory, MemoryKind
 from pg_lightning.policies.torsos import MLP, Activation, NatureCNN
+from pg_lightning.policies.trained import TrainedPolicy, load
 
 __all__ = [
     "MLP",
@@ -21,6 +22,8 @@ __all__ = [
     "Policy",
     "RewardScaler",
     "RunningMeanVar",
+    "TrainedPolicy",
     "ValueNormalizer",
+    "load",
     "make_head",
 ]

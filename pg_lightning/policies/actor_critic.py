@@ -46,6 +46,9 @@ class ActorCritic(nn.Module):
         normalize_values: the critic learns targets scaled to mean 0 and variance 1.
         critic: whether there is one.
 
+    Attributes:
+        init_args: the arguments it was made with.
+
     Raises:
         UserError: if a space is not supported.
     """
@@ -68,7 +71,9 @@ class ActorCritic(nn.Module):
         normalize_values: bool = False,
         critic: bool = True,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self.init_args = arguments
         if not isinstance(observation_space, spaces.Box):
             raise UserError(f"data.env_id: observation space {observation_space} has no vector form")
         self.normalizer = ObservationNormalizer(observation_space.shape) if normalize_obs else None

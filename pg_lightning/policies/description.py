@@ -1,0 +1,193 @@
+"""What a policy and its spaces are, in plain types: what a checkpoint holds beside the weights.
+
+Plain types are None, booleans, numbers, strings, and lists and dicts of them: `torch.load(weights_only=True)` reads
+them, and so does anything else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from gymnasium import Space, spaces
+from torch import nn
+
+from pg_lightning.class_path import resolve
+from pg_lightning.errors import UserError
+from pg_lightning.policies.actor_critic import ActorCritic
+from pg_lightning.spaces import FlattenedBox
+
+Plain = dict[str, Any]
+T = TypeVar("T", bound="KeepsArguments")
+
+
+def described_space(space: Space[Any]) -> Plain:
+    """A space in plain types, from which `made_space` makes an equal one.
+
+    Raises:
+        UserError: if it is another than Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these.
+    """
+    match space:
+        case FlattenedBox():
+            return {"space": "FlattenedBox", "original": described_space(space.original)}
+        case spaces.Box():
+            bounds = {"low": _numbers(space.low), "high": _numbers(space.high)}
+            return {"space": "Box", **bounds, "shape": [*space.shape], "dtype": space.dtype.name}
+        case spaces.Discrete():
+            kind = np.dtype(space.dtype).name
+            return {"space": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": kind}
+        case spaces.MultiDiscrete():
+            choices = {"nvec": space.nvec.tolist(), "start": space.start.tolist()}
+            return {"space": "MultiDiscrete", **choices, "dtype": np.dtype(space.dtype).name}
+        case spaces.MultiBinary():
+            return {"space": "MultiBinary", "n": plain("n", space.n)}
+        case spaces.Dict():
+            return {"space": "Dict", "spaces": {key: described_space(part) for key, part in space.spaces.items()}}
+        case spaces.Tuple():
+            return {"space": "Tuple", "spaces": [described_space(part) for part in space.spaces]}
+    raise UserError(f"space: {' '.join(str(space).split())} cannot be described in plain types")
+
+
+def made_space(space: Space[Any] | Plain) -> Space[Any]:
+    """The space that `described_space` has described; a space is returned as it is."""
+    if isinstance(space, Space):
+        return space
+    match space["space"]:
+        case "FlattenedBox":
+            return FlattenedBox(made_space(space["original"]))
+        case "Box":
+            low, high = (np.asarray(space[name], dtype=space["dtype"]) for name in ("low", "high"))
+            shape = tuple(space["shape"])
+            low, high = (np.broadcast_to(bound, shape).copy() for bound in (low, high))
+            return spaces.Box(low, high, shape, np.dtype(space["dtype"]).type)
+        case "Discrete":
+            kind: Plain = {} if space["dtype"] == "int64" else {"dtype": space["dtype"]}  # Gymnasium 1.1 has int64 only
+            return spaces.Discrete(space["n"], start=space["start"], **kind)
+        case "MultiDiscrete":
+            nvec, start = np.array(space["nvec"]), np.array(space["start"])
+            return spaces.MultiDiscrete(nvec, dtype=np.dtype(space["dtype"]).type, start=start)
+        case "MultiBinary":
+            return spaces.MultiBinary(space["n"])
+        case "Dict":
+            return spaces.Dict([(key, made_space(part)) for key, part in space["spaces"].items()])
+        case "Tuple":
+            return spaces.Tuple([made_space(part) for part in space["spaces"]])
+    raise UserError(f"space: {space['space']!r} is not known to this version of pg_lightning")
+
+
+def described_policy(policy: ActorCritic) -> Plain:
+    """The class of a policy and the arguments it was made with, as `{class_path, init_args}`.
+
+    Where an argument is not plain, `{refused}` with a line that says which: training goes on without a description.
+    """
+    try:
+        arguments = {name: plain(f"model.{name}", value) for name, value in policy.init_args.items()}
+    except UserError as error:
+        return {"refused": str(error)}
+    return {"class_path": f"{type(policy).__module__}.{type(policy).__qualname__}", "init_args": arguments}
+
+
+def made_policy(description: Plain) -> ActorCritic:
+    """The policy that `described_policy` has described, with fresh weights.
+
+    A description names classes, which are imported; only torch modules are made.
+
+    Raises:
+        UserError: if one of its classes cannot be imported or does not take the arguments.
+    """
+    if "refused" in description:
+        raise UserError(description["refused"])
+    make, arguments = resolve("policy", description)
+    _refuse_other_than_modules("policy", make)
+    torso = arguments.get("torso")
+    if torso is not None and torso not in ("mlp", "nature_cnn"):
+        _refuse_other_than_modules("model.torso", resolve("model.torso", torso, {"mlp": nn.Module})[0])
+    made = {name: made_space(arguments[name]) for name in ("observation_space", "action_space")}
+    try:
+        policy: ActorCritic = make(**{**arguments, **made})
+    except TypeError as error:
+        raise UserError(f"policy: cannot make {make.__name__}: {error}") from error
+    return policy
+
+
+def plain(name: str, value: Any) -> Any:
+    """A value in plain types: lists for tuples, numbers for NumPy's, descriptions for spaces.
+
+    Raises:
+        UserError: naming what has none.
+    """
+    match value:
+        case np.generic():  # first: some are floats too
+            return value.item()
+        case None | bool() | int() | float() | str():
+            return value
+        case Path():
+            return str(value)
+        case Space():
+            return described_space(value)
+        case Mapping():
+            return {key: plain(f"{name}.{key}", part) for key, part in value.items()}
+        case list() | tuple() | np.ndarray():
+            return [plain(f"{name}[{i}]", part) for i, part in enumerate(value)]
+    raise UserError(
+        f"{name}: {value!r} is not of a plain type, so the checkpoint cannot describe it; "
+        "give numbers, strings, and lists or dicts of them"
+    )
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> Plain:
+    """Those that have plain types, in plain types: the `hyper_parameters` of a checkpoint."""
+
+    def described() -> Iterator[tuple[str, Any]]:
+        for name, value in arguments.items():
+            try:
+                yield name, plain(name, value)
+            except UserError:  # whoever loads the checkpoint must give it
+                continue
+
+    return dict(described())
+
+
+class KeepsArguments:
+    """Keeps the arguments that an object of a subclass is made with, by name, in `init_args`.
+
+    Those of the outermost constructor: what it hands on to the constructors that it inherits is its own business.
+    """
+
+    init_args: dict[str, Any]
+
+    def __new__(cls: type[T], *args: Any, **kwargs: Any) -> T:
+        """Makes the object; arguments that the constructor does not take are left for it to refuse."""
+        made: T = object.__new__(cls)
+        made.__dict__["init_args"] = _by_name(inspect.signature(cls.__init__), (made, *args), kwargs)
+        return made
+
+
+def _by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name, without the first, `self`; none where the signature does not take them."""
+    try:
+        bound = signature.bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return {}
+    _, *parameters = signature.parameters.values()
+    named = {parameter.name: bound[parameter.name] for parameter in parameters if parameter.name in bound}
+    for parameter in parameters:
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            named |= named.pop(parameter.name, {})
+    return named
+
+
+def _numbers(bounds: np.ndarray) -> Any:
+    """One number if all are equal, else all of them: an image has very many bounds."""
+    first = bounds.reshape(-1)[:1]
+    return first.item() if len(first) and (bounds == first).all() else bounds.tolist()
+
+
+def _refuse_other_than_modules(field: str, make: Any) -> None:
+    if not (isinstance(make, type) and issubclass(make, nn.Module)):
+        raise UserError(
+            f"{field}: {getattr(make, '__name__', make)!r} is not a class of torch modules; it is not called"
+        )

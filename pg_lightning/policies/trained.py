@@ -1,0 +1,230 @@
+"""A policy from a checkpoint, for a loop of one's own: NumPy in, NumPy out, without a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+
+from pg_lightning.errors import UserError
+from pg_lightning.policies.contract import Policy
+from pg_lightning.policies.description import made_policy, made_space
+from pg_lightning.policies.heads.base import space_name
+from pg_lightning.spaces import FlattenedBox
+
+Observation: TypeAlias = Any  # an array or a number, or a dict or tuple of these, as the environment's space is
+CHECKPOINTS = ("best.ckpt", "last.ckpt")  # of a run, in this order
+PREFIX = "network."  # of the policy's weights among those of the algorithm
+
+
+def load(path: str | Path, seed: int = 0) -> TrainedPolicy:
+    """The policy of a checkpoint, on the CPU, ready to act.
+
+    Args:
+        path: a checkpoint, or the folder of a run: then its `best.ckpt`, else its `last.ckpt`.
+        seed: of the actions that are sampled.
+
+    Raises:
+        UserError: if there is no checkpoint, or it cannot be read, or its policy cannot be made.
+    """
+    file = _checkpoint(Path(path))
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split(". ")[0].split()) or type(error).__name__
+        raise UserError(f"path: cannot read {str(file)!r}: {reason}") from error
+    state = checkpoint.get("pg_lightning") if isinstance(checkpoint, dict) else None
+    if state is None:
+        raise UserError(f"path: {str(file)!r} is not a checkpoint of pg_lightning")
+    if "policy" not in state:
+        raise UserError(
+            f"path: {str(file)!r} is from before checkpoints described their policy; resume its training (fit "
+            "--ckpt_path, with a larger data.total_steps) and load the checkpoint that is written then"
+        )
+    policy = made_policy(state["policy"])
+    weights = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(PREFIX)
+    }
+    if any(tensor.dtype == torch.float64 for name, tensor in weights.items() if name.startswith("actor_head")):
+        policy.double()
+    try:
+        policy.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"path: the weights in {str(file)!r} are not those of its policy: {reason}") from error
+    arguments = state["policy"]["init_args"]
+    observation_space, action_space = (made_space(arguments[f"{name}_space"]) for name in ("observation", "action"))
+    return TrainedPolicy(policy.eval(), observation_space, action_space, state["env_steps"], seed)
+
+
+class TrainedPolicy:
+    """A policy that acts on what an environment gives, one observation or a batch of them.
+
+    Args:
+        policy: on the CPU.
+        observation_space: that it was made with.
+        action_space: of the environment.
+        env_steps: that it was trained for.
+        seed: of the actions that are sampled.
+
+    Attributes:
+        policy: torch in, torch out; see `Policy`.
+        observation_space: what `predict` takes: that of the environment, after its wrappers, and before observations
+            were flattened.
+        action_space: what `predict` gives.
+        env_steps: that it was trained for.
+    """
+
+    def __init__(
+        self, policy: Policy, observation_space: Space[Any], action_space: Space[Any], env_steps: int = 0, seed: int = 0
+    ) -> None:
+        flat = isinstance(observation_space, FlattenedBox)
+        self.policy = policy
+        self.observation_space = cast(FlattenedBox, observation_space).original if flat else observation_space
+        self.action_space = action_space
+        self.env_steps = env_steps
+        self._flattens = flat
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def initial_state(self, num_envs: int | None = None) -> np.ndarray | None:
+        """The state that an episode begins with, `[S]`, or `[N, S]` of N environments; None unless recurrent.
+
+        It is all zeros: where one of N episodes has ended, `state[n] = 0` begins the next.
+        """
+        state = self.policy.initial_state(1 if num_envs is None else num_envs)
+        if state is None:
+            return None
+        return state.numpy()[0] if num_envs is None else state.numpy()
+
+    def predict(
+        self,
+        obs: Observation,
+        state: np.ndarray | None = None,
+        action_mask: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Any, np.ndarray | None]:
+        """The action for an observation, or the actions for a batch of them.
+
+        Args:
+            obs: an observation of `observation_space`, or N of them: every array with one dimension more, in front.
+            state: of a recurrent policy, `[S]` or `[N, S]`: `initial_state` where an episode begins, after that what
+                the step before returned.
+            action_mask: `[A]` or `[N, A]`, non-zero where a choice is allowed.
+            deterministic: the mode of π; else a sample.
+
+        Returns:
+            The action as the environment takes it, in the shape and dtype of `action_space` and within its bounds, or
+            N of them, and the next state, None unless recurrent.
+
+        Raises:
+            UserError: if shape or dtype of an argument is wrong, or the state is missing.
+        """
+        space, count = self.observation_space, _count(self.observation_space, obs)
+        batched = count is not None
+        rows = _rows(space, obs, batched) if self._flattens else _array("obs", space, obs, batched)
+        with torch.inference_mode():
+            before = self._state(state, count)
+            seen = torch.from_numpy(rows)
+            mask = None if action_mask is None else torch.from_numpy(_with_batch(action_mask, batched))
+            if deterministic:
+                actions, after = self.policy.mode(seen, mask, before)
+            else:
+                actions, after = self.policy.sample(seen, self._generator, mask, before)
+            chosen = self.policy.env_actions(actions).numpy().astype(self.action_space.dtype, copy=False)
+        following = None if after is None else after.numpy()
+        if batched:
+            return chosen, following
+        return chosen[0], None if following is None else following[0]
+
+    def _state(self, state: np.ndarray | None, count: int | None) -> torch.Tensor | None:
+        empty = self.policy.initial_state(1 if count is None else count)
+        if empty is None:
+            if state is not None:
+                raise UserError("state: this policy is not recurrent; pass None")
+            return None
+        shape = [*empty.shape] if count is not None else [*empty.shape[1:]]
+        if state is None:
+            raise UserError(
+                "state: this policy is recurrent; pass initial_state() where an episode begins, and after that the "
+                "state that predict returned"
+            )
+        given = np.asarray(state)
+        if [*given.shape] != shape:
+            raise UserError(f"state: expected shape {shape}, got {[*given.shape]}")
+        return torch.from_numpy(_with_batch(given, count is not None)).to(empty.dtype)
+
+
+def _checkpoint(path: Path) -> Path:
+    """The file itself, or that of a run's folder."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"path: no file or folder {str(path)!r}")
+    found = [file for name in CHECKPOINTS for file in (path / "checkpoints" / name, path / name) if file.is_file()]
+    if not found:
+        raise UserError(f"path: no {' or '.join(CHECKPOINTS)} in {str(path / 'checkpoints')!r}; give a checkpoint")
+    return found[0]
+
+
+def _with_batch(array: np.ndarray, batched: bool) -> np.ndarray:
+    array = np.asarray(array, order="C")
+    return array if batched else array[None]
+
+
+def _count(space: Space[Any], obs: Observation, name: str = "obs") -> int | None:
+    """The number of observations in a batch; None of one alone. All parts of a `Dict` or `Tuple` must agree."""
+    parts = _parts(space, obs, name)
+    if parts is not None:
+        counts = {_count(part, x, f"{name}[{key!r}]") for key, part, x in parts}
+        if len(counts) > 1:
+            raise UserError(f"{name}: its parts disagree on the number of observations; give one, or N of each")
+        return counts.pop() if counts else None
+    shape, own = np.shape(obs), space.shape
+    assert own is not None
+    if shape == own:
+        return None
+    if shape[1:] == own and len(shape) == len(own) + 1:
+        return shape[0]
+    many = ", ".join(map(str, ("N", *own)))
+    raise UserError(f"{name}: expected shape {[*own]}, or [{many}] of N observations, got {[*shape]}")
+
+
+def _parts(space: Space[Any], obs: Observation, name: str) -> list[tuple[Any, Space[Any], Observation]] | None:
+    """Key, space and observation of each part of a `Dict` or `Tuple`; None of another space."""
+    if isinstance(space, spaces.Dict):
+        if not isinstance(obs, Mapping) or (missing := [key for key in space.spaces if key not in obs]):
+            lacking = f"one without {missing[0]!r}" if isinstance(obs, Mapping) else type(obs).__name__
+            raise UserError(f"{name}: expected a dict with {', '.join(map(repr, space.spaces))}, got {lacking}")
+        return [(key, part, obs[key]) for key, part in space.spaces.items()]
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(obs, (tuple, list)) or len(obs) != len(space.spaces):
+            raise UserError(f"{name}: expected a tuple of {len(space.spaces)} parts")
+        return [(i, part, x) for i, (part, x) in enumerate(zip(space.spaces, obs, strict=True))]
+    return None
+
+
+def _array(name: str, space: Space[Any], obs: Observation, batched: bool) -> np.ndarray:
+    """`[N, *obs]` in the dtype of the space."""
+    given = np.asarray(obs)
+    assert space.dtype is not None
+    if not np.can_cast(given.dtype, space.dtype, "same_kind"):
+        raise UserError(f"{name}: expected dtype {space.dtype}, got {given.dtype}")
+    array = _with_batch(given.astype(space.dtype, copy=False), batched)
+    if not isinstance(space, spaces.Box) and not all(space.contains(row) for row in array):
+        raise UserError(f"{name}: expected observations of {space_name(space)}")
+    return array
+
+
+def _rows(space: Space[Any], obs: Observation, batched: bool, name: str = "obs") -> np.ndarray:
+    """`[N, D]` observations, flattened as `gymnasium.spaces.flatten` does it, one-hot where they are categories."""
+    parts = _parts(space, obs, name)
+    if parts is not None:
+        return np.concatenate([_rows(part, x, batched, f"{name}[{key!r}]") for key, part, x in parts], axis=1)
+    array = _array(name, space, obs, batched)
+    return np.stack([cast(np.ndarray, spaces.flatten(space, row)) for row in array])

@@ -1,0 +1,21 @@
+"""Observation spaces that were flattened, and what they were before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gymnasium import Space, spaces
+
+
+class FlattenedBox(spaces.Box):
+    """The `Box` of vectors that `gymnasium.spaces.flatten` makes of observations, which also knows their own space.
+
+    Args:
+        original: `Dict`, `Tuple`, `Discrete`, `MultiDiscrete`, `MultiBinary`, or a `Box` of numbers.
+    """
+
+    def __init__(self, original: Space[Any]) -> None:
+        flat = spaces.flatten_space(original)
+        assert isinstance(flat, spaces.Box)
+        super().__init__(flat.low, flat.high, dtype=flat.dtype)
+        self.original = original
