@@ -21,12 +21,12 @@ class GradientOnly(Learner):
         only.record = record
         return only
 
-    def step(self, loss: Any, batch: Any, limit: Any = None) -> Any:
+    def step_unless(self, loss: Any, batch: Any, name: str, limit: float) -> bool:
         value, stats = loss(batch)
         self.record(value, batch)
         stats["train/grad_norm"] = torch.zeros(())
-        self._steps.append((len(batch), stats))
-        return stats
+        self.steps.append((len(batch), stats))
+        return True
 
 
 class WatchedActor(PolicyActor):

@@ -66,7 +66,7 @@ class A3C(PolicyGradientModule):
             shared_statistics,
             alone.max_grad_norm,
             alone.compiles,
-            alone.micro_batch_size,
+            alone.backward.micro_batch_size,
         )
 
     def setup(self, stage: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -74,8 +75,7 @@ class PPO(PolicyGradientModule):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self._clip_range: float | Tensor = clip_range
-        ends_early = target_kl is not None and kl_penalty is None
-        self._kl_limit = ("train/approx_kl", 1.5 * (target_kl or 0.0)) if ends_early else None
+        self._kl_limit = math.inf if target_kl is None or kl_penalty is not None else 1.5 * target_kl
         self.kl_penalty: Tensor | None
         self.register_buffer("kl_penalty", None if kl_penalty is None else torch.tensor(kl_penalty))
 
@@ -105,9 +105,9 @@ class PPO(PolicyGradientModule):
                 batch.old_log_probs = self.network.policy(batch).log_prob(batch.actions)
         clip_range = self.clip_range * (self.progress.remaining if self.clip_schedule == "linear" else 1.0)
         self._clip_range = self.learner.number(clip_range)
-        limit = None  # at least one step
+        limit = math.inf  # at least one step
         for minibatch in self.learner.minibatches(batch, self.num_epochs, self.num_minibatches):
-            if self.learner.step(self.loss, minibatch, limit) is None:
+            if not self.learner.step_unless(self.loss, minibatch, "train/approx_kl", limit):
                 break
             limit = self._kl_limit
         stats = self.learner.mean_stats()

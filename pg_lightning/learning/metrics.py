@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from pg_lightning.collectives import Collectives
 from pg_lightning.errors import UserError
+from pg_lightning.policies import RunningMeanVar
 from pg_lightning.statistics import weighted_mean
 
 Reduction = Literal["mean", "sum", "max"]
@@ -102,13 +103,12 @@ def of_all_ranks(
     return together
 
 
-def refuse_drift(state: Sequence[Tensor], updates: int, algorithm: str, collectives: Collectives) -> None:
-    """Compares what must be the same on all ranks.
+def refuse_drift(module: nn.Module, updates: int, collectives: Collectives) -> None:
+    """Compares what must be the same on all ranks: weights, running statistics and the algorithm's own buffers.
 
     Args:
-        state: weights and statistics of this rank.
+        module: the algorithm.
         updates: how many there have been.
-        algorithm: its name.
         collectives: of the training.
 
     Raises:
@@ -116,7 +116,9 @@ def refuse_drift(state: Sequence[Tensor], updates: int, algorithm: str, collecti
     """
     if collectives.world_size == 1:
         return
-    finite = [x.double().nan_to_num() for x in state]
+    statistics = [x for part in module.modules() if isinstance(part, RunningMeanVar) for x in part.buffers()]
+    state = [*module.parameters(), *module.buffers(recurse=False), *statistics]
+    finite = [x.detach().double().nan_to_num() for x in state]
     gathered = collectives.all_gather(torch.stack([f(x) for x in finite for f in (torch.sum, _size)]))
     sums, sizes = gathered[:, 0::2], gathered[:, 1::2]
     # Not to the last bit, which may differ between kinds of processors.
@@ -124,8 +126,8 @@ def refuse_drift(state: Sequence[Tensor], updates: int, algorithm: str, collecti
     if apart:
         raise UserError(
             f"trainer.devices: weights or statistics of rank {', '.join(map(str, apart))} differ from those of "
-            f"rank 0 after {updates} updates; {algorithm}.update must change weights by learner.step and decide by "
-            "what all ranks know"
+            f"rank 0 after {updates} updates; {type(module).__name__}.update must change weights by learner.step and "
+            "decide by what all ranks know"
         )
 
 

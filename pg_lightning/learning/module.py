@@ -25,7 +25,7 @@ from pg_lightning.learning.learner import Learner
 from pg_lightning.learning.metrics import EvaluationEpisodes
 from pg_lightning.learning.optimizers import OptimizerSettings
 from pg_lightning.learning.progress import Progress
-from pg_lightning.learning.reports import TrainingReports, evaluation_metrics, publish
+from pg_lightning.learning.reports import TrainingReports, report_evaluation, report_update
 from pg_lightning.learning.run_statistics import RunStatistics
 from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
 from pg_lightning.lightning_private import trainer_of
@@ -161,7 +161,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         self.statistics = RunStatistics(self.reward_scaler, self.network.normalizer)
         self.reports = TrainingReports()
         self.evaluation = (torch.zeros(0), torch.zeros(0))
-        self._evaluation = EvaluationEpisodes()
+        self.evaluation_episodes = EvaluationEpisodes()
         self._is_logged = True
 
     # What an algorithm is: its update.
@@ -263,27 +263,16 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         self.reports.episodes.add(rollout.episode_returns, rollout.episode_lengths)
         self.trainer.should_stop |= self.progress.is_over
         if self._is_logged or self.trainer.should_stop:
-            self._report(metrics, rollout)
+            report_update(self, metrics, rollout)
 
     # Lightning asks for the signature with every batch; one that is written down takes a third of the time.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
-
-    def _report(self, metrics: dict[str, Tensor], rollout: Rollout) -> None:
-        """Logs an update; compares the ranks on that occasion."""
-        if rollout.log_probs is not None:
-            lag = self.progress.previous - rollout.policy_version
-            metrics["train/policy_lag"] = torch.tensor(float(lag), device=self.device)
-        self.learner.refuse_drift(self)
-        numbers = self.reports.reduce(
-            metrics, self.progress, self.learner.rows, self.learner.collectives, rollout.env_restarts is not None
-        )
-        publish(self, numbers | {"train/learning_rate": self.learner.rates.current}, self.env_steps)
 
     # Evaluation: one batch is one whole episode.
 
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
         """Counts an episode."""
-        self._evaluation.update(episode.episode_return, episode.episode_length)
+        self.evaluation_episodes.update(episode.episode_return, episode.episode_length)
 
     test_step = validation_step
 
@@ -294,21 +283,15 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs `val/…` and shows it to the schedulers that wait for a plateau."""
         if self.trainer.sanity_checking:
-            self._evaluation.reset()
+            self.evaluation_episodes.reset()
             return
-        metrics = self._report_evaluation("val")
+        metrics = report_evaluation(self, "val")
         if self.trainer.state.fn == "fit":
             self.learner.rates.after_evaluation(metrics["val/return_mean"])
 
     def on_test_epoch_end(self) -> None:
         """Logs `test/…`."""
-        self._report_evaluation("test")
-
-    def _report_evaluation(self, prefix: str) -> dict[str, float]:
-        self.evaluation = self._evaluation.collect()
-        metrics = evaluation_metrics(prefix, *self.evaluation)
-        publish(self, metrics, self.env_steps)
-        return metrics
+        report_evaluation(self, "test")
 
     def teardown(self, stage: str) -> None:
         """Disconnects the ranks, and the actor from the Trainer."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from pg_lightning.collectives import Collectives
-from pg_lightning.learning.metrics import TrainingEpisodes, of_all_ranks
+from pg_lightning.learning.metrics import TrainingEpisodes, of_all_ranks, refuse_drift
 from pg_lightning.learning.progress import Progress
+from pg_lightning.rollout import Rollout
+
+if TYPE_CHECKING:
+    from pg_lightning.learning.module import PolicyGradientModule
 
 
 class TrainingReports:
@@ -61,29 +66,48 @@ class TrainingReports:
         return numbers
 
 
-def evaluation_metrics(prefix: str, returns: Tensor, lengths: Tensor) -> dict[str, float]:
-    """Mean and deviation of returns `[E]`, mean of lengths `[E]`, under `prefix`."""
-    return {
+def report_update(module: PolicyGradientModule, metrics: dict[str, Tensor], rollout: Rollout) -> None:
+    """Logs an update; compares the ranks on that occasion.
+
+    Raises:
+        UserError: if weights or statistics of the ranks differ.
+    """
+    learner, progress = module.learner, module.progress
+    if rollout.log_probs is not None:
+        lag = progress.previous - rollout.policy_version
+        metrics["train/policy_lag"] = torch.tensor(float(lag), device=module.device)
+    refuse_drift(module, progress.updates, learner.collectives)
+    counts_restarts = rollout.env_restarts is not None
+    numbers = module.reports.reduce(metrics, progress, learner.rows, learner.collectives, counts_restarts)
+    publish(module, numbers | {"train/learning_rate": learner.rates.current})
+
+
+def report_evaluation(module: PolicyGradientModule, prefix: str) -> dict[str, float]:
+    """Logs an evaluation under `prefix`: mean and deviation of returns, mean of lengths; returns what it has logged."""
+    returns, lengths = module.evaluation = module.evaluation_episodes.collect()
+    metrics = {
         f"{prefix}/return_mean": returns.mean().item(),
         f"{prefix}/return_std": returns.std(correction=0).item(),
         f"{prefix}/length_mean": lengths.mean().item(),
     }
+    publish(module, metrics)
+    return metrics
 
 
-def publish(module: LightningModule, metrics: Mapping[str, float], env_steps: int) -> None:
+def publish(module: PolicyGradientModule, metrics: Mapping[str, float]) -> None:
     """To callbacks, and to loggers directly: their x-axis is env steps, exact beyond 2²⁴.
 
     Past `self.log`, which costs 0.1 to 0.3 ms per key, except outside `fit`, where its results are what the Trainer
     returns.
     """
-    published = {**metrics, "time/env_steps": float(env_steps)}
+    published = {**metrics, "time/env_steps": float(module.env_steps)}
     trainer: Trainer = module.trainer
     if trainer.state.fn != "fit":
         module.log_dict(published)
         return
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in published.items()})
     for logger in module.loggers:
-        logger.log_metrics(published, step=env_steps)
+        logger.log_metrics(published, step=module.env_steps)
 
 
 def _device(metrics: Mapping[str, Tensor]) -> torch.device:
