@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint docs learn bench clean
+.PHONY: train test quick lint docs learn bench gpu clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m pg_lightning fit --config configs/ppo_cartpole.yaml
@@ -20,6 +20,11 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-dev lint
 	$(BIN)/python -m pytest -n 2
+
+# Before each commit: lint, and the tests that start no process and train nothing, in two minutes.
+quick: lint
+	$(BIN)/python -m pytest -n 2 -m "not learning and not slow" tests/house tests/algorithms tests/policies tests/learning \
+	  tests/test_returns.py tests/test_losses.py tests/test_rollout.py tests/test_statistics.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
@@ -36,6 +41,9 @@ learn: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/pip install -q -e ".[bench,mujoco]"
 	$(BIN)/python benchmarks/throughput.py
+
+gpu: $(VENV)/installed
+	$(BIN)/python benchmarks/gpu.py --json gpu.json --markdown gpu.md
 
 # torch comes first and alone: asked for by another package's range, pip would look at its newest build.
 $(VENV)/installed: pyproject.toml constraints.txt
