@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -241,8 +242,8 @@ def join() -> None:
         _listener.launcher.kill(signal.SIGKILL)
 
 
-def _is_running(process: Any) -> bool:
-    return bool(process.is_alive() if isinstance(process, BaseProcess) else process.poll() is None)
+def _is_running(process: BaseProcess | subprocess.Popen[bytes]) -> bool:
+    return process.is_alive() if isinstance(process, BaseProcess) else process.poll() is None
 
 
 def leave(status: int) -> None:
