@@ -15,7 +15,7 @@ class StopOnSignal(Callback):
     """Ctrl-C, SIGTERM and SIGUSR1 end `fit` with `signals.Stopped` between two rollouts.
 
     A rollout or an evaluation that is being played is given up; an update comes to its end, if that takes no longer
-    than `signals.PATIENCE` seconds. Every rank ends with the one that the signal came to.
+    than `signals.BOUNDARY_PATIENCE_S` seconds. Every rank ends with the one that the signal came to.
 
     Lightning's own handlers would gather ranks and save in the midst of anything, and end with status 0.
     """
@@ -31,7 +31,7 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to save. No rank may leave the others waiting, however long an update is."""
-        signals.hold(signals.PATIENCE if trainer.world_size == 1 else None)
+        signals.hold(signals.BOUNDARY_PATIENCE_S if trainer.world_size == 1 else None)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Where an evaluation ends, be it given up."""

@@ -74,7 +74,7 @@ class RolloutDataset(IterableDataset[Rollout]):
             if stops or getattr(strategy, "world_size", 1) == 1:  # else no rank knows of a signal to another
                 signals.raise_if_stopped(strategy)
             self.collector.is_given_up = True  # until it is clear that the policy learns from it
-            rollout = signals.unless_stopped(self.collector.collect, self.actor, patience=signals.PATIENCE)
+            rollout = signals.unless_stopped(self.collector.collect, self.actor, patience=signals.BOUNDARY_PATIENCE_S)
             stops = signals.agree(strategy, rollout is None, learning)
             self.collector.is_given_up = False
             played = time.monotonic()

@@ -146,12 +146,11 @@ class ForkedWorker:
             WorkerError: if the process died; names the cause.
             Exception: what `work` raised, see the class.
         """
-        # By looking, not only by the pipe's end: what the process started may keep the pipe open.
-        while not self.is_ready(LIVENESS_POLL_S):
-            pass
         try:
-            if not self.pipe.poll():
-                raise EOFError
+            while not self.pipe.poll(LIVENESS_POLL_S):
+                # What the process started may keep the pipe open. Once it has ended its last words are in the pipe.
+                if self.has_ended() and not self.pipe.poll():
+                    raise EOFError
             message = self.pipe.recv()
         except (EOFError, OSError):
             raise WorkerError(f"{self.name} {self.cause_of_death()}") from None

@@ -132,7 +132,7 @@ def test_a_run_goes_on_as_if_no_signal_had_come(cli, tiny, tmp_path, monkeypatch
 
 
 def test_after_a_rollout_that_was_given_up_episodes_start_afresh(cli, tiny, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(signals, "PATIENCE", 0.2)
+    monkeypatch.setattr(signals, "BOUNDARY_PATIENCE_S", 0.2)
     with monkeypatch.context() as patch:
         patch.setattr(PPO, "act", sends(signal.SIGTERM, PPO.act, at=40, sleep=60))
         assert cli(tmp_path, "fit", "--config", tiny).returncode == 143
@@ -149,7 +149,7 @@ def test_a_rollout_that_ends_too_late_to_be_learned_from_is_given_up_too(
 ):
     """The environments have gone on without the policy: what is resumed must not go on from there."""
     overlap = ("--data.overlap", owner is CollectorProcess)
-    monkeypatch.setattr(signals, "PATIENCE", 1.0)
+    monkeypatch.setattr(signals, "BOUNDARY_PATIENCE_S", 1.0)
     update = PPO.update
     with monkeypatch.context() as patch:
         patch.setattr(PPO, "update", lambda *args: time.sleep(1.1) or update(*args))
@@ -183,7 +183,7 @@ def test_an_update_comes_to_its_end(cli, tiny, tmp_path, monkeypatch, boundaries
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_update_that_takes_too_long_is_given_up(cli, tiny, tmp_path, monkeypatch, boundaries, signum, status):
-    monkeypatch.setattr(signals, "PATIENCE", 0.2)
+    monkeypatch.setattr(signals, "BOUNDARY_PATIENCE_S", 0.2)
     monkeypatch.setattr(PPO, "update", sends(signum, PPO.update, at=6, sleep=60))
     finished = cli(tmp_path, "fit", "--config", tiny)
     assert_boundary(interrupted(finished, tmp_path, status), boundaries, 256)
@@ -298,6 +298,108 @@ def test_processes_of_a_run_are_waited_for_whoever_started_them(launch):
     signals.join()
     signals.launches(None)
     assert (process.returncode if launch == "Popen" else process.exitcode) == 0
+
+
+# What a signal does in each phase of a run.
+
+ALONE = SimpleNamespace(world_size=1)
+
+
+@pytest.fixture
+def listening(monkeypatch):
+    """Signals are handled as in a run."""
+    monkeypatch.setattr(signals, "BOUNDARY_PATIENCE_S", 0.2)
+    assert signals.listen()
+    yield
+    signals.forget()
+
+
+def sigterm(seconds=0.0):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(seconds)
+    return "done"
+
+
+def take_effect(function, *args, **kwargs):
+    """What a function returns, or whether the `Stopped` that it raised is consistent."""
+    try:
+        return function(*args, **kwargs)
+    except signals.Stopped as stop:
+        return "consistent" if stop.consistent else "inconsistent"
+
+
+@pytest.mark.parametrize(
+    ("hold", "play", "seconds", "effect"),
+    [
+        (None, None, 0, "inconsistent"),
+        (None, {"patience": 0.2}, 0, "inconsistent"),
+        ({"patience": 0.2}, None, 0, "done"),
+        ({"patience": 0.2}, None, 60, "inconsistent"),
+        ({"patience": None}, None, 0.6, "done"),
+        ({"patience": 0.2}, {"patience": 0.2}, 0, "done"),
+        ({"patience": 0.2}, {"patience": 0.2}, 60, None),
+        ({"patience": None}, {"patience": 0.2}, 60, None),
+        ({"patience": 60.0}, {"patience": 0.0}, 60, None),
+    ],
+    ids=[
+        "open",
+        "open, playing",
+        "held",
+        "held for long",
+        "held for ever",
+        "plays on",
+        "long",
+        "with ranks",
+        "gives up",
+    ],
+)
+@pytest.mark.usefixtures("listening")
+def test_what_a_signal_does_depends_on_the_phase(hold, play, seconds, effect):
+    if hold:
+        signals.hold(**hold)
+    assert signals.are_held() == bool(hold)
+    begin = time.monotonic()
+    if play is None:
+        assert take_effect(sigterm, seconds) == effect
+    else:
+        assert take_effect(signals.unless_stopped, sigterm, seconds, **play) == effect
+    assert time.monotonic() - begin < 5
+    if effect == "inconsistent":
+        assert sigterm() == "done"  # the run is ending already
+    else:
+        assert signals.are_held()
+        assert take_effect(signals.unless_stopped, lambda: "played") is None
+        assert take_effect(signals.raise_if_stopped, ALONE) == "consistent"
+    signals.release()
+    assert sigterm() == "done"
+    assert not signals.are_held()
+
+
+@pytest.mark.parametrize("patience", [0.0, 0.2])
+@pytest.mark.usefixtures("listening")
+def test_a_signal_after_a_rollout_waits_for_its_update(patience):
+    signals.hold()
+    assert signals.unless_stopped(lambda: "played", patience=patience) == "played"
+    assert take_effect(sigterm) == "done"
+    signals.release()
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_signal_after_training_raises_at_once_again():
+    signals.hold()
+    assert signals.unless_stopped(lambda: "played") == "played"
+    signals.release()
+    assert take_effect(sigterm) == "inconsistent"
+
+
+@pytest.mark.parametrize(("seconds", "effect"), [(0.0, True), (60.0, "consistent")])
+@pytest.mark.usefixtures("listening")
+def test_a_rollout_is_learned_from_if_there_is_time(seconds, effect):
+    signals.hold()
+    assert signals.agree(ALONE, False, 60.0) is False
+    sigterm()
+    assert take_effect(signals.agree, ALONE, False, seconds) == effect
+    signals.release()
 
 
 # In processes of their own.
