@@ -2,7 +2,9 @@
 
 import ast
 import inspect
+import re
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from packaging.specifiers import SpecifierSet
 from torch import distributed, nn
 
 import pg_lightning
@@ -274,6 +277,15 @@ def test_a_single_device_strategy_keeps_its_launcher_where_the_property_looks():
     strategy = SingleDeviceStrategy("cpu")
     strategy._launcher = "anything"
     assert strategy.launcher == "anything"
+
+
+@pytest.mark.parametrize("name", ["lightning", "torch"])
+def test_versions_are_bounded_from_above_and_these_tests_run_within_the_bounds(name):
+    declared = re.search(rf'^  "{name}([^"]+)",$', (PACKAGE.parent / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared is not None
+    bounds = SpecifierSet(declared[1])
+    assert {bound.operator for bound in bounds} == {">=", "<"}
+    assert bounds.contains(version(name))
 
 
 def test_no_other_module_imports_a_private_name_of_lightning_or_torch():

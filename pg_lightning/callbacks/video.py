@@ -50,7 +50,7 @@ class EvaluationVideo(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero or not self._is_working:
             return
         try:
-            video = self._record(trainer, pl_module, Path(folder or ".") / "videos")
+            video = self.record(trainer, pl_module, Path(folder or ".") / "videos")
         except StopIteration:  # a signal has cut the episode, and ends the run
             return
         except Exception as error:
@@ -61,10 +61,15 @@ class EvaluationVideo(Callback):
             if isinstance(logger, WandbLogger):
                 logger.log_video("val/video", [str(video)])
 
-    def _record(self, trainer: Trainer, pl_module: Any, folder: Path) -> Path:
+    def record(self, trainer: Trainer, pl_module: Any, folder: Path) -> Path:
+        """Plays the episode and writes its video into a folder.
+
+        Returns:
+            The file.
+        """
         data = trainer.datamodule  # type: ignore[attr-defined]
         name = f"env_steps_{pl_module.env_steps:010d}"
-        env = self._make_env(data, folder, name)
+        env = self.make_env(data, folder, name)
         try:
             seed = data.seed
             episode = EvaluationDataset(
@@ -80,7 +85,8 @@ class EvaluationVideo(Callback):
             env.close()
         return folder / f"{name}-episode-0.mp4"
 
-    def _make_env(self, data: RolloutDataModule, folder: Path, name: str) -> VectorEnv:
+    def make_env(self, data: RolloutDataModule, folder: Path, name: str) -> VectorEnv:
+        """The environment of the evaluations, filmed into a folder."""
         wrappers = [
             *data.wrappers,
             {"class_path": "gymnasium.wrappers.TimeLimit", "init_args": {"max_episode_steps": self.max_frames}},

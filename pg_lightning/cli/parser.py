@@ -16,6 +16,11 @@ SUGGESTION = "; did you mean "
 KEY = re.compile(r'^Parser key "(.+?)":? ?')
 EXPECTED_TYPE = re.compile(r"Expected an? (?:<class '(.+?)'>|typing\.Literal\[(.+)\])(?:\. Got value: .*)?$")
 
+# What jsonargparse says of a class that configs of earlier versions name, and where it is now.
+MOVED = {
+    "'pg_lightning.callbacks' has no attribute 'FaultTolerantWandbLogger'": "pg_lightning.run.FaultTolerantWandbLogger",
+}
+
 
 class Parser(LightningArgumentParser):
     """Complains in one line: the key at fault, what is wrong with it, and the nearest key that there is."""
@@ -31,7 +36,9 @@ class Parser(LightningArgumentParser):
             message = f'Parser key "{unknown[1]}":\n  unknown key' + "".join(f"{SUGGESTION}{key}?" for key in nearest)
         if not self.exit_on_error:
             super().error(message, ex)
-        self.exit(2, f"error: {complaint(message)}\n")
+        line = complaint(message)
+        moved = "".join(f"; it is {new} now" for old, new in MOVED.items() if old in line)
+        self.exit(2, f"error: {line}{moved}\n")
 
 
 def complaint(message: str) -> str:

@@ -197,7 +197,7 @@ class Runs:
         self._claim(run)
         result = known(run)
         if result is None:
-            status = self._call(run)
+            status = self.call(run)
             last = (run.folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
             if status == 2:
                 raise UserError(f"{run.name}, seed {run.seed}: {last[0].removeprefix('error: ')}")
@@ -222,7 +222,7 @@ class Runs:
                 f"output: {str(run.folder)!r} holds a run with other settings; remove it, or give another folder"
             )
 
-    def _call(self, run: Run) -> int:
+    def call(self, run: Run) -> int:
         """The exit status of the run's process.
 
         Raises:

@@ -127,9 +127,9 @@ class MetricsWriter:
             self._cut()
             keys = sorted(set(self._columns).union(*self.metrics))
             if keys == self._columns and self.path.is_file():
-                self._append()
+                self.append()
             else:
-                self._replace(keys, [*self._read(), *self.metrics])
+                self.replace(keys, [*self._read(), *self.metrics])
         except OSError as error:
             self.lost += max(0, len(self.metrics) - MOST)
             del self.metrics[:-MOST]
@@ -155,7 +155,7 @@ class MetricsWriter:
         rows = self._read(count)
         keys = sorted({key for row in rows for key, value in row.items() if value})
         if self.path.is_file():
-            self._replace(keys, [{key: row[key] for key in keys} for row in rows])
+            self.replace(keys, [{key: row[key] for key in keys} for row in rows])
         self.count, self.metrics = len(rows), [*unwritten]
 
     def _read(self, count: int | None = None) -> list[dict[str, Any]]:
@@ -164,7 +164,12 @@ class MetricsWriter:
         with self.path.open(newline="") as file:
             return list(islice(csv.DictReader(file), count))
 
-    def _append(self) -> None:
+    def append(self) -> None:
+        """Writes the rows in memory behind those of the file, all or none.
+
+        Raises:
+            OSError: what was written of them is removed, at once or before the next are written.
+        """
         whole = self.path.stat().st_size
         text = io.StringIO(newline="")
         csv.DictWriter(text, self._columns).writerows(self.metrics)
@@ -185,7 +190,12 @@ class MetricsWriter:
             os.truncate(self.path, self._torn_at)
             self._torn_at = None
 
-    def _replace(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    def replace(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
+        """Writes the file anew.
+
+        Raises:
+            OSError: the file is untouched.
+        """
         write_csv(self.path, rows, columns)
         self._columns = columns
         self._torn_at = None

@@ -134,7 +134,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
             try:
                 if mode == "online":
                     _probe(settings.base_url)
-                run = self._begin(mode)
+                run = self.begin(mode)
             except Exception as error:
                 troubles.append(cause_of(error))
                 with suppress(Exception, SystemExit):  # else the id is taken, by the run that could not start
@@ -148,7 +148,8 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
         self._warn(f"{troubles[0]}; nothing is recorded there, metrics.csv has it all")
         return wandb.init(mode="disabled")
 
-    def _begin(self, mode: str | None) -> Any:
+    def begin(self, mode: str | None) -> Any:
+        """Starts the W&B run in a mode, raising whatever wandb does."""
         self.init_arguments["mode"] = mode
         self._state_file.parent.mkdir(parents=True, exist_ok=True)
         self.run = None

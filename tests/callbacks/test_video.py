@@ -46,7 +46,7 @@ def test_a_video_that_fails_ends_the_videos_and_not_the_run(run, train, tmp_path
 
     attempts: list[int] = []
     monkeypatch.setattr(video.EvaluationVideo, "setup", lambda *_, **__: None)
-    monkeypatch.setattr(video.EvaluationVideo, "_record", fail)
+    monkeypatch.setattr(video.EvaluationVideo, "record", fail)
     with pytest.warns(UserWarning, match="no more videos in this run: .*No space left on device"):
         ours = train(tmp_path, *VIDEO)
     assert len(attempts) == 1
@@ -62,7 +62,7 @@ def test_a_video_that_a_signal_cuts_is_none_that_failed(cli, tiny, tmp_path, mon
     monkeypatch.setattr(video.EvaluationVideo, "setup", lambda *_, **__: None)
     monkeypatch.setattr(
         video.EvaluationVideo,
-        "_make_env",
+        "make_env",
         lambda _, data, *__: make_vector_env(data.env_id, 1, autoreset_mode="disabled"),
     )
     monkeypatch.setattr(video, "EvaluationDataset", Dataset)

@@ -29,6 +29,11 @@ from run_files import complaint
             "--trainer.callbacks EarlyStopping --trainer.callbacks.monito val/return_mean",
             "trainer.callbacks.monito: unknown key; did you mean trainer.callbacks.monitor?",
         ),
+        (
+            "--trainer.logger pg_lightning.callbacks.FaultTolerantWandbLogger",
+            "trainer.logger: module 'pg_lightning.callbacks' has no attribute 'FaultTolerantWandbLogger'; "
+            "it is pg_lightning.run.FaultTolerantWandbLogger now",
+        ),
         ("--trainer.logger TensorBoardLogger", "trainer.logger: the following arguments are required: save_dir"),
         ("--data.num_envs", "argument --data.num_envs: expected one argument"),
         ("more", "unrecognized arguments: more"),

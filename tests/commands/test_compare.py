@@ -87,7 +87,7 @@ def test_a_comparison_runs_the_methods_and_what_they_are_held_against(tmp_path, 
         (folder / "metrics.csv").write_text("\n".join(["step,time/steps_per_second,val/return_mean", *rows]) + "\n")
         return 0
 
-    monkeypatch.setattr(compare_module.Runs, "_call", call)
+    monkeypatch.setattr(compare_module.Runs, "call", call)
     path = tmp_path / "ppo.yaml"
     path.write_text(yaml.safe_dump({"data": {"env_id": "CartPole-v1", "eval_episodes": 2}}))
     compare("x", [path], dqn={}, overrides={"data.total_steps": 300}, seeds=[1, 2], output=tmp_path / "studies")

@@ -62,7 +62,7 @@ class Played:
 @pytest.fixture
 def played(monkeypatch):
     made = Played()
-    monkeypatch.setattr(Runs, "_call", lambda self, run: made.call(run))
+    monkeypatch.setattr(Runs, "call", lambda self, run: made.call(run))
     monkeypatch.setattr(
         runs_module, "read_result", lambda run, _: Result(run.name, run.seed, 100, 10.0 * run.seed, 0.0, 1.0)
     )

@@ -85,7 +85,7 @@ def test_a_disk_that_stays_full_is_named_at_the_end_and_memory_is_bounded(tmp_pa
 
 def test_rows_that_wait_are_in_the_checkpoint(run, train, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        for name in ("_append", "_replace"):
+        for name in ("append", "replace"):
             patch.setattr(MetricsWriter, name, unless_full(getattr(MetricsWriter, name)))
         with pytest.raises(Interrupted):
             train(tmp_path, *interrupt_at(5, save=True))
@@ -108,7 +108,7 @@ def test_a_resumed_run_on_a_full_disk_is_refused_in_one_line(run, cli, tiny, tmp
     stopped = shutil.copytree(run, tmp_path / "runs/tiny/version_0")
     before = (stopped / "metrics.csv").read_bytes()
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(MetricsWriter, "_replace", lambda *_: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(MetricsWriter, "replace", lambda *_: (_ for _ in ()).throw(full))
     finished = cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last", "--data.total_steps", 1000)
     assert finished.stderr.splitlines()[-1] == (
         "error: trainer.default_root_dir: cannot write 'runs/tiny/version_0/metrics.csv': No space left on device; "

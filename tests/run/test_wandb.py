@@ -268,7 +268,7 @@ class Broken:
 def test_what_fails_in_the_run_is_one_warning_and_is_tried_ever_less_often(online, train, run, tmp_path, monkeypatch):
     broken = Broken()
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(FaultTolerantWandbLogger, "_begin", lambda *_: broken)
+    monkeypatch.setattr(FaultTolerantWandbLogger, "begin", lambda *_: broken)
     with pytest.warns(UserWarning, match="Weights & Biases: .*No space left on device") as caught:
         ours = train(tmp_path, *ON)
     assert sum("Weights & Biases" in str(warning.message) for warning in caught) == 1
