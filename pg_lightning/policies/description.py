@@ -78,11 +78,16 @@ def made_space(space: Space[Any] | Plain) -> Space[Any]:
     raise UserError(f"space: {space['space']!r} is not known to this version of pg_lightning")
 
 
-def described_policy(policy: ActorCritic) -> Plain:
-    """The class of a policy and the arguments it was made with, as `{class_path, init_args}`.
+def described_policy(policy: nn.Module) -> Plain:
+    """The class of an `ActorCritic` and the arguments it was made with, as `{class_path, init_args}`.
 
-    Where an argument is not plain, `{refused}` with a line that says which: training goes on without a description.
+    Of another module, or where an argument is not plain, `{refused}` with a line that says why: training goes on
+    without a description.
     """
+    if not isinstance(policy, ActorCritic):
+        return {
+            "refused": f"policy: a {type(policy).__name__} is not described by its checkpoint; only an ActorCritic is"
+        }
     try:
         arguments = {name: plain(f"model.{name}", value) for name, value in policy.init_args.items()}
     except UserError as error:

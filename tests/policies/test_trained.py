@@ -146,6 +146,7 @@ def test_it_takes_the_observations_of_the_environment_one_or_many(trained, obs, 
         if memory is None:
             assert state is states is None
         else:
+            assert state.shape == policy.initial_state().shape
             np.testing.assert_allclose(state, states[i], atol=1e-6)
             np.testing.assert_allclose(state, after[i], atol=1e-6)
 
@@ -364,6 +365,13 @@ def test_arguments_that_are_no_plain_types_are_named_when_it_is_loaded_not_when_
     module = module_for(VECTOR, ACTIONS["discrete"])
     module.network.init_args["torso"] = {"class_path": f"{__name__}.Cosine", "init_args": {"width": Odd()}}
     with pytest.raises(UserError, match=r"model\.torso\.init_args\.width: .*Odd object.* is not of a plain type"):
+        pg_lightning.load(saved(module, tmp_path / "policy.ckpt"))
+
+
+def test_a_network_of_another_kind_does_not_keep_training_from_being_saved(tmp_path):
+    module = module_for(VECTOR, ACTIONS["discrete"])
+    module.network = nn.Linear(3, 2)
+    with pytest.raises(UserError, match="policy: a Linear is not described by its checkpoint; only an ActorCritic is"):
         pg_lightning.load(saved(module, tmp_path / "policy.ckpt"))
 
 
