@@ -1,8 +1,8 @@
 """Environments: vector environments from an id, and small ones whose answers are known."""
 
+from pg_lightning.envs.backends.vectorised import AutoresetName
 from pg_lightning.envs.choice import choose_backend
 from pg_lightning.envs.make import BACKENDS, Backend, make_env, make_vector_env
 from pg_lightning.envs.seeds import env_seed
-from pg_lightning.envs.vectorised import AutoresetName
 
 __all__ = ["BACKENDS", "AutoresetName", "Backend", "choose_backend", "env_seed", "make_env", "make_vector_env"]

@@ -12,9 +12,9 @@ from gymnasium.vector.utils import batch_space
 
 from pg_lightning.class_path import ClassPath
 from pg_lightning.envs.autoreset import environments
+from pg_lightning.envs.backends.vectorised import AutoresetName
 from pg_lightning.envs.contract import Environments
 from pg_lightning.envs.make import Backend, make_vector_env
-from pg_lightning.envs.vectorised import AutoresetName
 from pg_lightning.errors import UserError
 
 CANDIDATES: tuple[Backend, ...] = ("sync", "async", "vector")

@@ -13,12 +13,12 @@ from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
 from pg_lightning.class_path import ClassPath, resolve
+from pg_lightning.envs.backends.pool import PoolEnv, PoolVectorEnv
+from pg_lightning.envs.backends.serial import SerialVectorEnv
+from pg_lightning.envs.backends.vectorised import CAPABILITIES, MODES, REFUSALS, AutoresetName, make_vectorised
+from pg_lightning.envs.backends.workers import WorkerVectorEnv
 from pg_lightning.envs.contract import Capabilities, Environments
-from pg_lightning.envs.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.envs.replay import Replayable
-from pg_lightning.envs.serial import SerialVectorEnv
-from pg_lightning.envs.vectorised import CAPABILITIES, MODES, REFUSALS, AutoresetName, make_vectorised
-from pg_lightning.envs.workers import WorkerVectorEnv
 from pg_lightning.errors import UserError, cause_of, one_line
 
 Backend = Literal["sync", "async", "vector", "envpool", "auto"]

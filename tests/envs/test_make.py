@@ -17,10 +17,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from pg_lightning.envs import choose_backend, env_seed, make_env, make_vector_env
-from pg_lightning.envs.workers import WorkerVectorEnv
+from pg_lightning.envs.backends.workers import WorkerVectorEnv
 from pg_lightning.errors import UserError
 
-TOYS = "pg_lightning.envs.toy:pg_lightning/"
+TOYS = "pg_lightning.envs.tasks.toy:pg_lightning/"
 
 
 class Showing(gym.Env):
