@@ -171,10 +171,11 @@ class BackendSpec:
     renders: bool = True
 
 
+SAME_STEP: Any = {"autoreset": "same_step", "can_reset_some": False}
 # The only place that knows back-ends by name. `auto` stands for one that is yet to be chosen.
 BACKENDS: dict[Backend, BackendSpec] = {
-    "sync": BackendSpec(_serial, replace(SerialVectorEnv.capabilities, autoreset="same_step")),
-    "async": BackendSpec(_workers, replace(WorkerVectorEnv.capabilities, autoreset="same_step"), evaluates_in="async"),
+    "sync": BackendSpec(_serial, replace(SerialVectorEnv.capabilities, **SAME_STEP)),
+    "async": BackendSpec(_workers, replace(WorkerVectorEnv.capabilities, **SAME_STEP), evaluates_in="async"),
     "vector": BackendSpec(_vectorised, CAPABILITIES),
     "envpool": BackendSpec(_pool, PoolVectorEnv.capabilities, "envpool", "envpool", PoolEnv, renders=False),
     "auto": BackendSpec(_serial, Capabilities(seeds="per_env")),
