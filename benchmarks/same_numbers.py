@@ -29,7 +29,7 @@ from measuring import positive, refuse_unknown
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20_000
-TOY = "pg_lightning.envs.toy:pg_lightning/"
+TOY = "pg_lightning.envs.tasks.toy:pg_lightning/"
 
 
 def toy(env: str) -> list[str]:

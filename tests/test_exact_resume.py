@@ -13,7 +13,7 @@ import torch
 from interruptions import Interrupted, differences, interrupt_at
 from run_files import load, read_metrics
 
-TOY = "pg_lightning.envs.toy:pg_lightning/"
+TOY = "pg_lightning.envs.tasks.toy:pg_lightning/"
 STACK = {"class_path": "gymnasium.wrappers.FrameStackObservation", "init_args": {"stack_size": 3}}
 NORMALIZED = {"class_path": "gymnasium.wrappers.NormalizeObservation"}
 LAST = ("--ckpt_path", "last")

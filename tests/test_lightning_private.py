@@ -266,7 +266,7 @@ def test_the_store_of_the_default_process_group_can_be_written_to(tmp_path):
 
 
 def test_gymnasiums_vector_env_gathers_infos_and_keeps_its_arrays_by_these_names():
-    """What `envs/serial.py` and `envs/workers.py` override and write to, as subclasses may."""
+    """What `envs/backends/serial.py` and `workers.py` override and write to, as subclasses may."""
     assert callable(vars(VectorEnv)["_add_info"])
     source = inspect.getsource(SyncVectorEnv.__init__)
     for name in ("_observations", "_rewards", "_terminations", "_truncations"):

@@ -73,7 +73,7 @@ def test_the_episodes_of_the_first_part_are_not_played_again(run, train, tmp_pat
     class Watched(RolloutCollector):
         def __init__(self, env, num_steps, seeds, action_seed, *rest):
             super().__init__(env, num_steps, seeds, action_seed, *rest)
-            first_observations.append(self._obs)
+            first_observations.append(self.rows.now)
             action_seeds.append(action_seed)
 
     monkeypatch.setattr("pg_lightning.data.datamodule.RolloutCollector", Watched)

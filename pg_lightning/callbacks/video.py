@@ -94,4 +94,4 @@ class EvaluationVideo(Callback):
         ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the folder has other videos in it
-            return make_vector_env(data.env_id, 1, rendering(data.env_kwargs), wrappers, "sync", "disabled")
+            return make_vector_env(data.env_id, 1, rendering(data.env_kwargs), wrappers, autoreset_mode="disabled")

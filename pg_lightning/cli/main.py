@@ -20,7 +20,7 @@ from pg_lightning.processes import signals
 
 
 def main() -> None:
-    """Entry point. A user's mistake ends in one line on stderr and exit status 2, a signal in one and `signals.EXIT_STATUS`.
+    """Entry point. A user's mistake ends in one line on stderr and status 2, a signal in one and its `EXIT_STATUS`.
 
     One thread, unless `OMP_NUM_THREADS` says otherwise: more gain nothing on small networks, and wait for each other at
     every operation where runs share a machine.

@@ -9,7 +9,7 @@ import platform
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -32,7 +32,7 @@ from pg_lightning.commands.policy_graph import (
 from pg_lightning.commands.weights import load_weights
 from pg_lightning.data import RolloutCollector, RolloutDataModule
 from pg_lightning.data.datamodule import PREDICT
-from pg_lightning.envs import env_seed, make_env, make_vector_env
+from pg_lightning.envs import BACKENDS, env_seed, make_env, make_vector_env
 from pg_lightning.errors import UserError, one_line
 from pg_lightning.run.checkpoints import read_checkpoint
 from pg_lightning.run.config_file import read_config, trained_from
@@ -204,7 +204,7 @@ def met_observations(model: Any, data: RolloutDataModule) -> dict[str, Any]:
     """What the policy sees of its environment when it samples actions there: `obs` `[B, *obs]`, `action_mask` `[B, A]`
     and `state` `[B, S]`, None where it has none.
     """
-    backend: Literal["envpool", "sync"] = "envpool" if data.backend == "envpool" else "sync"
+    backend = BACKENDS[data.backend].alone
     env = make_vector_env(data.env_id, NUM_ENVS, data.env_kwargs, data.wrappers, backend)
     watched: Any = _Watched(model.actor)
     try:

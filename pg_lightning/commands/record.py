@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 
 from pg_lightning.data import RolloutDataModule
+from pg_lightning.envs import BACKENDS
 from pg_lightning.envs.filming import camera, rendering, require_pictures
 from pg_lightning.errors import UserError, require
 from pg_lightning.rollout import Episode
@@ -43,7 +44,7 @@ def record(
         env_kwargs=rendering(data.env_kwargs),
         wrappers=[*data.wrappers, camera(folder, "new", disable_logger=True)],
         num_envs=1,
-        backend="sync",
+        backend=BACKENDS[data.backend].alone,
         eval_episodes=episodes,
     )
     try:

@@ -68,7 +68,7 @@ class _Evaluations:
         self.seeds = [env_seed(seed, VALIDATE, i) for i in range(data.eval_episodes)]
         self.action_seed = env_seed(seed, VALIDATE, 0, 0)
         num_envs = min(data.num_envs, data.eval_episodes)
-        self.env = make_vector_env(data.env_id, num_envs, data.env_kwargs, data.wrappers, "sync", "disabled")
+        self.env = make_vector_env(data.env_id, num_envs, data.env_kwargs, data.wrappers, autoreset_mode="disabled")
         self.rows: list[dict[str, float]] = []
         self.clock, self.steps = time.perf_counter(), 0
 

@@ -4,81 +4,29 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import time
-from collections.abc import Iterator
 from contextlib import suppress
 from copy import copy
 from functools import partial
 from typing import Any, cast
 
 import torch
-from gymnasium.vector import VectorEnv
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader, IterableDataset
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
 
 from pg_lightning.class_path import ClassPath
 from pg_lightning.collectives import all_gather_object
 from pg_lightning.data.collector import RolloutCollector
+from pg_lightning.data.dataset import RolloutDataset
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
-from pg_lightning.envs import AutoresetName, Backend, choose_backend, env_seed, make_env, make_vector_env
-from pg_lightning.errors import UserError, one_line, require
-from pg_lightning.processes import signals
-from pg_lightning.rollout import Actor, Rollout
+from pg_lightning.data.resume import episodes_under_way, go_on
+from pg_lightning.envs import BACKENDS, AutoresetName, Backend, choose_backend, env_seed, make_vector_env
+from pg_lightning.envs.spaces import require_same_spaces, spaces_of
+from pg_lightning.errors import UserError, require
 
 # Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
 TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT, DIAGNOSE_ENVS, DIAGNOSE_ACTIONS = range(7)
-# What must be as it was, for the episodes under way to go on after a resume.
-SETTINGS = (
-    "env_kwargs",
-    "wrappers",
-    "train_env_kwargs",
-    "train_wrappers",
-    "num_envs",
-    "backend",
-    "autoreset_mode",
-    "whole_episodes",
-    "overlap",
-)
-
-
-class RolloutDataset(IterableDataset[Rollout]):
-    """Rollouts without end, each collected when it is asked for, under the policy of that moment; with a
-    `CollectorProcess`, begun when the one before was asked for, under the policy of that moment.
-
-    It has a length only because Lightning fetches one batch ahead from a dataset that has none, which would collect
-    every rollout one update too early.
-    """
-
-    def __init__(
-        self, collector: RolloutCollector | CollectorProcess, actor: Actor, strategy: Any, length: int
-    ) -> None:
-        self.collector = collector
-        self.actor = actor
-        self.strategy = strategy
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Rollout]:
-        """Goes on where the environments stand: a new epoch does not reset them."""
-        if not signals.are_held():
-            while True:
-                yield self.collector.collect(self.actor)
-        strategy = self.strategy
-        stops, played = False, time.monotonic()
-        while True:
-            learning = time.monotonic() - played
-            if stops or getattr(strategy, "world_size", 1) == 1:  # else no rank knows of a signal to another
-                signals.raise_if_stopped(strategy)
-            self.collector.is_given_up = True  # until it is clear that the policy learns from it
-            rollout = signals.unless_stopped(self.collector.collect, self.actor, patience=signals.BOUNDARY_PATIENCE_S)
-            stops = signals.agree(strategy, rollout is None, learning)
-            self.collector.is_given_up = False
-            played = time.monotonic()
-            yield cast(Rollout, rollout)
 
 
 class RolloutDataModule(LightningDataModule):
@@ -179,25 +127,11 @@ class RolloutDataModule(LightningDataModule):
         self.episodes_go_on = False
         self._resumed: dict[str, Any] | None = None
         self._eval_env: Any = None
-        env = make_env(env_id, env_kwargs, self.wrappers, backend)
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        env.close()
+        self.observation_space, self.action_space = spaces_of(env_id, env_kwargs, self.wrappers, backend)
         if self.train_env_kwargs or self.train_wrappers:
-            self._check_training_env()
-
-    def _check_training_env(self) -> None:
-        try:
-            env = make_env(self.env_id, *self._training_env, self.backend)
-        except UserError as error:  # without what training adds it could be made
-            raise UserError(str(error).replace("data.", "data.train_", 1)) from error
-        spaces = env.observation_space, env.action_space
-        env.close()
-        if spaces != (self.observation_space, self.action_space):
             name = "train_wrappers" if self.train_wrappers else "train_env_kwargs"
-            raise UserError(
-                f"data.{name}: training has other spaces than evaluation, {one_line(spaces)}; "
-                "what changes them belongs into data.wrappers or data.env_kwargs"
-            )
+            expected = self.observation_space, self.action_space
+            require_same_spaces(name, expected, env_id, *self._training_env, backend)
 
     @property
     def _training_env(self) -> tuple[dict[str, Any] | None, list[ClassPath]]:
@@ -208,8 +142,8 @@ class RolloutDataModule(LightningDataModule):
     @property
     def rows_vary(self) -> bool:
         """Whether rollouts may differ in how many of their rows are env steps."""
-        same = self.autoreset_mode or ("same_step" if self.backend in ("sync", "async") else "next_step")
-        return self.whole_episodes or same == "next_step"
+        mode = self.autoreset_mode or BACKENDS[self.backend].capabilities.autoreset
+        return self.whole_episodes or mode == "next_step"
 
     @property
     def seed(self) -> int:
@@ -226,9 +160,7 @@ class RolloutDataModule(LightningDataModule):
             raise UserError("data.overlap: forks a process, which this system cannot; set it to false")
         if stage == "fit" and self.backend == "auto":
             backend, reason = choose_backend(self.env_id, self.num_envs, *self._training_env, self.autoreset_mode)
-            self.backend = all_gather_object(backend)[
-                0
-            ]  # what the first rank has found: they must not play differently
+            self.backend = all_gather_object(backend)[0]  # the first rank's finding: they must not play differently
             rank_zero_info(f"data.backend auto: {reason}")
 
     def train_dataloader(self) -> RolloutDataset:
@@ -251,13 +183,14 @@ class RolloutDataModule(LightningDataModule):
         seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
         make = partial(self.make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
         self.collector = CollectorProcess(make) if self.overlap else make()
-        self.episodes_go_on = self._go_on(actor)
+        saved, self._resumed = None if self._workers_play_alone else self._resumed, None
+        world_size = self.trainer.world_size
+        self.episodes_go_on = saved is not None and go_on(self, self.collector, saved, rank, world_size, actor)
         return RolloutDataset(self.collector, actor, strategy, length)
 
     def diagnosis_collector(self, episodes: int) -> RolloutCollector:
         """Plays rollouts of so many whole episodes, one in each environment, that no training has seen."""
-        backend = "sync" if self.backend == "auto" else self.backend
-        own = self.with_settings(num_envs=episodes, num_steps=1, whole_episodes=True, backend=backend)
+        own = self.with_settings(num_envs=episodes, num_steps=1, whole_episodes=True)
         seeds = [env_seed(self.seed, DIAGNOSE_ENVS, n) for n in range(episodes)]
         return own.make_collector(seeds, env_seed(self.seed, DIAGNOSE_ACTIONS))
 
@@ -273,48 +206,6 @@ class RolloutDataModule(LightningDataModule):
         vars(changed).update(settings, collector=None, _eval_env=None)
         return changed
 
-    def _go_on(self, actor: Actor) -> bool:
-        """Puts the environments where a checkpoint has them; says in one line if that cannot be."""
-        assert self.trainer is not None
-        resumed, self._resumed = self._resumed, None
-        if resumed is None or self._workers_play_alone:
-            return False
-        ranks, settings = resumed.get("ranks"), resumed.get("settings", {})
-        changed = [name for name in SETTINGS if settings.get(name) != repr(getattr(self, name))]
-        if ranks is None:
-            rank_zero_info("ckpt_path: the checkpoint holds no episodes under way; they start afresh")
-        elif changed:
-            name = changed[0]
-            rank_zero_info(
-                f"ckpt_path: data.{name} was {settings.get(name)} and is {getattr(self, name)!r}; episodes start afresh"
-            )
-        elif len(ranks) != self.trainer.world_size:
-            rank_zero_info(
-                f"ckpt_path: the checkpoint is of {len(ranks)} processes, this run has {self.trainer.world_size}; "
-                "episodes start afresh"
-            )
-        elif settings["seed"] != repr(self.seed):
-            rank_zero_info(
-                f"ckpt_path: seed_everything was {settings['seed']} and is {self.seed}; episodes start afresh"
-            )
-        else:
-            state = ranks[self.trainer.global_rank]
-            if state is None:
-                rank_zero_info("ckpt_path: the checkpoint was saved in the midst of a rollout; episodes start afresh")
-                return False
-            if isinstance(self.collector, CollectorProcess):
-                reason = self.collector.load_state_dict(state, actor)
-            else:
-                assert self.collector is not None
-                reason = self.collector.load_state_dict(state)
-            if reason:
-                rank_zero_warn(
-                    f"{self.env_id} with data.backend {self.backend} cannot be put back where the checkpoint left it: "
-                    f"{reason}. Its episodes start afresh, so this run will not equal one that was not interrupted"
-                )
-            return not reason
-        return False
-
     @property
     def _workers_play_alone(self) -> bool:
         """Whether each worker of an asynchronous strategy has environments that only it knows of."""
@@ -325,7 +216,7 @@ class RolloutDataModule(LightningDataModule):
         return RolloutCollector(
             self._make_env(self.num_envs, *self._training_env, self.backend, self.autoreset_mode),
             self.num_steps,
-            seeds[0] if self.backend == "vector" else seeds,
+            seeds[0] if BACKENDS[self.backend].capabilities.seeds == "one" else seeds,
             action_seed,
             self.whole_episodes,
             self.eval_max_episode_steps,
@@ -336,19 +227,11 @@ class RolloutDataModule(LightningDataModule):
         num_envs: int,
         env_kwargs: dict[str, Any] | None,
         wrappers: list[ClassPath],
-        backend: str,
-        autoreset_mode: AutoresetName | None,
-    ) -> VectorEnv:
-        return make_vector_env(
-            self.env_id,
-            num_envs,
-            env_kwargs,
-            wrappers,
-            cast(Any, backend),
-            autoreset_mode,
-            self.env_timeout,
-            self.max_env_restarts,
-        )
+        backend: Backend,
+        mode: AutoresetName | None,
+    ) -> Any:
+        limits = self.env_timeout, self.max_env_restarts
+        return make_vector_env(self.env_id, num_envs, env_kwargs, wrappers, backend, mode, *limits)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Episodes from the same seeds at every call, so that evaluations of one run compare policies, not luck."""
@@ -369,19 +252,19 @@ class RolloutDataModule(LightningDataModule):
         seeds = [env_seed(self.seed, stream, i) for i in range(rank, self.eval_episodes, world_size)]
         num_envs = max(1, min(self.num_envs, len(seeds)))
         if self._eval_env is None or self._eval_env.num_envs != num_envs:
-            backend = self.backend if self.backend in ("async", "envpool") else "sync"
+            backend = BACKENDS[self.backend].evaluates_in
             self._eval_env = self._make_env(num_envs, self.env_kwargs, self.wrappers, backend, "disabled")
-        return _loader(
-            EvaluationDataset(
-                self._eval_env,
-                cast(Any, self.trainer.lightning_module).actor,
-                seeds,
-                env_seed(self.seed, stream, rank, 0),
-                self.eval_deterministic,
-                self.eval_max_episode_steps,
-                record=stream == PREDICT,
-            )
+        episodes = EvaluationDataset(
+            self._eval_env,
+            cast(Any, self.trainer.lightning_module).actor,
+            seeds,
+            env_seed(self.seed, stream, rank, 0),
+            self.eval_deterministic,
+            self.eval_max_episode_steps,
+            record=stream == PREDICT,
         )
+        # A generator of its own: each pass draws a number, and how often one evaluates must not move training.
+        return DataLoader(episodes, batch_size=None, generator=torch.Generator())
 
     def on_exception(self, exception: BaseException) -> None:
         """Ends the processes too that play rollouts or environments: Lightning calls no `teardown` then."""
@@ -399,15 +282,10 @@ class RolloutDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What the checkpoint was trained on, and the episodes under way, of every rank; every rank must ask."""
-        state: dict[str, Any] = {"env_id": self.env_id}
+        state = {"env_id": self.env_id}
         if self.collector is None or self._workers_play_alone:
             return state
-        settings = {name: repr(getattr(self, name)) for name in (*SETTINGS, "seed")}
-        return {
-            **state,
-            "settings": settings,
-            "ranks": all_gather_object(None if self.collector.is_given_up else self.collector.state_dict()),
-        }
+        return {**state, **episodes_under_way(self, self.collector)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuses the checkpoint of another environment; keeps the episodes for when training starts.
@@ -420,8 +298,3 @@ class RolloutDataModule(LightningDataModule):
                 f"data.env_id: the checkpoint was trained on {state_dict['env_id']!r}, not on {self.env_id!r}"
             )
         self._resumed = state_dict
-
-
-def _loader(dataset: IterableDataset[Any]) -> DataLoader[Any]:
-    # A generator of its own: each pass draws a number, and how often one evaluates must not move training.
-    return DataLoader(dataset, batch_size=None, generator=torch.Generator())

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pg_lightning.class_path import ClassPath
-from pg_lightning.envs.make import make_env
+from pg_lightning.envs.make import BACKENDS, Backend, make_env
 from pg_lightning.errors import UserError
 
 
 def require_pictures(
-    who: str, env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[ClassPath], backend: str
+    who: str, env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[ClassPath], backend: Backend
 ) -> None:
     """Finds out whether there will be pictures.
 
@@ -22,8 +22,10 @@ def require_pictures(
     """
     if importlib.util.find_spec("moviepy") is None:
         raise UserError(f'{who} needs moviepy; pip install "pg_lightning[video]"')
-    if backend == "envpool":
-        raise UserError(f"{who} cannot render with EnvPool; set data.backend to sync, and data.env_id to Gymnasium's")
+    if not BACKENDS[backend].renders:
+        raise UserError(
+            f"{who} cannot render with data.backend {backend}; set data.backend to sync, and data.env_id to Gymnasium's"
+        )
     try:
         env = make_env(env_id, rendering(env_kwargs), wrappers)
         env.reset(seed=0)

@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
-import numpy as np
 from gymnasium import Space, spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
 from pg_lightning.class_path import ClassPath, resolve
-from pg_lightning.envs.contract import Capabilities
-from pg_lightning.envs.pool import PoolEnv, PoolVectorEnv
+from pg_lightning.envs.backends.pool import PoolEnv, PoolVectorEnv
+from pg_lightning.envs.backends.serial import SerialVectorEnv
+from pg_lightning.envs.backends.vectorised import CAPABILITIES, MODES, REFUSALS, AutoresetName, make_vectorised
+from pg_lightning.envs.backends.workers import WorkerVectorEnv
+from pg_lightning.envs.contract import Capabilities, Environments
 from pg_lightning.envs.replay import Replayable
-from pg_lightning.envs.serial import SerialVectorEnv
-from pg_lightning.envs.workers import WorkerVectorEnv
 from pg_lightning.errors import UserError, cause_of, one_line
 from pg_lightning.spaces import FlattenedBox
 
 Backend = Literal["sync", "async", "vector", "envpool", "auto"]
-AutoresetName = Literal["next_step", "same_step", "disabled"]
 
-_MODES: dict[AutoresetName, AutoresetMode] = {
-    "next_step": AutoresetMode.NEXT_STEP,
-    "same_step": AutoresetMode.SAME_STEP,
-    "disabled": AutoresetMode.DISABLED,
-}
+
+class Order(NamedTuple):
+    """What `make_vector_env` was asked for; see there."""
+
+    env_id: str
+    num_envs: int
+    env_kwargs: dict[str, Any] | None
+    wrappers: Sequence[ClassPath]
+    backend: Backend
+    autoreset_mode: AutoresetName | None
+    env_timeout: float
+    max_env_restarts: int
+
+
 _FLATTENED = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-REFUSALS = (gym.error.Error, ImportError, TypeError, ValueError, AssertionError)
 # What an import asks for, and the extra that installs it.
 EXTRAS = {"ale_py": "atari", "cv2": "atari", "Box2D": "box2d", "minigrid": "minigrid", "mujoco": "mujoco"}
 # How ids begin that are known only once a module is imported.
@@ -60,9 +67,9 @@ def make_env(
     Raises:
         UserError: if the id, a wrapper, an argument or the observation space is of no use, naming which.
     """
-    if backend == "envpool":
+    if (make_one := BACKENDS[backend].make_one) is not None:
         _refuse_wrappers(wrappers, backend)
-        return PoolEnv(env_id, env_kwargs)
+        return make_one(env_id, env_kwargs)
     try:
         env: gym.Env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
     except REFUSALS as error:
@@ -88,11 +95,11 @@ def make_vector_env(
     num_envs: int,
     env_kwargs: dict[str, Any] | None = None,
     wrappers: Sequence[ClassPath] = (),
-    backend: Literal["sync", "async", "vector", "envpool"] = "sync",
+    backend: Backend = "sync",
     autoreset_mode: AutoresetName | None = None,
     env_timeout: float = 60.0,
     max_env_restarts: int = 100,
-) -> VectorEnv:
+) -> Any:
     """`num_envs` environments that step together.
 
     Args:
@@ -106,105 +113,81 @@ def make_vector_env(
         env_timeout: with `async`, the seconds after which an environment that gives no answer is replaced.
         max_env_restarts: with `async`, how many are replaced before it raises.
 
+    Returns:
+        A Gymnasium vector environment, or what fulfils `envs.contract.Environments` by itself.
+
     Raises:
         UserError: if they cannot be made so, naming the field.
     """
-    if backend == "vector":
-        return _make_vectorised(env_id, num_envs, env_kwargs, wrappers, autoreset_mode)
-    if backend == "envpool" and autoreset_mode in (None, "next_step"):
-        _refuse_wrappers(wrappers, backend)
-        return PoolVectorEnv(env_id, num_envs, env_kwargs)
-    mode = _MODES[autoreset_mode or "same_step"]
-    make = partial(_make_replayable, env_id, env_kwargs, wrappers, backend)
-    if backend == "async":
-        return WorkerVectorEnv(make, num_envs, mode, env_timeout, max_env_restarts)
-    return SerialVectorEnv([make] * num_envs, copy=False, autoreset_mode=mode)
-
-
-def choose_backend(
-    env_id: str,
-    num_envs: int,
-    env_kwargs: dict[str, Any] | None = None,
-    wrappers: Sequence[ClassPath] = (),
-    autoreset_mode: AutoresetName | None = None,
-    seconds: float = 0.25,
-) -> tuple[Literal["sync", "async", "vector"], str]:
-    """Measures each back-end that can run the environment with random actions.
-
-    EnvPool is left out: its environments are another implementation, with arguments and random numbers of their own,
-    so what a run trains on would depend on what happens to be installed.
-
-    Returns:
-        The fastest, and the reason in words.
-    """
-    speeds: dict[Literal["sync", "async", "vector"], float] = {}
-    for backend in ("sync", "async", "vector"):
-        try:
-            env = make_vector_env(env_id, num_envs, env_kwargs, wrappers, backend, autoreset_mode)
-        except UserError:
-            if backend == "vector":
-                continue
-            raise
-        try:
-            speeds[backend] = _steps_per_second(env, seconds)
-        finally:
-            env.close()
-    best = max(speeds, key=lambda backend: speeds[backend])
-    measured = ", ".join(f"{backend} {speed:,.0f}" for backend, speed in speeds.items())
-    return best, f"{best}, the fastest with random actions in {num_envs} envs ({measured} env steps/s)"
+    order = Order(env_id, num_envs, env_kwargs, wrappers, backend, autoreset_mode, env_timeout, max_env_restarts)
+    return BACKENDS[backend].make(order)
 
 
 def _make_replayable(*arguments: Any) -> gym.Env:
     return Replayable(make_env(*arguments))
 
 
-def _make_vectorised(
-    env_id: str,
-    num_envs: int,
-    env_kwargs: dict[str, Any] | None,
-    wrappers: Sequence[ClassPath],
-    autoreset_mode: AutoresetName | None,
-) -> VectorEnv:
-    _refuse_wrappers(wrappers, "vector")
-    try:
-        env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **(env_kwargs or {}))
-        if not isinstance(env.single_observation_space, spaces.Box) or not env.single_observation_space.shape:
-            env = gym.wrappers.vector.FlattenObservation(env)
-    except REFUSALS as error:
-        raise UserError(f"data.backend: no vectorised {env_id!r}: {cause_of(error)}") from error
-    mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-    if autoreset_mode is not None and mode != _MODES[autoreset_mode]:
-        env.close()
-        raise UserError(
-            f"data.autoreset_mode: the vectorised {env_id!r} resets as {AutoresetMode(mode).name.lower()}, "
-            f"not {autoreset_mode}"
-        )
-    env.capabilities = Capabilities(can_save_state="by_copy")  # type: ignore[attr-defined]
-    return env
+def _one_by_one(order: Order) -> Callable[[], gym.Env]:
+    return partial(_make_replayable, order.env_id, order.env_kwargs, order.wrappers, order.backend)
+
+
+def _serial(order: Order) -> VectorEnv:
+    mode = MODES[order.autoreset_mode or "same_step"]
+    return SerialVectorEnv([_one_by_one(order)] * order.num_envs, copy=False, autoreset_mode=mode)
+
+
+def _workers(order: Order) -> VectorEnv:
+    mode = MODES[order.autoreset_mode or "same_step"]
+    return WorkerVectorEnv(_one_by_one(order), order.num_envs, mode, order.env_timeout, order.max_env_restarts)
+
+
+def _vectorised(order: Order) -> VectorEnv:
+    _refuse_wrappers(order.wrappers, order.backend)
+    return make_vectorised(order.env_id, order.num_envs, order.env_kwargs, order.autoreset_mode)
+
+
+def _pool(order: Order) -> VectorEnv:
+    if order.autoreset_mode not in (None, "next_step"):
+        return _serial(order)
+    _refuse_wrappers(order.wrappers, order.backend)
+    return PoolVectorEnv(order.env_id, order.num_envs, order.env_kwargs)
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """What is known of a back-end before it has made an environment.
+
+    Attributes:
+        make: makes the vector environment.
+        capabilities: of what it makes in the autoreset mode of its own choice.
+        evaluates_in: the back-end that plays evaluations of what this one trains in: single environments can be reset.
+        alone: the back-end that steps the same environments in this process.
+        make_one: makes a single environment of another implementation than Gymnasium's; wrappers are refused.
+        renders: its environments give pictures.
+    """
+
+    make: Callable[[Order], VectorEnv | Environments]
+    capabilities: Capabilities
+    evaluates_in: Backend = "sync"
+    alone: Backend = "sync"
+    make_one: Callable[[str, dict[str, Any] | None], gym.Env] | None = None
+    renders: bool = True
+
+
+SAME_STEP: Any = {"autoreset": "same_step", "can_reset_some": False}
+# The only place that knows back-ends by name. `auto` stands for one that is yet to be chosen.
+BACKENDS: dict[Backend, BackendSpec] = {
+    "sync": BackendSpec(_serial, replace(SerialVectorEnv.capabilities, **SAME_STEP)),
+    "async": BackendSpec(_workers, replace(WorkerVectorEnv.capabilities, **SAME_STEP), evaluates_in="async"),
+    "vector": BackendSpec(_vectorised, CAPABILITIES),
+    "envpool": BackendSpec(_pool, PoolVectorEnv.capabilities, "envpool", "envpool", PoolEnv, renders=False),
+    "auto": BackendSpec(_serial, Capabilities(seeds="per_env")),
+}
 
 
 def _refuse_wrappers(wrappers: Sequence[ClassPath], backend: Backend) -> None:
     if wrappers:
         raise UserError(f"data.wrappers: backend {backend!r} runs vectorised code as it is, without wrappers")
-
-
-def _steps_per_second(env: VectorEnv, seconds: float) -> float:
-    env.reset(seed=0)
-    env.action_space.seed(0)
-    actions = env.action_space.sample()
-    disabled = env.metadata.get("autoreset_mode") == AutoresetMode.DISABLED
-    for _ in range(3):
-        env.reset()
-        env.step(actions)
-    env.reset()
-    rounds, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
-        _, _, terminated, truncated, _ = env.step(actions)
-        ended = np.logical_or(terminated, truncated)
-        if disabled and ended.any():
-            env.reset(options={"reset_mask": ended})
-        rounds += 1
-    return rounds * env.num_envs / elapsed
 
 
 def _has_vector_form(space: Space) -> bool:

@@ -11,7 +11,7 @@ from pg_lightning.algorithms import A2C
 from pg_lightning.data import EvaluationDataset
 from pg_lightning.envs import make_vector_env
 
-GREY_CELLS = "pg_lightning.envs.gridworld:pg_lightning/GreyCells-v0"
+GREY_CELLS = "pg_lightning.envs.tasks.gridworld:pg_lightning/GreyCells-v0"
 N, E, S, W = range(4)
 # Walls to the N, E, S, W of the left end, a grey cell, the middle and the right end.
 SEEN = torch.tensor([[1.0, 0, 0, 1], [1, 0, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]])

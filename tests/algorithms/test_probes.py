@@ -12,7 +12,7 @@ import torch
 from pg_lightning.algorithms import A2C, PPO, REINFORCE, OneStepActorCritic, REINFORCEBaseline
 from pg_lightning.envs import make_env
 
-TOYS = "pg_lightning.envs.toy:pg_lightning/"
+TOYS = "pg_lightning.envs.tasks.toy:pg_lightning/"
 GAMMA = 0.9
 # An update of PPO is 4 gradient steps, of the others 1: they get shorter rollouts and a higher rate.
 ONE_STEP = {"data": {"num_steps": 8}, "model": {"lr": 3e-2, "optimizer": "adam"}}

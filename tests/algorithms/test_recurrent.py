@@ -9,7 +9,7 @@ import pytest
 from pg_lightning.algorithms import A2C, PPO
 from pg_lightning.errors import UserError
 
-RECALL = "pg_lightning.envs.toy:pg_lightning/Recall-v0"
+RECALL = "pg_lightning.envs.tasks.toy:pg_lightning/Recall-v0"
 DATA = {"num_envs": 16, "num_steps": 16, "total_steps": 10240, "eval_every_steps": 10240, "eval_episodes": 100}
 MODEL = {"hidden_sizes": [16], "memory_size": 16, "gamma": 0.95, "lr": 1e-2, "lr_schedule": "linear"}
 ALGORITHMS = {

@@ -12,7 +12,7 @@ from pg_lightning.algorithms import PPO
 from pg_lightning.learning.actor import PolicyActor
 from pg_lightning.rollout import Rollout, Samples
 
-ENDLESS = "pg_lightning.envs.toy:pg_lightning/Endless-v0"
+ENDLESS = "pg_lightning.envs.tasks.toy:pg_lightning/Endless-v0"
 MODES = ["same_step", "next_step", "disabled"]
 GAMMA = 0.9
 FOREVER = 1 / (1 - GAMMA)

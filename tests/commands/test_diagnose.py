@@ -15,10 +15,10 @@ from pg_lightning.commands import diagnosis_report, estimators
 from pg_lightning.commands.diagnose import play
 from pg_lightning.commands.estimators import LEARNED_BASELINE, TD, give_critic, gradients_on, train_critic, weights_of
 from pg_lightning.data import RolloutDataModule
-from pg_lightning.envs.gridworld import CORRIDOR, GreyCells, walls
+from pg_lightning.envs.tasks.gridworld import CORRIDOR, GreyCells, walls
 from pg_lightning.rollout import Rollout
 
-GREY_CELLS = "pg_lightning.envs.gridworld:pg_lightning/GreyCells-v0"
+GREY_CELLS = "pg_lightning.envs.tasks.gridworld:pg_lightning/GreyCells-v0"
 GAMMA = 0.8
 LAMBDAS = [0.6]
 EXACT = {
@@ -258,7 +258,7 @@ def test_the_critic_is_fitted_to_other_episodes_than_the_gradients_are_made_of(c
 def test_a_fitted_critic_knows_the_value_beyond_a_time_limit_too(quiet_trainer, monkeypatch, env, obs, v):
     """V(o) = o; and 1 / (1 − γ) = 5 where episodes are only ever cut."""
     monkeypatch.setattr(estimators, "CRITIC_STEPS", 1200)
-    data = RolloutDataModule(f"pg_lightning.envs.toy:pg_lightning/{env}-v0")
+    data = RolloutDataModule(f"pg_lightning.envs.tasks.toy:pg_lightning/{env}-v0")
     module = REINFORCE(**spaces_of(data), hidden_sizes=[8], gamma=0.8)
     module.trainer = quiet_trainer()
     give_critic(module.network)
@@ -320,8 +320,8 @@ def test_of_a_checkpoint_everything_lies_in_the_folder_of_its_run(cli, train, tm
     assert (tmp_path / "again/diagnose.csv").read_text() == (run / "diagnose.csv").read_text()
 
 
-RECALL, MASKED = (f"pg_lightning.envs.toy:pg_lightning/{name}-v0" for name in ("Recall", "MaskedReward"))
-CONTINUOUS = "pg_lightning.envs.toy:pg_lightning/ContinuousContextualReward-v0"
+RECALL, MASKED = (f"pg_lightning.envs.tasks.toy:pg_lightning/{name}-v0" for name in ("Recall", "MaskedReward"))
+CONTINUOUS = "pg_lightning.envs.tasks.toy:pg_lightning/ContinuousContextualReward-v0"
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,10 @@ def test_an_algorithm_without_critic_is_given_one(quiet_trainer, tmp_path, quick
         (["--ckpt_path", "last"], "ckpt_path: diagnose needs a checkpoint"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: no file"),
         (["--trainer.devices", 2], "trainer.devices: diagnose plays and computes in one process"),
-        (["--data.env_id", "pg_lightning.envs.toy:pg_lightning/DelayedReward-v0"], "data.env_id: the gradient is zero"),
+        (
+            ["--data.env_id", "pg_lightning.envs.tasks.toy:pg_lightning/DelayedReward-v0"],
+            "data.env_id: the gradient is zero",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_one_line(cli, tiny, tmp_path, quick, arguments, message):

@@ -20,7 +20,7 @@ from pg_lightning.algorithms import PPO
 from pg_lightning.commands import export as command
 from pg_lightning.commands.trainer import PolicyTrainer
 from pg_lightning.data import RolloutDataModule
-from pg_lightning.envs.toy import Step
+from pg_lightning.envs.tasks.toy import Step
 from pg_lightning.errors import UserError
 from pg_lightning.policies.distributions import Categorical
 from pg_lightning.policies.heads import CategoricalHead

@@ -15,7 +15,7 @@ from torch import Tensor
 from pg_lightning import PPO, RolloutDataModule
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.envs import make_vector_env
-from pg_lightning.envs.pool import PoolEnv
+from pg_lightning.envs.backends.pool import PoolEnv
 from pg_lightning.rollout import Rollout
 
 pytest.importorskip("envpool")

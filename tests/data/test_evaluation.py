@@ -16,9 +16,9 @@ from pg_lightning.data import EvaluationDataset, RolloutDataModule
 from pg_lightning.envs import make_env, make_vector_env
 from pg_lightning.rollout import Episode
 
-CONTEXTUAL = "pg_lightning.envs.toy:pg_lightning/ContextualReward-v0"
-CONTINUOUS = "pg_lightning.envs.toy:pg_lightning/ContinuousContextualReward-v0"
-ENDLESS = "pg_lightning.envs.toy:pg_lightning/Endless-v0"
+CONTEXTUAL = "pg_lightning.envs.tasks.toy:pg_lightning/ContextualReward-v0"
+CONTINUOUS = "pg_lightning.envs.tasks.toy:pg_lightning/ContinuousContextualReward-v0"
+ENDLESS = "pg_lightning.envs.tasks.toy:pg_lightning/Endless-v0"
 
 
 class Dice(gym.Env):

@@ -32,7 +32,7 @@ from pg_lightning.processes import WorkerError
 from pg_lightning.rollout import Rollout
 from pg_lightning.strategies import HogwildStrategy
 
-MASKED = "pg_lightning.envs.toy:pg_lightning/MaskedReward-v0"
+MASKED = "pg_lightning.envs.tasks.toy:pg_lightning/MaskedReward-v0"
 OVERLAP = {"overlap": True}
 
 

@@ -15,9 +15,9 @@ from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.rollout import Rollout, Samples
 
-CONTINUOUS = "pg_lightning.envs.toy:pg_lightning/ContinuousContextualReward-v0"
-MULTI_BINARY = "pg_lightning.envs.toy:pg_lightning/MultiBinaryReward-v0"
-MASKED = "pg_lightning.envs.toy:pg_lightning/MaskedReward-v0"
+CONTINUOUS = "pg_lightning.envs.tasks.toy:pg_lightning/ContinuousContextualReward-v0"
+MULTI_BINARY = "pg_lightning.envs.tasks.toy:pg_lightning/MultiBinaryReward-v0"
+MASKED = "pg_lightning.envs.tasks.toy:pg_lightning/MaskedReward-v0"
 
 
 class VersionRecorder(PPO):

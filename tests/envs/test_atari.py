@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from pg_lightning.envs import make_env
-from pg_lightning.envs.atari import FireAtLifeStart, LifeEpisodes
+from pg_lightning.envs.wrappers.atari import FireAtLifeStart, LifeEpisodes
 
 NOOP, FIRE, DIE = range(3)
 
@@ -111,8 +111,8 @@ def test_breakout_as_shipped_has_five_lives_in_a_game() -> None:
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
     stack = {"class_path": "gymnasium.wrappers.FrameStackObservation", "init_args": {"stack_size": 4}}
-    wrappers = ["gymnasium.wrappers.AtariPreprocessing", "pg_lightning.envs.atari.FireAtLifeStart", stack]
-    lives, lengths = "pg_lightning.envs.atari.LifeEpisodes", []
+    wrappers = ["gymnasium.wrappers.AtariPreprocessing", "pg_lightning.envs.wrappers.atari.FireAtLifeStart", stack]
+    lives, lengths = "pg_lightning.envs.wrappers.atari.LifeEpisodes", []
     env = make_env("ale_py:ALE/Breakout-v5", {"frameskip": 1, "repeat_action_probability": 0.0}, [*wrappers, lives])
     assert (env.observation_space.shape, env.observation_space.dtype) == ((4, 84, 84), np.uint8)
     for episode in range(6):

@@ -13,9 +13,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tensor_env import TensorCartPole
 from torch import Tensor
 
-from pg_lightning.envs import make_vector_env
+from pg_lightning.envs import BACKENDS, make_vector_env
 from pg_lightning.envs.autoreset import environments
 from pg_lightning.envs.contract import Capabilities, Environments, VectorStep
+from pg_lightning.envs.make import BackendSpec
 
 N, STEPS, LIMIT = 3, 40, 12
 SEEDS = [3, 4, 5]
@@ -212,3 +213,31 @@ def test_only_those_who_supervise_have_restarts_to_count(env: Any) -> None:
 def test_what_says_nothing_of_itself_can_do_the_least() -> None:
     env = of_gymnasium()
     assert env.capabilities == Capabilities(autoreset="same_step")
+
+
+@pytest.mark.parametrize("backend", ["sync", "async", "vector", "envpool"])
+def test_what_the_table_says_of_a_back_end_is_what_its_environments_say(backend: Any) -> None:
+    if backend == "envpool":
+        pytest.importorskip("envpool")
+    env = of_backend(backend)()
+    assert BACKENDS[backend].capabilities == env.capabilities
+    env.close()
+    there = of_backend(BACKENDS[backend].evaluates_in, "disabled")()
+    assert there.capabilities.can_reset_some
+    there.close()
+
+
+def test_a_back_end_is_a_file_and_a_line_of_the_table(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stub trains PPO, whose evaluation plays Gymnasium's CartPole, with the same spaces."""
+    made: list[TensorCartPole] = []
+
+    def make(order: Any) -> TensorCartPole:
+        made.append(TensorCartPole(order.num_envs, LIMIT))
+        return made[-1]
+
+    capabilities = TensorCartPole(1).capabilities
+    monkeypatch.setitem(BACKENDS, "tensors", BackendSpec(make, capabilities))  # type: ignore[arg-type]
+    data = {"num_envs": N, "num_steps": 16, "backend": "tensors", "total_steps": 4 * 16 * N, "eval_episodes": 2}
+    module = fit("CartPole-v1", data)
+    assert module.env_steps == 4 * 16 * N
+    assert len(made) == 1

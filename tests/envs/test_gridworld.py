@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from pg_lightning.envs.gridworld import CORRIDOR, GREY, TIME_LIMIT, TRAPS, TREASURE, Cell, GreyCells, walls
 from pg_lightning.envs.make import make_env, make_vector_env
+from pg_lightning.envs.tasks.gridworld import CORRIDOR, GREY, TIME_LIMIT, TRAPS, TREASURE, Cell, GreyCells, walls
 
-ENV_ID = "pg_lightning.envs.gridworld:pg_lightning/GreyCells-v0"
+ENV_ID = "pg_lightning.envs.tasks.gridworld:pg_lightning/GreyCells-v0"
 N, E, S, W = range(4)
 LEFT_TRAP, RIGHT_TRAP = TRAPS
 L0, L1, MIDDLE, R1, R0 = CORRIDOR

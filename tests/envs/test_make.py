@@ -17,10 +17,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from pg_lightning.envs import choose_backend, env_seed, make_env, make_vector_env
-from pg_lightning.envs.workers import WorkerVectorEnv
+from pg_lightning.envs.backends.workers import WorkerVectorEnv
 from pg_lightning.errors import UserError
 
-TOYS = "pg_lightning.envs.toy:pg_lightning/"
+TOYS = "pg_lightning.envs.tasks.toy:pg_lightning/"
 
 
 class Showing(gym.Env):
@@ -153,7 +153,8 @@ def test_the_vector_backend_refuses_what_it_cannot_do() -> None:
 def test_auto_takes_the_fastest_and_says_what_it_measured(monkeypatch: Any, mode: Any) -> None:
     speeds = {"SerialVectorEnv": 10.0, "WorkerVectorEnv": 20.0, "CartPoleVectorEnv": 30.0}
     monkeypatch.setattr(
-        "pg_lightning.envs.make._steps_per_second", lambda env, seconds: speeds[type(env.unwrapped).__name__]
+        "pg_lightning.envs.choice._steps_per_second",
+        lambda env, seconds: speeds[type(env.vector_env.unwrapped).__name__],
     )
     backend, reason = choose_backend("CartPole-v1", 2, autoreset_mode=mode)
     has_vector = mode in (None, "next_step")

@@ -11,7 +11,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from pg_lightning.envs import choose_backend, make_env, make_vector_env
-from pg_lightning.envs.pool import SAME_AS_GYMNASIUM, PoolEnv, PoolVectorEnv
+from pg_lightning.envs.backends.pool import SAME_AS_GYMNASIUM, PoolEnv, PoolVectorEnv
 from pg_lightning.errors import UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from pg_lightning.envs.serial import SerialVectorEnv
+from pg_lightning.envs.backends.serial import SerialVectorEnv
 
 
 class Countdown(gym.Env):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from pg_lightning.envs import toy
 from pg_lightning.envs.make import make_vector_env
+from pg_lightning.envs.tasks import toy
 
 IDS = sorted(env_id for env_id, spec in gym.registry.items() if str(spec.entry_point).startswith(f"{toy.__name__}:"))
 CONTEXTUAL = "pg_lightning/ContextualReward-v0"

@@ -223,7 +223,7 @@ class Targets(PPO):
         return samples
 
 
-ENDLESS = "pg_lightning.envs.toy:pg_lightning/Endless-v0"
+ENDLESS = "pg_lightning.envs.tasks.toy:pg_lightning/Endless-v0"
 
 
 @pytest.mark.parametrize("model", [{}, {"shared_torso": True}, {"memory": "gru", "num_minibatches": 2}], ids=str)

@@ -16,8 +16,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from pg_lightning.envs.backends.env_worker import Rows, serve, shared_zeros
 from pg_lightning.envs.contract import RESTARTED, Capabilities
-from pg_lightning.envs.env_worker import Rows, serve, shared_zeros
 from pg_lightning.envs.seeds import env_seed
 from pg_lightning.errors import UserError
 from pg_lightning.processes import (

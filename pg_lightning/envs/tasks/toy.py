@@ -1,7 +1,7 @@
 """Environments so small that the right answer is known exactly: each asks one question of an algorithm.
 
-Importing this module registers them, so `pg_lightning.envs.toy:pg_lightning/ConstantReward-v0` is an id that works
-anywhere. V* is the value of the best policy, γ the discount factor.
+Importing this module registers them: `pg_lightning.envs.tasks.toy:pg_lightning/ConstantReward-v0` is an id anywhere.
+V* is the value of the best policy, γ the discount factor.
 
 | id, each `pg_lightning/…-v0` | question                                          | answer                          |
 |------------------------------|---------------------------------------------------|---------------------------------|

@@ -1,6 +1,6 @@
 """The aliased gridworld: where every policy that does not toss a coin goes round in circles.
 
-Importing this module registers it: the id is `pg_lightning.envs.gridworld:pg_lightning/GreyCells-v0`.
+Importing this module registers it: the id is `pg_lightning.envs.tasks.gridworld:pg_lightning/GreyCells-v0`.
 """
 
 from __future__ import annotations

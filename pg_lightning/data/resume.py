@@ -1,0 +1,88 @@
+"""Episodes under way, in a checkpoint: what is saved of them, and when they go on after a resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from pg_lightning.collectives import all_gather_object
+from pg_lightning.data.collector import RolloutCollector
+from pg_lightning.data.overlap import CollectorProcess
+from pg_lightning.rollout import Actor
+
+# What must be as it was, for the episodes under way to go on after a resume.
+SETTINGS = (
+    "env_kwargs",
+    "wrappers",
+    "train_env_kwargs",
+    "train_wrappers",
+    "num_envs",
+    "backend",
+    "autoreset_mode",
+    "whole_episodes",
+    "overlap",
+)
+
+
+def episodes_under_way(data: Any, collector: RolloutCollector | CollectorProcess) -> dict[str, Any]:
+    """The settings of a datamodule and where the collector of every rank stands; every rank must ask."""
+    return {
+        "settings": {name: repr(getattr(data, name)) for name in (*SETTINGS, "seed")},
+        "ranks": all_gather_object(None if collector.is_given_up else collector.state_dict()),
+    }
+
+
+def go_on(
+    data: Any,
+    collector: RolloutCollector | CollectorProcess,
+    saved: dict[str, Any],
+    rank: int,
+    world_size: int,
+    actor: Actor,
+) -> bool:
+    """Puts the environments where a checkpoint has them; says in one line if that cannot be.
+
+    Args:
+        data: the datamodule, whose settings must be those of then.
+        collector: new, its environments just reset.
+        saved: the datamodule's part of the checkpoint.
+        rank: of this process.
+        world_size: number of processes.
+        actor: the policy that plays on.
+
+    Returns:
+        Whether the episodes go on.
+    """
+    if why := _what_differs(data, saved, world_size):
+        rank_zero_info(f"ckpt_path: {why}; episodes start afresh")
+        return False
+    state = saved["ranks"][rank]
+    if state is None:
+        rank_zero_info("ckpt_path: the checkpoint was saved in the midst of a rollout; episodes start afresh")
+        return False
+    if isinstance(collector, CollectorProcess):
+        reason = collector.load_state_dict(state, actor)
+    else:
+        reason = collector.load_state_dict(state)
+    if reason:
+        rank_zero_warn(
+            f"{data.env_id} with data.backend {data.backend} cannot be put back where the checkpoint left it: "
+            f"{reason}. Its episodes start afresh, so this run will not equal one that was not interrupted"
+        )
+    return not reason
+
+
+def _what_differs(data: Any, saved: dict[str, Any], world_size: int) -> str:
+    """Why the episodes of a checkpoint cannot go on in this run, or nothing."""
+    ranks, settings = saved.get("ranks"), saved.get("settings", {})
+    if ranks is None:
+        return "the checkpoint holds no episodes under way"
+    for name in SETTINGS:
+        if settings.get(name) != repr(getattr(data, name)):
+            return f"data.{name} was {settings.get(name)} and is {getattr(data, name)!r}"
+    if len(ranks) != world_size:
+        return f"the checkpoint is of {len(ranks)} processes, this run has {world_size}"
+    if settings["seed"] != repr(data.seed):
+        return f"seed_everything was {settings['seed']} and is {data.seed}"
+    return ""

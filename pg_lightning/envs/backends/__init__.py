@@ -1,0 +1,1 @@
+"""Back-ends: vector environments that say what they can do; see `envs.contract`."""

@@ -1,0 +1,55 @@
+"""Environments in vectorised code of their own, as Gymnasium registers it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gymnasium as gym
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from pg_lightning.envs.contract import Capabilities
+from pg_lightning.errors import UserError, cause_of
+
+AutoresetName = Literal["next_step", "same_step", "disabled"]
+MODES: dict[AutoresetName, AutoresetMode] = {
+    "next_step": AutoresetMode.NEXT_STEP,
+    "same_step": AutoresetMode.SAME_STEP,
+    "disabled": AutoresetMode.DISABLED,
+}
+REFUSALS = (gym.error.Error, ImportError, TypeError, ValueError, AssertionError)
+CAPABILITIES = Capabilities(can_save_state="by_copy")
+
+
+def make_vectorised(
+    env_id: str,
+    num_envs: int,
+    env_kwargs: dict[str, Any] | None,
+    autoreset_mode: AutoresetName | None,
+) -> VectorEnv:
+    """`num_envs` environments of vectorised code, which draws them all from one stream of random numbers.
+
+    Args:
+        env_id: see `make_env`.
+        num_envs: N.
+        env_kwargs: arguments of the environment.
+        autoreset_mode: what the code must do; None for what it does.
+
+    Raises:
+        UserError: if there is no such code, or it resets otherwise.
+    """
+    try:
+        env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **(env_kwargs or {}))
+        if not isinstance(env.single_observation_space, spaces.Box) or not env.single_observation_space.shape:
+            env = gym.wrappers.vector.FlattenObservation(env)
+    except REFUSALS as error:
+        raise UserError(f"data.backend: no vectorised {env_id!r}: {cause_of(error)}") from error
+    mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+    if autoreset_mode is not None and mode != MODES[autoreset_mode]:
+        env.close()
+        raise UserError(
+            f"data.autoreset_mode: the vectorised {env_id!r} resets as {AutoresetMode(mode).name.lower()}, "
+            f"not {autoreset_mode}"
+        )
+    env.capabilities = CAPABILITIES  # type: ignore[attr-defined]
+    return env

@@ -1,0 +1,56 @@
+"""The spaces of an environment, read from one that is made for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gymnasium import Space
+
+from pg_lightning.class_path import ClassPath
+from pg_lightning.envs.make import Backend, make_env
+from pg_lightning.errors import UserError, one_line
+
+Spaces = tuple[Space[Any], Space[Any]]
+
+
+def spaces_of(
+    env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[ClassPath], backend: Backend
+) -> Spaces:
+    """The observation space and the action space of one environment; see `make_env` for arguments and errors."""
+    env = make_env(env_id, env_kwargs, wrappers, backend)
+    spaces = env.observation_space, env.action_space
+    env.close()
+    return spaces
+
+
+def require_same_spaces(
+    name: str,
+    expected: Spaces,
+    env_id: str,
+    env_kwargs: dict[str, Any] | None,
+    wrappers: Sequence[ClassPath],
+    backend: Backend,
+) -> None:
+    """Refuses a training environment whose spaces are not those of evaluation.
+
+    Args:
+        name: of the setting that adds to the environment in training.
+        expected: the spaces in evaluation.
+        env_id: see `make_env`, as the others.
+        env_kwargs: in training.
+        wrappers: in training.
+        backend: in training.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    try:
+        spaces = spaces_of(env_id, env_kwargs, wrappers, backend)
+    except UserError as error:  # without what training adds it could be made
+        raise UserError(str(error).replace("data.", "data.train_", 1)) from error
+    if spaces != expected:
+        raise UserError(
+            f"data.{name}: training has other spaces than evaluation, {one_line(spaces)}; "
+            "what changes them belongs into data.wrappers or data.env_kwargs"
+        )

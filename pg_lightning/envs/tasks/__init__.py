@@ -1,0 +1,1 @@
+"""Small environments whose answers are known."""
