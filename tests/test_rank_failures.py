@@ -44,7 +44,7 @@ def test_the_others_end_and_name_it(tiny, tmp_path, deed, timeout, said):
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2])),
     }
     arguments = [
         *(
