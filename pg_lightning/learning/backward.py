@@ -100,3 +100,8 @@ def are_watched(module: LightningModule, hooks: tuple[str, ...]) -> bool:
         for hook in hooks
         if hasattr(base, hook)
     )
+
+
+def loss_scaler(module: LightningModule) -> torch.amp.GradScaler | None:
+    """What scales the loss under 16-mixed, None in any other precision."""
+    return getattr(module.trainer.precision_plugin, "scaler", None)

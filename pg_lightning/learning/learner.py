@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn, optim
 
 from pg_lightning.collectives import Alone, Collectives
-from pg_lightning.learning.backward import Backward, Loss, Stats, are_watched
+from pg_lightning.learning.backward import Backward, Loss, Stats, are_watched, loss_scaler
 from pg_lightning.learning.divergence import refuse_divergence
 from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterGradient
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
@@ -178,7 +178,7 @@ class Learner:
         self.gradient.collect()
         self.gradient.average_(self._share(batch), self.collectives)
         norm = self.gradient.norm()
-        scaler = self._scaler
+        scaler = loss_scaler(self.module)
         if scaler is not None:  # the step unscales the gradient, by a factor that a clip commutes with
             norm = norm / scaler.scale(torch.ones_like(norm))
         self.gradient.scale_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
@@ -199,12 +199,8 @@ class Learner:
 
     def refuse_divergence(self, metrics: Stats) -> None:
         """Raises `UserError` where metrics or weights are not finite."""
-        is_scaled = self._scaler is not None
+        is_scaled = loss_scaler(self.module) is not None
         refuse_divergence(metrics, self.weights(), self.progress.env_steps, self.collectives.world_size, is_scaled)
 
     def _share(self, batch: Samples) -> float:
         return len(batch) / max(1, sum(self.rows))
-
-    @property
-    def _scaler(self) -> torch.amp.GradScaler | None:
-        return getattr(self.module.trainer.precision_plugin, "scaler", None)

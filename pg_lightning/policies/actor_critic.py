@@ -117,7 +117,7 @@ class ActorCritic(nn.Module):
         if self.actor_memory is None:
             return None
         weight = self.actor_head.linear.weight
-        return torch.zeros(num_envs, sum(self._state_sizes()), dtype=weight.dtype, device=weight.device)
+        return torch.zeros(num_envs, sum(_state_sizes(self)), dtype=weight.dtype, device=weight.device)
 
     @contextmanager
     def acting(self) -> Iterator[None]:
@@ -161,7 +161,7 @@ class ActorCritic(nn.Module):
         features = self.actor_torso(x)
         if self.actor_memory is None or state is None:
             return self._head(features, action_mask), None
-        actor_state, *critic_state = state.split(self._state_sizes(), -1)
+        actor_state, *critic_state = state.split(_state_sizes(self), -1)
         features, actor_state = self.actor_memory(features, actor_state)
         # The critic's recurrent state advances as well: the first row of an update needs it.
         if critic_state and self.critic_memory is not None and self.critic_torso is not None:
@@ -200,7 +200,7 @@ class ActorCritic(nn.Module):
             # The last row has no start: where it begins an episode, nothing asks for its value.
             starts = torch.cat([rollout.starts, torch.zeros_like(rollout.starts[:1])])
             rows, final = features[: (T + 1) * N].unflatten(0, (T + 1, N)), features[(T + 1) * N :]
-            outputs, states = memory.unroll(rows, self._own_state(rollout.state, of_critic=True), starts)
+            outputs, states = memory.unroll(rows, _own_state(self, rollout.state, of_critic=True), starts)
             final = memory(final, states.flatten(0, 1)[rollout.final_rows])[0]
             features = torch.cat([outputs.flatten(0, 1), final])
         values = self._restored_values(features)
@@ -218,7 +218,7 @@ class ActorCritic(nn.Module):
         features = _existing(self.critic_torso)(self._input(obs))
         state = self.initial_state(len(obs))
         if self.critic_memory is not None and state is not None:
-            features = self.critic_memory(features, self._own_state(state, of_critic=True))[0]
+            features = self.critic_memory(features, _own_state(self, state, of_critic=True))[0]
         return self._restored_values(features)
 
     def _features(self, x: Tensor, sequences: Sequences | None, of_critic: bool) -> Tensor:
@@ -229,14 +229,7 @@ class ActorCritic(nn.Module):
         if memory is None or sequences is None:
             return features
         rows = features.unflatten(0, sequences.valid.shape)
-        return memory.unroll(rows, self._own_state(sequences.state, of_critic), sequences.starts)[0][sequences.valid]
-
-    def _state_sizes(self) -> list[int]:
-        memories = dict.fromkeys(m for m in (self.actor_memory, self.critic_memory) if m is not None)
-        return [memory.state_size for memory in memories]
-
-    def _own_state(self, state: Tensor, of_critic: bool) -> Tensor:
-        return state.split(self._state_sizes(), -1)[-1 if of_critic else 0]
+        return memory.unroll(rows, _own_state(self, sequences.state, of_critic), sequences.starts)[0][sequences.valid]
 
     def _input(self, obs: Tensor) -> Tensor:
         obs = obs.to(self.actor_head.linear.weight.dtype)
@@ -273,6 +266,15 @@ def _existing(part: nn.Module | None) -> nn.Module:
     if part is None:
         raise RuntimeError("this policy was made without a critic, so it has no values")
     return part
+
+
+def _state_sizes(network: ActorCritic) -> list[int]:
+    memories = dict.fromkeys(m for m in (network.actor_memory, network.critic_memory) if m is not None)
+    return [memory.state_size for memory in memories]
+
+
+def _own_state(network: ActorCritic, state: Tensor, of_critic: bool) -> Tensor:
+    return state.split(_state_sizes(network), -1)[-1 if of_critic else 0]
 
 
 def _rows(samples: Samples) -> Tensor:

@@ -1,8 +1,6 @@
 """Distributions over actions: samples, log-probabilities, entropies and KL divergences.
 
-They are lighter than `torch.distributions`: no validation, and nothing is computed before it is asked for, because
-sampling one small batch per environment step is bound by the number of calls. Their log-probabilities, entropies and
-divergences are float32 or better whatever the precision of the network.
+Lighter than `torch.distributions`: no validation, lazy. Results are float32 or better whatever the network's precision.
 """
 
 from __future__ import annotations
@@ -147,8 +145,7 @@ class Bernoulli:
         # Of the likelier value's complement, whose logit is negative: otherwise large softplus terms would cancel.
         likely = self.logits > 0
         own, theirs = (torch.where(likely, -x, x) for x in (self.logits, other.logits))
-        softplus = nn.functional.softplus
-        return (own.sigmoid() * (own - theirs) + (softplus(theirs) - softplus(own))).sum(-1)
+        return (own.sigmoid() * (own - theirs) + nn.functional.softplus(theirs) - nn.functional.softplus(own)).sum(-1)
 
 
 class DiagonalGaussian:
@@ -244,6 +241,10 @@ class SquashedGaussian:
         return self.normal.kl(other.normal)
 
 
+def _log_beta(alpha: Tensor, beta: Tensor) -> Tensor:
+    return alpha.lgamma() + beta.lgamma() - (alpha + beta).lgamma()
+
+
 class Beta:
     """D independent beta distributions within bounds, a = low + (high − low) x (Chou et al. 2017).
 
@@ -275,27 +276,23 @@ class Beta:
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """log-density of a `[B]`, given x: Σ (α − 1) log x + (β − 1) log(1 − x) − log B(α, β) − log(high − low)."""
-        log_density = (self.alpha - 1) * actions.log() + (self.beta - 1) * (-actions).log1p() - self.log_beta
+        a, b = self.alpha, self.beta
+        log_density = (a - 1) * actions.log() + (b - 1) * (-actions).log1p() - _log_beta(a, b)
         return log_density.sum(-1) - self.log_scale
 
     def entropy(self) -> Tensor:
         """Differential entropy of a `[B]`, by digamma functions."""
         a, b = self.alpha, self.beta
-        entropy = self.log_beta - (a - 1) * a.digamma() - (b - 1) * b.digamma() + (a + b - 2) * (a + b).digamma()
+        entropy = _log_beta(a, b) - (a - 1) * a.digamma() - (b - 1) * b.digamma() + (a + b - 2) * (a + b).digamma()
         return entropy.sum(-1) + self.log_scale
 
     def kl(self, other: Beta) -> Tensor:
         """Sum over dimensions of log B' − log B + (α − α')ψ(α) + (β − β')ψ(β) + (α' − α + β' − β)ψ(α + β), `[B]`."""
         # In float64: the gamma functions are much larger than their difference.
-        own, theirs = (Beta(x.alpha.double(), x.beta.double()) for x in (self, other))
-        a, b = own.alpha - theirs.alpha, own.beta - theirs.beta
-        slopes = a * own.alpha.digamma() + b * own.beta.digamma() - (a + b) * (own.alpha + own.beta).digamma()
-        return (theirs.log_beta - own.log_beta + slopes).sum(-1).to(self.alpha.dtype)
-
-    @property
-    def log_beta(self) -> Tensor:
-        """log B(α, β) `[B, D]`."""
-        return self.alpha.lgamma() + self.beta.lgamma() - (self.alpha + self.beta).lgamma()
+        alpha, beta, other_alpha, other_beta = (x.double() for x in (self.alpha, self.beta, other.alpha, other.beta))
+        a, b, both = alpha - other_alpha, beta - other_beta, (alpha + beta).digamma()
+        slopes = a * (alpha.digamma() - both) + b * (beta.digamma() - both)
+        return (_log_beta(other_alpha, other_beta) - _log_beta(alpha, beta) + slopes).sum(-1).to(self.alpha.dtype)
 
     @staticmethod
     def _inside(x: Tensor) -> Tensor:

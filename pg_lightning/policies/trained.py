@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -33,6 +34,10 @@ def load(path: str | Path, seed: int = 0) -> TrainedPolicy:
     """
     file = _checkpoint(Path(path))
     try:
+        if zipfile.is_zipfile(file):  # torch writes checksums, and does not look at them
+            with zipfile.ZipFile(file) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"damaged at {damaged}")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = " ".join(str(error).split(". ")[0].split()) or type(error).__name__

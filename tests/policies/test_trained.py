@@ -303,6 +303,17 @@ def test_what_is_no_checkpoint_or_an_old_one_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(raised.value)
 
 
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    path = saved(module_for(VECTOR, ACTIONS["discrete"]), tmp_path / "x.ckpt")
+    content = bytearray(path.read_bytes())
+    weight = torch.load(path)["state_dict"]["network.critic_head.weight"].numpy().tobytes()
+    place = content.index(weight)
+    content[place : place + len(weight)] = bytes(len(weight))
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"path: cannot read .*: damaged at"):
+        pg_lightning.load(path)
+
+
 class Cosine(nn.Module):
     """A torso of one's own."""
 
