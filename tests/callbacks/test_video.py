@@ -2,6 +2,7 @@
 
 import importlib.util
 import signal
+from functools import partial
 
 import pytest
 from interruptions import sends
@@ -56,16 +57,15 @@ def test_a_video_that_fails_ends_the_videos_and_not_the_run(run, train, tmp_path
 def test_a_video_that_a_signal_cuts_is_none_that_failed(cli, tiny, tmp_path, monkeypatch, recwarn):
     """In the second evaluation: the run ends with its checkpoint, and nothing is said of videos."""
 
-    class Dataset(video.EvaluationDataset):
-        _reset = sends(signal.SIGTERM, video.EvaluationDataset._reset, at=2, sleep=60)
+    reset = sends(signal.SIGTERM, lambda env, **arguments: type(env).reset(env, **arguments), at=2, sleep=60)
+
+    def make_env(_, data, *__):
+        env = make_vector_env(data.env_id, 1, autoreset_mode="disabled")
+        env.reset = partial(reset, env)
+        return env
 
     monkeypatch.setattr(video.EvaluationVideo, "setup", lambda *_, **__: None)
-    monkeypatch.setattr(
-        video.EvaluationVideo,
-        "make_env",
-        lambda _, data, *__: make_vector_env(data.env_id, 1, autoreset_mode="disabled"),
-    )
-    monkeypatch.setattr(video, "EvaluationDataset", Dataset)
+    monkeypatch.setattr(video.EvaluationVideo, "make_env", make_env)
     assert cli(tmp_path, "fit", "--config", tiny, *VIDEO).returncode == 143
     assert load(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt")["pg_lightning"]["env_steps"] == 448
     assert [str(x.message) for x in recwarn if "videos" in str(x.message)] == []
