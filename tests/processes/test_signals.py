@@ -20,8 +20,9 @@ from run_files import assert_same_weights, load, read_metrics
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutCollector, RolloutDataModule
-from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
+from pg_lightning.envs.autoreset import Disabled
+from pg_lightning.learning.actor import PolicyActor
 from pg_lightning.processes import signals
 
 ROLLOUT = 64
@@ -105,9 +106,9 @@ def test_before_the_first_update_there_is_nothing_to_save(cli, tiny, tmp_path):
 
 @pytest.mark.parametrize("option", ["--data.overlap", "--data.backend"])
 def test_processes_that_play_are_gone(cli, tiny, tmp_path, monkeypatch, boundaries, option):
-    act = PPO.act
+    act = PolicyActor.act
     if option == "--data.backend":
-        monkeypatch.setattr(PPO, "act", sends(signal.SIGTERM, act, at=40))
+        monkeypatch.setattr(PolicyActor, "act", sends(signal.SIGTERM, act, at=40))
     else:
         monkeypatch.setattr(PPO, "update", sends(signal.SIGTERM, PPO.update, at=2))
     value = "true" if option == "--data.overlap" else "async"
@@ -117,7 +118,7 @@ def test_processes_that_play_are_gone(cli, tiny, tmp_path, monkeypatch, boundari
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "at"), [(PPO, "act", 40), (PPO, "update", 3), (EvaluationDataset, "_reset", 2)]
+    ("owner", "name", "at"), [(PolicyActor, "act", 40), (PPO, "update", 3), (Disabled, "begin", 1)]
 )
 def test_a_run_goes_on_as_if_no_signal_had_come(cli, tiny, tmp_path, monkeypatch, run, owner, name, at):
     """In a rollout, in an update, in an evaluation."""
@@ -134,7 +135,7 @@ def test_a_run_goes_on_as_if_no_signal_had_come(cli, tiny, tmp_path, monkeypatch
 def test_after_a_rollout_that_was_given_up_episodes_start_afresh(cli, tiny, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(signals, "BOUNDARY_PATIENCE_S", 0.2)
     with monkeypatch.context() as patch:
-        patch.setattr(PPO, "act", sends(signal.SIGTERM, PPO.act, at=40, sleep=60))
+        patch.setattr(PolicyActor, "act", sends(signal.SIGTERM, PolicyActor.act, at=40, sleep=60))
         assert cli(tmp_path, "fit", "--config", tiny).returncode == 143
     last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
     assert load(last)["pg_lightning"]["env_steps"] == 2 * ROLLOUT
@@ -192,7 +193,7 @@ def test_an_update_that_takes_too_long_is_given_up(cli, tiny, tmp_path, monkeypa
 
 def test_an_evaluation_is_given_up(cli, tiny, tmp_path, monkeypatch, boundaries):
     """The second; each resets its one environment once."""
-    monkeypatch.setattr(EvaluationDataset, "_reset", sends(signal.SIGTERM, EvaluationDataset._reset, at=2, sleep=60))
+    monkeypatch.setattr(Disabled, "reset", sends(signal.SIGTERM, Disabled.reset, at=2, sleep=60))
     finished = cli(tmp_path, "fit", "--config", tiny, "--data.eval_episodes", 1)
     assert_boundary(interrupted(finished, tmp_path, 143), boundaries, 448)
     rows = [row for row in read_metrics(tmp_path / "runs/tiny/version_0") if "val/return_mean" in row]
@@ -211,7 +212,7 @@ def test_before_training_begins_there_is_nothing_to_save(cli, tiny, tmp_path, mo
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_other_commands_end_too(cli, run, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(EvaluationDataset, "_reset", sends(signal.SIGINT, EvaluationDataset._reset, at=2, sleep=60))
+    monkeypatch.setattr(Disabled, "begin", sends(signal.SIGINT, Disabled.begin, at=1, sleep=60))
     best = shutil.copytree(run, tmp_path / "run") / "checkpoints/best.ckpt"
     finished = cli(tmp_path, command, "--ckpt_path", best, "--data.num_envs", 1)
     assert (finished.returncode, finished.stderr.count("stopped by SIGINT")) == (130, 1)

@@ -294,5 +294,5 @@ _REGISTERED: dict[str, tuple[type[gym.Env[Any, Any]], dict[str, Any]]] = {
     "MaskedReward": (MaskedReward, {}),
 }
 for _name, (_class, _kwargs) in _REGISTERED.items():
-    _entry, _limit = f"{__name__}:{_class.__name__}", 8 if _class is Endless else None
-    gym.register(f"pg_lightning/{_name}-v0", entry_point=_entry, max_episode_steps=_limit, kwargs=_kwargs)
+    _limit = 8 if _class is Endless else None
+    gym.register(f"pg_lightning/{_name}-v0", f"{__name__}:{_class.__name__}", max_episode_steps=_limit, kwargs=_kwargs)
