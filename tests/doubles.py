@@ -21,7 +21,7 @@ class GradientOnly(Learner):
         only.record = record
         return only
 
-    def step_unless(self, loss: Any, batch: Any, name: str, limit: float) -> bool:
+    def step_unless(self, loss: Any, batch: Any, name: str = "", limit: float = 0.0) -> bool:
         value, stats = loss(batch)
         self.record(value, batch)
         stats["train/grad_norm"] = torch.zeros(())

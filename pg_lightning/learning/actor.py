@@ -75,7 +75,7 @@ class PolicyActor:
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the memory after them."""
-        device = self.device
+        device = self._device or self.device
         obs, mask = obs.to(device), None if action_mask is None else action_mask.to(device)
         if not deterministic:
             return self.policy.sample(obs, generator, mask, state)

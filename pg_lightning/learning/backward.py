@@ -46,7 +46,9 @@ class Backward:
         self._is_watched = are_watched(module, HOOKS)
         self._losses.clear()
 
-    def __call__(self, loss_of: Loss, batch: Samples, is_refused: Callable[[Stats], bool]) -> Stats | None:
+    def __call__(
+        self, loss_of: Loss, batch: Samples, is_refused: Callable[[Stats], bool] | None = None
+    ) -> Stats | None:
         """The statistics of a loss, whose gradient is in the parameters then; None where they are refused.
 
         Args:
@@ -54,10 +56,11 @@ class Backward:
             batch: the rows.
             is_refused: told the statistics over all rows; where it says so the gradient is not to be used.
         """
-        loss_of = self._compiled(loss_of)
+        if self.compiles:
+            loss_of = self._compiled(loss_of)
         if self.micro_batch_size is None or len(batch) <= self.micro_batch_size:
             loss, stats = loss_of(batch)
-            if is_refused(stats):
+            if is_refused is not None and is_refused(stats):
                 return None
             self._differentiate(loss)
             return stats
@@ -67,7 +70,7 @@ class Backward:
             loss, stats = loss_of(part)
             self._differentiate(loss * share)
             sums = {name: sums.get(name, 0.0) + share * value.detach() for name, value in stats.items()}
-        return None if is_refused(sums) else sums
+        return None if is_refused is not None and is_refused(sums) else sums
 
     def _differentiate(self, loss: Tensor) -> None:
         if self._is_watched and self._module is not None:
@@ -76,8 +79,6 @@ class Backward:
             loss.backward()
 
     def _compiled(self, loss: Loss) -> Loss:
-        if not self.compiles:
-            return loss
         if loss not in self._losses:
             self._losses[loss] = torch.compile(loss)
         return self._losses[loss]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -124,10 +125,10 @@ class Learner:
             The statistics of the loss and `train/grad_norm`, the norm of the gradient before the clip, as tensors that
             have not been synchronised.
         """
-        self.step_unless(loss, batch, "", float("inf"))
+        self.step_unless(loss, batch)
         return self.steps[-1][1]
 
-    def step_unless(self, loss: Loss, batch: Samples, name: str, limit: float) -> bool:
+    def step_unless(self, loss: Loss, batch: Samples, name: str = "", limit: float = math.inf) -> bool:
         """One gradient step, unless the mean of a statistic over the rows of all ranks passes a limit.
 
         Args:
@@ -139,9 +140,12 @@ class Learner:
         Returns:
             Whether the step was taken.
         """
+
+        def is_past(stats: Stats) -> bool:
+            return bool(self.mean(stats[name], batch) > limit)
+
         self.gradient.zero()
-        is_limited = limit < float("inf")
-        stats = self.backward(loss, batch, lambda stats: is_limited and bool(self.mean(stats[name], batch) > limit))
+        stats = self.backward(loss, batch, None if limit == math.inf else is_past)
         if stats is None:
             return False
         stats["train/grad_norm"] = self.descend(batch)
@@ -176,7 +180,8 @@ class Learner:
     def clip(self, batch: Samples) -> Tensor:
         """The gradient of the rows of all ranks, scaled down to the norm that is allowed; returns its norm before."""
         self.gradient.collect()
-        self.gradient.average_(self._share(batch), self.collectives)
+        if self.collectives.world_size > 1:
+            self.gradient.average_(self._share(batch), self.collectives)
         norm = self.gradient.norm()
         scaler = loss_scaler(self.module)
         if scaler is not None:  # the step unscales the gradient, by a factor that a clip commutes with
