@@ -105,8 +105,8 @@ def exported(quiet_trainer, tmp_path):
     def make(format: str, env: dict[str, Any], **model: Any) -> tuple[PPO, Path]:
         data = RolloutDataModule("Any-v0", env_kwargs=env, num_envs=4, num_steps=8, total_steps=32, eval_episodes=2)
         spaces = {"observation_space": data.observation_space, "action_space": data.action_space}
-        module = PPO(**spaces, **{"hidden_sizes": [16], "num_epochs": 1, "num_minibatches": 1, **model})
-        module.total_steps = 32
+        short = {"hidden_sizes": [16], "num_epochs": 1, "num_minibatches": 1, "total_steps": 32}
+        module = PPO(**spaces, **{**short, **model})
         trainer = quiet_trainer()
         trainer.fit(module, datamodule=data)
         with torch.no_grad():

@@ -309,8 +309,9 @@ def test_environments_run_on_over_the_epochs_and_evaluations_of_a_training(fit: 
 def seeds_of(run_seed: int, rank: int, env_steps: int = 0) -> list[int]:
     torch.manual_seed(run_seed)
     data = RolloutDataModule("tests/Script-v0", num_envs=16)
-    module = SimpleNamespace(env_steps=env_steps, device=torch.device("cpu"))
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=4, lightning_module=module)  # type: ignore[assignment]
+    module = SimpleNamespace(env_steps=env_steps, actor=None)
+    ranks = {"global_rank": rank, "world_size": 4, "strategy": None}
+    data.trainer = SimpleNamespace(lightning_module=module, **ranks)  # type: ignore[assignment]
     data.train_dataloader()
     seeds = [int(seed) for seed in data.collector.env.vector_env.np_random_seed]
     data.teardown("fit")
