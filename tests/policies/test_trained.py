@@ -15,11 +15,11 @@ from torch import nn
 
 import pg_lightning
 from pg_lightning.algorithms import A2C, A3C, PPO, REINFORCE, OneStepActorCritic, REINFORCEBaseline
-from pg_lightning.callbacks import SafeCheckpointIO
 from pg_lightning.envs import make_env
 from pg_lightning.errors import UserError
 from pg_lightning.policies.heads import CategoricalHead
 from pg_lightning.policies.trained import TrainedPolicy
+from pg_lightning.run.checkpoints import SafeCheckpointIO
 from pg_lightning.spaces import FlattenedBox
 
 INF = np.inf
@@ -136,7 +136,7 @@ def test_it_takes_the_observations_of_the_environment_one_or_many(trained, obs, 
     flat = np.stack([spaces.flatten(space, row) for row in rows]) if obs in FLATTENED else np.stack(rows)
     with torch.no_grad():
         pi, after = module.network.act(torch.from_numpy(flat), None, module.network.initial_state(5))
-        expected = module.env_actions(pi.mode).numpy()
+        expected = module.actor.env_actions(pi.mode).numpy()
     actions, states = policy.predict(stacked(space, rows), policy.initial_state(5))
     np.testing.assert_array_equal(actions, expected)
     assert len(np.unique(actions, axis=0)) > 1, "the policy does not look at its observations"
@@ -194,7 +194,7 @@ def test_a_recurrent_policy_is_carried_from_step_to_step(trained):
         actions, state = policy.predict(obs[t], state)
         with torch.no_grad():
             pi, expected = module.network.act(torch.from_numpy(obs[t]), None, expected)
-        np.testing.assert_array_equal(actions, module.env_actions(pi.mode).detach())
+        np.testing.assert_array_equal(actions, module.actor.env_actions(pi.mode).detach())
         np.testing.assert_array_equal(state, expected)
 
 
@@ -217,7 +217,7 @@ def test_it_acts_in_the_precision_of_double_weights(tmp_path):
     module = module_for(VECTOR, ACTIONS["box64"]).double()
     policy = pg_lightning.load(saved(module, tmp_path / "policy.ckpt"))
     obs = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
-    expected = module.env_actions(module.network.act(torch.from_numpy(obs))[0].mode).detach()
+    expected = module.actor.env_actions(module.network.act(torch.from_numpy(obs))[0].mode).detach()
     np.testing.assert_array_equal(policy.predict(obs)[0], expected)
 
 
@@ -272,7 +272,7 @@ def test_of_a_run_the_best_is_loaded_else_the_last(tmp_path):
     folder = tmp_path / "version_0"
     for name in ("last", "best"):
         module = module_for(VECTOR, ACTIONS["discrete"])
-        module.env_steps = len(name + name) if name == "best" else 5
+        module.progress.env_steps = len(name + name) if name == "best" else 5
         saved(module, folder / "checkpoints" / f"{name}.ckpt")
     assert pg_lightning.load(str(folder)).env_steps == 8
     assert pg_lightning.load(folder / "checkpoints").env_steps == 8
@@ -341,7 +341,7 @@ def test_torsos_and_heads_of_ones_own_come_back(trained):
     assert isinstance(policy.policy.actor_torso, Cosine)
     assert isinstance(policy.policy.actor_head, Upside)
     obs = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
-    expected = module.env_actions(module.network.act(torch.from_numpy(obs))[0].mode)
+    expected = module.actor.env_actions(module.network.act(torch.from_numpy(obs))[0].mode)
     np.testing.assert_array_equal(policy.predict(obs)[0], expected)
 
 
@@ -393,22 +393,22 @@ ALGORITHMS = [A2C, A3C, PPO, REINFORCE, OneStepActorCritic, REINFORCEBaseline]
 def test_an_algorithm_comes_back_from_its_checkpoint_alone(algorithm, tmp_path):
     options = {"lr": 0.25, "gamma": 0.5, "hidden_sizes": [7], "activation": "relu", "total_steps": 123}
     module = module_for(NESTED, ACTIONS["multi_discrete"], algorithm, **options)
-    module.env_steps = 77
+    module.progress.env_steps = 77
     path = saved(module, tmp_path / "x.ckpt")
     loaded = algorithm.load_from_checkpoint(path)
     assert type(loaded) is algorithm
-    assert (loaded.lr, loaded.gamma, loaded.total_steps, loaded.env_steps) == (0.25, 0.5, 123, 77)
+    assert (loaded.learner.settings.lr, loaded.gamma, loaded.total_steps, loaded.env_steps) == (0.25, 0.5, 123, 77)
     assert loaded.init_args["observation_space"].keys() >= {"space", "original"}
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(tensor, loaded.state_dict()[name], rtol=0, atol=0, equal_nan=True)
-    assert algorithm.load_from_checkpoint(path, lr=0.125).lr == 0.125
+    assert algorithm.load_from_checkpoint(path, lr=0.125).learner.settings.lr == 0.125
     again = pg_lightning.load(saved(loaded, tmp_path / "again.ckpt"))
     assert again.observation_space == NESTED
     assert again.action_space == ACTIONS["multi_discrete"]
 
 
 def test_the_environment_of_a_dict_says_what_it_was_before_it_was_flattened():
-    env = make_env("pg_lightning.envs.toy:pg_lightning/ContextualReward-v0", {"observation": "dict"})
+    env = make_env("pg_lightning.envs.tasks.toy:pg_lightning/ContextualReward-v0", {"observation": "dict"})
     assert isinstance(env.observation_space, FlattenedBox)
     assert isinstance(env.observation_space.original, spaces.Dict)
     assert env.observation_space == spaces.flatten_space(env.observation_space.original)
@@ -416,7 +416,7 @@ def test_the_environment_of_a_dict_says_what_it_was_before_it_was_flattened():
 
 
 def test_a_policy_that_was_trained_on_dicts_plays_them(fit, quiet_trainer, tmp_path):
-    env_id = "pg_lightning.envs.toy:pg_lightning/ContextualReward-v0"
+    env_id = "pg_lightning.envs.tasks.toy:pg_lightning/ContextualReward-v0"
     module = fit(env_id, {"env_kwargs": {"observation": "dict"}})
     policy = pg_lightning.load(saved(module, tmp_path / "x.ckpt"))
     assert isinstance(policy, TrainedPolicy)
