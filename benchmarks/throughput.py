@@ -53,7 +53,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
-from pg_lightning.algorithms import A2C, PPO, REINFORCE, PolicyGradientModule
+from pg_lightning.algorithms import A2C, PPO, REINFORCE, PolicyGradientModule, VTrace
 from pg_lightning.callbacks import EnvStepProgress, EvaluateEverySteps
 from pg_lightning.cli.assembly import TRAINER_DEFAULTS
 from pg_lightning.data import RolloutDataModule, RolloutDataset
@@ -389,6 +389,11 @@ def run_compiled(*run: Any, **data: Any) -> None:
     run_fit(*run, datamodule=partial(RolloutDataModule, **data), compile=True)
 
 
+def run_vtrace(workload: Workload, *run: Any) -> None:
+    """V-trace in the place of A2C, with rollouts that a second process plays ahead; one core more than the others."""
+    run_fit(replace(workload, algorithm=VTrace), *run, datamodule=partial(RolloutDataModule, overlap=True))
+
+
 SB3, BARE = "Stable-Baselines3", "bare PyTorch loop"
 # A variant of `fit` is one more line: "fit, ReLU": partial(run_fit, activation="relu").
 SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
@@ -401,6 +406,7 @@ SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
     "fit, compile": run_compiled,
     "fit, overlap": partial(run_fit, datamodule=partial(RolloutDataModule, overlap=True)),
     "fit, overlap, compile": partial(run_compiled, overlap=True),
+    "V-trace, ahead": run_vtrace,
     SB3: run_sb3,
 }
 
@@ -411,6 +417,7 @@ def systems_of(workload: Workload) -> list[str]:
     able = {
         "vector": is_vectorised,
         "overlap": workload.algorithm.corrects_policy_lag,
+        "V-trace": workload.algorithm is A2C,
         "compile": not workload.whole_episodes,
     }
     return [
