@@ -103,7 +103,7 @@ class Sequences:
 
 
 @dataclass
-class Samples:
+class Batch:
     """The valid rows of a rollout with their targets, flattened to one batch dimension B.
 
     Attributes:
@@ -127,7 +127,7 @@ class Samples:
     sequences: Sequences | None = None
 
     @classmethod
-    def of(cls, rollout: Rollout, advantages: Tensor, returns: Tensor, values: Tensor) -> Samples:
+    def of(cls, rollout: Rollout, advantages: Tensor, returns: Tensor, values: Tensor) -> Batch:
         """The valid rows of a rollout, with targets and values `[T, N]`."""
         everything = rollout.env_steps == rollout.valid.numel()
 
@@ -151,11 +151,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.advantages)
 
-    def __getitem__(self, index: Tensor | slice) -> Samples:
+    def __getitem__(self, index: Tensor | slice) -> Batch:
         """Some rows, of a policy without memory."""
         return replace(self, obs=self.obs[index], **self._rows(index))
 
-    def of_environments(self, chosen: Tensor) -> Samples:
+    def of_environments(self, chosen: Tensor) -> Batch:
         """The whole sequences of some environments, `[n]` ascending indices, of a policy with memory."""
         assert self.sequences is not None
         state, starts, valid = self.sequences.state, self.sequences.starts, self.sequences.valid
@@ -164,7 +164,7 @@ class Samples:
         sequences = Sequences(state[chosen], starts[:, chosen], valid[:, chosen])
         return replace(self, obs=self.obs[:, chosen], sequences=sequences, **self._rows(is_chosen[valid]))
 
-    def parts(self, size: int) -> Iterator[Samples]:
+    def parts(self, size: int) -> Iterator[Batch]:
         """Consecutive parts of at most `size` rows; for a policy with memory, of as many environments as have so many.
 
         Every row is in one part. With a memory a single environment may have more rows than asked for.
@@ -177,7 +177,7 @@ class Samples:
             if len(part := self.of_environments(environments)):
                 yield part
 
-    def minibatches(self, num_minibatches: int, keep_empty: bool = False) -> Iterator[Samples]:
+    def minibatches(self, num_minibatches: int, keep_empty: bool = False) -> Iterator[Batch]:
         """Cuts a fresh random permutation into `num_minibatches` parts whose sizes differ by at most one row.
 
         No row is dropped. With fewer rows than minibatches there are as many minibatches as rows, unless those that
@@ -193,7 +193,7 @@ class Samples:
             if len(batch) or keep_empty:
                 yield batch
 
-    def epochs(self, num_epochs: int, num_minibatches: int, keep_empty: bool = False) -> Iterator[Samples]:
+    def epochs(self, num_epochs: int, num_minibatches: int, keep_empty: bool = False) -> Iterator[Batch]:
         """The minibatches of `num_epochs` passes, each over a permutation of its own."""
         for _ in range(num_epochs):
             yield from self.minibatches(num_minibatches, keep_empty)

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pg_lightning.rollout import Rollout, Samples, Sequences
+from pg_lightning.rollout import Batch, Rollout, Sequences
 
 
 def numbered_samples(rows):
     """Row i holds the number i in every field."""
     i = torch.arange(rows).float()
-    return Samples(
+    return Batch(
         obs=i.view(-1, 1).expand(-1, 3), actions=i.long(), old_log_probs=i, old_values=i, advantages=i, returns=i
     )
 
@@ -71,7 +71,7 @@ def numbered_sequences(T, n, seed):
     i = numbers[valid]
     flat = {"actions": i, "old_log_probs": i, "old_values": i, "advantages": i, "returns": i, "action_mask": i}
     sequences = Sequences(numbers[0].float().view(n, 1), starts, valid)
-    return Samples(obs=numbers.float().unsqueeze(-1).expand(T, n, 2), sequences=sequences, **flat), numbers
+    return Batch(obs=numbers.float().unsqueeze(-1).expand(T, n, 2), sequences=sequences, **flat), numbers
 
 
 sequences_of_any_size = given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(0, 1000))
@@ -128,13 +128,13 @@ def test_samples_of_a_rollout_with_a_state_keep_its_rows_and_know_its_starts():
     rollout.obs = torch.arange(3.0).view(3, 1, 1)
     rollout.actions = torch.tensor([[7], [8]])
     nothing = torch.zeros(2, 1)
-    samples = Samples.of(rollout, nothing, nothing, nothing)
+    samples = Batch.of(rollout, nothing, nothing, nothing)
     assert samples.obs.tolist() == [[[0.0]], [[1.0]]]
     assert samples.actions.tolist() == [8]
     assert samples.sequences.starts.tolist() == [[False], [True]]  # a row that is not valid starts nothing
     assert torch.equal(samples.sequences.state, rollout.state)
     rollout.state = None
-    samples = Samples.of(rollout, nothing, nothing, nothing)
+    samples = Batch.of(rollout, nothing, nothing, nothing)
     assert samples.obs.tolist() == [[1.0]]
     assert samples.sequences is None
 

@@ -17,7 +17,7 @@ from pg_lightning.losses import (
     kl_penalized_loss,
     value_loss,
 )
-from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.rollout import Batch, Rollout
 from pg_lightning.statistics import explained_variance
 
 Schedule = Literal["constant", "linear"]
@@ -117,7 +117,7 @@ class PPO(PolicyGradientModule):
         self._adapt_penalty(batch)
         return stats | {"train/kl_penalty": self.kl_penalty}
 
-    def loss(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The surrogate, the squared error of V and the entropy bonus; and what is to be logged of it."""
         pi, values = self.network(batch)
         log_ratio = pi.log_prob(batch.actions) - batch.old_log_probs
@@ -142,7 +142,7 @@ class PPO(PolicyGradientModule):
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()
-    def _adapt_penalty(self, batch: Samples) -> None:
+    def _adapt_penalty(self, batch: Batch) -> None:
         """β for the next update, from how far this one went (§4)."""
         if self.target_kl is None or self.kl_penalty is None or batch.old_log_probs is None:
             return

@@ -11,7 +11,7 @@ from pg_lightning.errors import UserError, require
 from pg_lightning.learning import Normalize, PolicyGradientModule
 from pg_lightning.learning.targets import normalized
 from pg_lightning.returns import episode_index, episode_return, mean_of_other_episodes, reward_to_go
-from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.rollout import Batch, Rollout
 
 Baseline = Literal["none", "batch_mean", "moving_average"]
 
@@ -73,7 +73,7 @@ class REINFORCE(PolicyGradientModule):
         returns = reward_to_go(rollout.rewards, rollout.done, rollout.valid, self.gamma)
         if not self.causal:
             returns = episode_return(returns, rollout.timesteps, rollout.valid)
-        batch = Samples.of(rollout, returns, returns, torch.zeros_like(returns))
+        batch = Batch.of(rollout, returns, returns, torch.zeros_like(returns))
         advantages = batch.returns - self._baseline(rollout, batch.returns)
         batch.advantages = normalized(advantages, self.normalize_advantage, self.learner.collectives)
         if self.discount_objective:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pg_lightning.errors import require
 from pg_lightning.learning import Normalize, PolicyGradientModule
 from pg_lightning.losses import value_loss
-from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.rollout import Batch, Rollout
 from pg_lightning.statistics import explained_variance
 
 BACKTRACK = 0.8  # what the step shrinks by in the line search
@@ -80,12 +80,12 @@ class TRPO(PolicyGradientModule):
         stats["train/explained_variance"] = explained_variance(batch.old_values, batch.returns)
         return stats
 
-    def loss(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The squared error of V: what the optimizer descends."""
         loss = value_loss(self.network(batch)[1], batch.returns)
         return loss, {"train/value_loss": loss.detach()}
 
-    def natural_step(self, batch: Samples) -> dict[str, Tensor]:
+    def natural_step(self, batch: Batch) -> dict[str, Tensor]:
         """Moves the actor along F⁻¹g until the surrogate has risen within the trust region, or not at all."""
         actor = self.network.parameter_groups()[0]
         pi = self.network.policy(batch)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pg_lightning.algorithms import PolicyGradientModule
-from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.rollout import Batch, Rollout
 
 
 def choose_accelerator(
@@ -53,7 +53,7 @@ def seconds_per_rollout(module: PolicyGradientModule, data: Any, device: str, re
             actions.cpu()
 
     zeros = torch.zeros_like(rollout.rewards)
-    samples = Samples.of(rollout, zeros, zeros, zeros)
+    samples = Batch.of(rollout, zeros, zeros, zeros)
     samples.old_log_probs = zeros.flatten()
     num_minibatches, num_epochs = getattr(module, "num_minibatches", 1), getattr(module, "num_epochs", 1)
     minibatch = next(iter(samples.minibatches(num_minibatches)))

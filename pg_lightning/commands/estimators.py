@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.policies import ActorCritic, ValueNormalizer
 from pg_lightning.returns import episode_index, gae, mean_of_other_episodes, reward_to_go
-from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.rollout import Batch, Rollout
 from pg_lightning.statistics import explained_variance
 
 EPISODE_RETURN, REWARD_TO_GO, MEAN_BASELINE = "episode return", "reward-to-go", "mean baseline"
@@ -119,7 +119,7 @@ def weights_of(
 def gradients_of(model: Any, rollout: Rollout, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """1/K Σ_episodes Σ_t Ψ_t ∇log π(a_t|s_t) `[P]`, by the actor's P parameters, for weights Ψ `[T, N]`."""
     parameters = model.network.parameter_groups()[0]
-    samples = Samples.of(rollout, *3 * (torch.zeros_like(rollout.rewards),))
+    samples = Batch.of(rollout, *3 * (torch.zeros_like(rollout.rewards),))
     with model.trainer.precision_plugin.forward_context():
         log_probs = model.network.policy(samples).log_prob(samples.actions)
     rows_per_episode = len(samples) / int(rollout.starts.sum())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pg_lightning.learning.progress import Progress
 from pg_lightning.policies import ActorCritic
-from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.rollout import Batch, Rollout
 
 
 def as_it_is(device: torch.device) -> AbstractContextManager[None]:
@@ -88,7 +88,7 @@ class PolicyActor:
             zeros = torch.zeros_like(rollout.rewards)
             if rollout.env_steps == 0:
                 return zeros
-            samples = Samples.of(rollout, zeros, zeros, zeros)
+            samples = Batch.of(rollout, zeros, zeros, zeros)
             log_probs = self.policy.policy(samples).log_prob(samples.actions)
             return zeros.to(log_probs.dtype).masked_scatter(rollout.valid, log_probs)
 

@@ -13,10 +13,10 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from pg_lightning.errors import UserError
-from pg_lightning.rollout import Samples
+from pg_lightning.rollout import Batch
 
 Stats = dict[str, Tensor]
-Loss = Callable[[Samples], tuple[Tensor, Stats]]
+Loss = Callable[[Batch], tuple[Tensor, Stats]]
 HOOKS = ("on_before_backward", "backward", "on_after_backward")
 
 
@@ -46,9 +46,7 @@ class Backward:
         self._is_watched = are_watched(module, HOOKS)
         self._losses.clear()
 
-    def __call__(
-        self, loss_of: Loss, batch: Samples, is_refused: Callable[[Stats], bool] | None = None
-    ) -> Stats | None:
+    def __call__(self, loss_of: Loss, batch: Batch, is_refused: Callable[[Stats], bool] | None = None) -> Stats | None:
         """The statistics of a loss, whose gradient is in the parameters then; None where they are refused.
 
         Args:

@@ -16,7 +16,7 @@ from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterG
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
 from pg_lightning.learning.progress import Progress
 from pg_lightning.lightning_private import step_without_hooks
-from pg_lightning.rollout import Samples
+from pg_lightning.rollout import Batch
 
 STEP_HOOKS = ("on_before_optimizer_step",)
 
@@ -105,7 +105,7 @@ class Learner:
         self.refuse_divergence(metrics)
         self.rates.after_update()
 
-    def minibatches(self, batch: Samples, num_epochs: int, num_minibatches: int) -> Iterator[Samples]:
+    def minibatches(self, batch: Batch, num_epochs: int, num_minibatches: int) -> Iterator[Batch]:
         """Those of `num_epochs` passes, each over a permutation of its own; equally many on every rank.
 
         With several ranks some minibatches may have no rows on this one: `step` takes them all the same.
@@ -114,7 +114,7 @@ class Learner:
             return batch.epochs(num_epochs, num_minibatches)
         return batch.epochs(num_epochs, min(num_minibatches, max(self.rows)), keep_empty=True)
 
-    def step(self, loss: Loss, batch: Samples) -> Stats:
+    def step(self, loss: Loss, batch: Batch) -> Stats:
         """One gradient step.
 
         Args:
@@ -128,7 +128,7 @@ class Learner:
         self.step_unless(loss, batch)
         return self.steps[-1][1]
 
-    def step_unless(self, loss: Loss, batch: Samples, name: str = "", limit: float = math.inf) -> bool:
+    def step_unless(self, loss: Loss, batch: Batch, name: str = "", limit: float = math.inf) -> bool:
         """One gradient step, unless the mean of a statistic over the rows of all ranks passes a limit.
 
         Args:
@@ -161,23 +161,23 @@ class Learner:
         """A number that a loss reads and that changes between updates: a compiled loss would recompile for a float."""
         return torch.tensor(value, device=next(iter(self.weights().values()))[0].device) if self.compiles else value
 
-    def mean(self, value: Tensor, batch: Samples) -> Tensor:
+    def mean(self, value: Tensor, batch: Batch) -> Tensor:
         """The mean of a scalar over the rows of all ranks: decide by this, and all ranks decide alike."""
         return self.collectives.mean(value, len(batch))
 
-    def mean_vector(self, vector: Tensor, batch: Samples) -> Tensor:
+    def mean_vector(self, vector: Tensor, batch: Batch) -> Tensor:
         """The mean of a vector `[P]` over the rows of all ranks, where `vector` is the mean over those of this rank."""
         message = torch.cat([vector, vector.new_zeros(1)])
         self.collectives.average_(message, self._share(batch))
         return message[:-1]
 
-    def descend(self, batch: Samples) -> Tensor:
+    def descend(self, batch: Batch) -> Tensor:
         """Averages the gradient over ranks, clips it and steps; returns its norm before the clip."""
         norm = self.clip(batch)
         self.step_optimizers()
         return norm
 
-    def clip(self, batch: Samples) -> Tensor:
+    def clip(self, batch: Batch) -> Tensor:
         """The gradient of the rows of all ranks, scaled down to the norm that is allowed; returns its norm before."""
         self.gradient.collect()
         if self.collectives.world_size > 1:
@@ -207,5 +207,5 @@ class Learner:
         is_scaled = loss_scaler(self.module) is not None
         refuse_divergence(metrics, self.weights(), self.progress.env_steps, self.collectives.world_size, is_scaled)
 
-    def _share(self, batch: Samples) -> float:
+    def _share(self, batch: Batch) -> float:
         return len(batch) / max(1, sum(self.rows))

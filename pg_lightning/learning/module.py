@@ -32,7 +32,7 @@ from pg_lightning.lightning_private import trainer_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.policies import Activation, ActorCritic, MemoryKind, RewardScaler
 from pg_lightning.policies.description import KeepsArguments, made_space, plain_arguments
-from pg_lightning.rollout import Episode, Rollout, Samples
+from pg_lightning.rollout import Batch, Episode, Rollout
 from pg_lightning.statistics import explained_variance
 
 
@@ -174,12 +174,12 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         """
         raise NotImplementedError
 
-    def targets(self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize) -> Samples:
+    def targets(self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize) -> Batch:
         """The valid rows with values, GAE(λ) advantages and λ-returns, by the critic as it is before the update."""
         targets = gae_targets(self.network, rollout, self.gamma, gae_lambda)
         return make_batch(self.network, rollout, targets, normalize_advantage, self.learner.collectives)
 
-    def loss(self, batch: Samples) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """−mean( A log π(a|s) ), the squared error of V and the entropy bonus; and what is to be logged of it.
 
         A and the targets of V are constants: no gradient flows through them.

@@ -18,7 +18,7 @@ from pg_lightning.learning.learner import Learner
 from pg_lightning.learning.optimizers import OptimizerSettings
 from pg_lightning.learning.progress import Progress
 from pg_lightning.policies import RunningMeanVar
-from pg_lightning.rollout import Samples
+from pg_lightning.rollout import Batch
 
 
 class SharedWeights:
@@ -168,7 +168,7 @@ class SharedLearner(Learner):
         self._sums = [normalizer.sums() for normalizer in self._normalizers]
         self.copy_weights()
 
-    def descend(self, batch: Samples) -> Tensor:
+    def descend(self, batch: Batch) -> Tensor:
         """One step of the shared weights along the gradient of the copy; returns the gradient's norm."""
         norm = self.clip(batch)
         if not norm.isfinite():  # before it reaches weights and moments that worker 0 may be about to save

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pg_lightning.collectives import Collectives
 from pg_lightning.policies import ActorCritic
 from pg_lightning.returns import gae
-from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.rollout import Batch, Rollout
 from pg_lightning.statistics import standardize
 
 Normalize = bool | Literal["per_rank"]
@@ -42,7 +42,7 @@ def make_batch(
     targets: tuple[Tensor, Tensor, Tensor],
     normalize_advantage: Normalize,
     collectives: Collectives,
-) -> Samples:
+) -> Batch:
     """The valid rows of a rollout with their targets, in the critic's unit; moves the statistics of returns.
 
     Args:
@@ -53,7 +53,7 @@ def make_batch(
             or, with `per_rank`, of each by itself.
         collectives: of the training.
     """
-    batch = Samples.of(rollout, *targets)
+    batch = Batch.of(rollout, *targets)
     normalizer = network.value_normalizer
     if normalizer is not None:
         normalizer.update(collectives.moments(batch.returns), cast(nn.Linear, network.critic_head))

@@ -21,7 +21,7 @@ from pg_lightning.policies.normalizers import ObservationNormalizer, ValueNormal
 from pg_lightning.policies.numpy_actor import FEW_ROWS, Sampler, numpy_sampler
 from pg_lightning.policies.recurrent import Memory, MemoryKind
 from pg_lightning.policies.torsos import MLP, Activation, NatureCNN, orthogonal_
-from pg_lightning.rollout import Rollout, Samples, Sequences
+from pg_lightning.rollout import Batch, Rollout, Sequences
 
 
 class ActorCritic(nn.Module):
@@ -168,7 +168,7 @@ class ActorCritic(nn.Module):
             critic_state[0] = self.critic_memory(self.critic_torso(x), critic_state[0])[1]
         return self._head(features, action_mask), torch.cat([actor_state, *critic_state], -1)
 
-    def forward(self, samples: Samples) -> tuple[Distribution, Tensor]:
+    def forward(self, samples: Batch) -> tuple[Distribution, Tensor]:
         """π(·|s) and V(s) `[B]`, the values in the unit of `samples.returns`; a shared torso runs once."""
         x = self._input(_rows(samples))
         actor = self._features(x, samples.sequences, of_critic=False)
@@ -176,12 +176,12 @@ class ActorCritic(nn.Module):
         critic = actor if shared else self._features(x, samples.sequences, of_critic=True)
         return self._head(actor, samples.action_mask), self._values(critic)
 
-    def policy(self, samples: Samples) -> Distribution:
+    def policy(self, samples: Batch) -> Distribution:
         """π(·|s) alone."""
         features = self._features(self._input(_rows(samples)), samples.sequences, of_critic=False)
         return self._head(features, samples.action_mask)
 
-    def value(self, samples: Samples) -> Tensor:
+    def value(self, samples: Batch) -> Tensor:
         """V(s) `[B]` alone, in the unit of `samples.returns`."""
         return self._values(self._features(self._input(_rows(samples)), samples.sequences, of_critic=True))
 
@@ -277,7 +277,7 @@ def _own_state(network: ActorCritic, state: Tensor, of_critic: bool) -> Tensor:
     return state.split(_state_sizes(network), -1)[-1 if of_critic else 0]
 
 
-def _rows(samples: Samples) -> Tensor:
+def _rows(samples: Batch) -> Tensor:
     """Observations `[B, *obs]`, of sequences all rows one after the other."""
     return samples.obs if samples.sequences is None else samples.obs.flatten(0, 1)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pg_lightning.policies.distributions import Distribution
-from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.rollout import Batch, Rollout
 
 
 @runtime_checkable
@@ -66,11 +66,11 @@ class Policy(Protocol):
         """Actions `[N, *action]` of `sample` or `mode` in the shape, range and dtype of the action space."""
         ...
 
-    def policy(self, samples: Samples) -> Distribution:
+    def policy(self, samples: Batch) -> Distribution:
         """π(·|s) for B rows, with gradient. Of a recurrent policy these are the valid rows of whole sequences."""
         ...
 
-    def value(self, samples: Samples) -> Tensor:
+    def value(self, samples: Batch) -> Tensor:
         """V(s) `[B]` in the unit of `samples.returns`, float32 or better, with gradient.
 
         Raises:
@@ -78,7 +78,7 @@ class Policy(Protocol):
         """
         ...
 
-    def __call__(self, samples: Samples) -> tuple[Distribution, Tensor]:
+    def __call__(self, samples: Batch) -> tuple[Distribution, Tensor]:
         """`policy` and `value`."""
         ...
 

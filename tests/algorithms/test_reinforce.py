@@ -26,7 +26,7 @@ from pg_lightning.returns import (
     reward_to_go,
     unfinished,
 )
-from pg_lightning.rollout import Samples
+from pg_lightning.rollout import Batch
 from pg_lightning.statistics import standardize
 
 pytestmark = [
@@ -188,18 +188,18 @@ def test_the_mean_of_other_episodes_is_that_of_the_rows_that_are_not_ones_own(se
 # What REINFORCE makes of it.
 
 
-class WatchedSamples:
+class WatchedSteps:
     """Keeps the samples of every gradient step."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.batches: list[Samples] = []
+        self.batches: list[Batch] = []
         on_step(self.learner, before=self.batches.append)
 
 
 def make(algorithm, **options):
     torch.manual_seed(0)
-    watched = type("Watched" + algorithm.__name__, (WatchedSamples, algorithm), {})
+    watched = type("Watched" + algorithm.__name__, (WatchedSteps, algorithm), {})
     return watched(**{"observation_space": OBSERVATIONS, "action_space": BOX, "hidden_sizes": [4], **options})
 
 

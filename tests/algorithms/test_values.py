@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.learning.actor import PolicyActor
-from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.rollout import Batch, Rollout
 
 ENDLESS = "pg_lightning.envs.tasks.toy:pg_lightning/Endless-v0"
 MODES = ["same_step", "next_step", "disabled"]
@@ -79,7 +79,7 @@ class Still(PPO):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.seen: list[tuple[Rollout, Samples]] = []
+        self.seen: list[tuple[Rollout, Batch]] = []
         self.actor = ByMode(self.network, self.progress)
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ class Still(PPO):
 def watch(fit: Any) -> Any:
     """The first rollout of CartPole under a time limit of 9, where some episodes fall and some are cut."""
 
-    def run(mode: str, **model: Any) -> tuple[Still, Rollout, Samples]:
+    def run(mode: str, **model: Any) -> tuple[Still, Rollout, Batch]:
         data = {"env_kwargs": {"max_episode_steps": 9}, "num_steps": 64, "autoreset_mode": mode, "eval_episodes": 1}
         torch.manual_seed(3)
         module = fit("CartPole-v1", data, algorithm=Still, gamma=GAMMA, normalize_advantage=False, **model)
@@ -130,7 +130,7 @@ def test_advantages_are_the_sum_over_what_was_left_of_their_episode(watch: Any, 
     assert samples.advantages.tolist() == pytest.approx(advantages_by_definition(module, rollout), abs=1e-4)
 
 
-def finished(rollout: Rollout, samples: Samples) -> dict[tuple[float, ...], list[float]]:
+def finished(rollout: Rollout, samples: Batch) -> dict[tuple[float, ...], list[float]]:
     """Action, value, advantage and return at every observation of an episode that ended in the rollout."""
     ended = rollout.terminated | rollout.truncated
     whole = ended.flip(0).cummax(0).values.flip(0)[rollout.valid]

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutDataModule
-from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.rollout import Batch, Rollout
 
 CONTINUOUS = "pg_lightning.envs.tasks.toy:pg_lightning/ContinuousContextualReward-v0"
 MULTI_BINARY = "pg_lightning.envs.tasks.toy:pg_lightning/MultiBinaryReward-v0"
@@ -42,7 +42,7 @@ class RatioRecorder(PPO):
         with torch.no_grad():
             self.network.actor_head.linear.weight *= 100  # far from uniform, so that an error in the features shows
 
-    def targets(self, rollout: Rollout, *args: Any) -> Samples:
+    def targets(self, rollout: Rollout, *args: Any) -> Batch:
         self.batch = super().targets(rollout, *args)
         return self.batch
 

@@ -10,7 +10,7 @@ from pg_lightning.errors import UserError
 from pg_lightning.policies import MLP, ActorCritic
 from pg_lightning.policies.distributions import Categorical
 from pg_lightning.policies.heads import CategoricalHead
-from pg_lightning.rollout import Samples
+from pg_lightning.rollout import Batch
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
 BATCH = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
@@ -65,7 +65,7 @@ def test_forward_is_pi_and_v(shared_torso, norm, hidden_sizes):
     if norm:
         net.normalizer.statistics.update(3 * BATCH + 1)
     nothing = torch.zeros(5)
-    pi, values = net(Samples(BATCH, nothing, nothing, nothing, nothing))
+    pi, values = net(Batch(BATCH, nothing, nothing, nothing, nothing))
     actions = pi.sample()
     assert torch.equal(net.v(BATCH), values)
     assert torch.equal(net.pi(BATCH).log_prob(actions), pi.log_prob(actions))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pg_lightning.errors import UserError
 from pg_lightning.policies import ActorCritic, Policy
-from pg_lightning.rollout import Rollout, Samples, Sequences
+from pg_lightning.rollout import Batch, Rollout, Sequences
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,))
 IMAGE = spaces.Box(0, 255, (36, 36, 2), np.uint8)
@@ -84,7 +84,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def batch(policy: Policy, obs: Tensor, actions: Tensor, mask: Tensor | None, state: Tensor | None = None) -> Samples:
+def batch(policy: Policy, obs: Tensor, actions: Tensor, mask: Tensor | None, state: Tensor | None = None) -> Batch:
     """Rows `[B]`; of a recurrent policy each is a sequence of its own, one step long."""
     nothing, sequences = torch.zeros(len(obs)), None
     if policy.has_memory:
@@ -93,7 +93,7 @@ def batch(policy: Policy, obs: Tensor, actions: Tensor, mask: Tensor | None, sta
             state = policy.initial_state(len(obs))
         assert state is not None
         sequences, obs = Sequences(state, begins, torch.ones_like(begins)), obs.unsqueeze(0)
-    return Samples(obs, actions, nothing, nothing, nothing, action_mask=mask, sequences=sequences)
+    return Batch(obs, actions, nothing, nothing, nothing, action_mask=mask, sequences=sequences)
 
 
 @pytest.fixture(params=CASES)
@@ -286,7 +286,7 @@ def test_log_probabilities_and_values_are_the_same_step_by_step_and_in_one_pass(
     played = torch.stack(actions)[valid]
     sequences = None if first is None else Sequences(first, starts, valid)
     seen = obs[valid] if first is None else obs
-    samples = Samples(
+    samples = Batch(
         seen, played, nothing, nothing, nothing, action_mask=None if mask is None else mask[valid], sequences=sequences
     )
     in_one = policy.policy(samples).log_prob(played)

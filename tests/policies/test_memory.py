@@ -13,7 +13,7 @@ from torch import Tensor
 from pg_lightning.data import RolloutCollector
 from pg_lightning.envs import make_vector_env
 from pg_lightning.policies import ActorCritic, Memory
-from pg_lightning.rollout import Rollout, Samples
+from pg_lightning.rollout import Batch, Rollout
 
 T, N, ROLLOUTS = 7, 4, 4
 MODES = ("same_step", "next_step", "disabled")
@@ -127,9 +127,9 @@ def play(net: ActorCritic, mode: str) -> tuple[list[Rollout], NetworkActor]:
     return [collector.collect(actor) for _ in range(ROLLOUTS)], actor
 
 
-def samples_of(rollout: Rollout) -> Samples:
+def samples_of(rollout: Rollout) -> Batch:
     nothing = torch.zeros_like(rollout.rewards)
-    return Samples.of(rollout, nothing, nothing, nothing)
+    return Batch.of(rollout, nothing, nothing, nothing)
 
 
 # What the network ought to say of a row follows from its label: its episode so far, from an empty memory.
