@@ -32,8 +32,7 @@ class TRPO(PolicyGradientModule):
         line_search_steps: how often the step is shortened before the update is given up.
         num_epochs: passes of the critic over a rollout.
         num_minibatches: gradient steps of the critic per pass.
-        normalize_advantage: standardise the advantages of a rollout, those of all ranks together; with `per_rank`
-            each its own.
+        normalize_advantage: standardise the advantages of all ranks together; with `per_rank` each rank's own.
         **kwargs: see `PolicyGradientModule`; `lr`, `optimizer` and their kin are those of the critic.
     """
 
@@ -52,19 +51,14 @@ class TRPO(PolicyGradientModule):
         super().__init__(ent_coef=0.0, vf_coef=1.0, shared_torso=False, **kwargs)
         require("model.gae_lambda", gae_lambda, 0, 1)
         require("model.target_kl", target_kl, 0)
-        require("model.cg_steps", cg_steps, 1)
         require("model.cg_damping", cg_damping, 0)
-        require("model.line_search_steps", line_search_steps, 1)
-        require("model.num_epochs", num_epochs, 1)
-        require("model.num_minibatches", num_minibatches, 1)
-        self.gae_lambda = gae_lambda
-        self.target_kl = target_kl
-        self.cg_steps = cg_steps
-        self.cg_damping = cg_damping
-        self.line_search_steps = line_search_steps
-        self.num_epochs = num_epochs
-        self.num_minibatches = num_minibatches
-        self.normalize_advantage = normalize_advantage
+        counts = {"cg_steps": cg_steps, "line_search_steps": line_search_steps, "num_epochs": num_epochs}
+        for name, count in {**counts, "num_minibatches": num_minibatches}.items():
+            require(f"model.{name}", count, 1)
+        self.gae_lambda, self.normalize_advantage = gae_lambda, normalize_advantage
+        self.target_kl, self.line_search_steps = target_kl, line_search_steps
+        self.cg_steps, self.cg_damping = cg_steps, cg_damping
+        self.num_epochs, self.num_minibatches = num_epochs, num_minibatches
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The optimizer has the critic alone."""
@@ -76,9 +70,8 @@ class TRPO(PolicyGradientModule):
         stats = self.natural_step(batch)
         for minibatch in self.learner.minibatches(batch, self.num_epochs, self.num_minibatches):
             self.learner.step(self.loss, minibatch)
-        stats |= self.learner.mean_stats()
-        stats["train/explained_variance"] = explained_variance(batch.old_values, batch.returns)
-        return stats
+        explained = explained_variance(batch.old_values, batch.returns)
+        return stats | self.learner.mean_stats() | {"train/explained_variance": explained}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The squared error of V: what the optimizer descends."""
@@ -115,7 +108,7 @@ class TRPO(PolicyGradientModule):
                 break
         else:
             set_parameters(actor, before)
-            kl = torch.zeros_like(kl)
+            improvement, kl = torch.zeros_like(improvement), torch.zeros_like(kl)
         return {
             "train/policy_loss": -improvement.detach(),
             "train/approx_kl": kl.detach(),
@@ -125,7 +118,7 @@ class TRPO(PolicyGradientModule):
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """`[P]`, one after the other."""
+    """`[P]`, end to end."""
     return torch.cat([x.flatten() for x in tensors])
 
 
@@ -142,12 +135,10 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
     Args:
         product: v `[P]` to A v `[P]`.
         b: `[P]`.
-        steps: at most; P of them solve it exactly.
-        tolerance: of the squared residual, as a share of that of x = 0, where it ends early.
+        steps: at most; P of them solve it exactly. It ends where the squared residual is `tolerance` of that of x = 0.
     """
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
-    squared = residual @ residual
-    enough = tolerance * squared
+    enough = tolerance * (squared := residual @ residual)
     for _ in range(steps):
         if squared <= enough:
             break
