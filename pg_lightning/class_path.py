@@ -11,6 +11,21 @@ from pg_lightning.errors import UserError, one_line
 ClassPath = str | dict[str, Any]
 
 
+MOVED = {
+    "pg_lightning.algorithms.base": "pg_lightning.learning",
+    "pg_lightning.envs.atari": "pg_lightning.envs.wrappers.atari",
+    "pg_lightning.envs.gridworld": "pg_lightning.envs.tasks.gridworld",
+    "pg_lightning.envs.toy": "pg_lightning.envs.tasks.toy",
+    "pg_lightning.networks": "pg_lightning.policies",
+}
+
+
+def new_name(path: str) -> str:
+    """What a class path or the id of an environment is called now, if its module has moved; else nothing."""
+    old = next((old for old in MOVED if path.startswith((f"{old}.", f"{old}:"))), None)
+    return "" if old is None else MOVED[old] + path[len(old) :]
+
+
 def resolve(field: str, spec: ClassPath, names: Mapping[str, Callable[..., Any]] = {}) -> tuple[Any, dict[str, Any]]:
     """The class that a config names, and the arguments that it gives.
 
@@ -30,5 +45,7 @@ def resolve(field: str, spec: ClassPath, names: Mapping[str, Callable[..., Any]]
     try:
         return getattr(importlib.import_module(module), name), given.get("init_args", {})
     except (ImportError, AttributeError, ValueError) as error:
+        if name := new_name(path):
+            raise UserError(f"{field}: {path!r} is now {name!r}") from error
         short = f"; short names are {', '.join(names)}" if names else ""
         raise UserError(f"{field}: cannot import {path!r}: {one_line(error)}{short}") from error

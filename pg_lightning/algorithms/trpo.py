@@ -14,7 +14,7 @@ from pg_lightning.losses import value_loss
 from pg_lightning.rollout import Batch, Rollout
 from pg_lightning.statistics import explained_variance
 
-BACKTRACK = 0.8  # what the step shrinks by in the line search
+BACKTRACK = 0.8  # per shortening of the line search
 
 
 class TRPO(PolicyGradientModule):

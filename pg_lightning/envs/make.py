@@ -12,7 +12,7 @@ import gymnasium as gym
 from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
-from pg_lightning.class_path import ClassPath, resolve
+from pg_lightning.class_path import ClassPath, new_name, resolve
 from pg_lightning.envs.backends.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.envs.backends.serial import SerialVectorEnv
 from pg_lightning.envs.backends.vectorised import CAPABILITIES, MODES, REFUSALS, AutoresetName, make_vectorised
@@ -73,6 +73,8 @@ def make_env(
     try:
         env: gym.Env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
     except REFUSALS as error:
+        if name := new_name(env_id):
+            raise UserError(f"data.env_id: {env_id!r} is now {name!r}") from error
         field = "data.env_id" if isinstance(error, (gym.error.Error, ImportError)) else "data.env_kwargs"
         cure = _missing_extra(error) or _missing_import(env_id) or cause_of(error)
         raise UserError(f"{field}: cannot make {env_id!r}: {cure}") from error

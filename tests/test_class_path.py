@@ -1,0 +1,35 @@
+"""Classes and environments by name: those that have moved are refused with their new name."""
+
+import importlib
+
+import pytest
+
+from pg_lightning.class_path import MOVED, new_name, resolve
+from pg_lightning.envs import make_env
+from pg_lightning.errors import UserError
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_what_has_moved_is_where_the_line_says(old, new):
+    importlib.import_module(new)
+    with pytest.raises(ImportError):
+        importlib.import_module(old)
+    assert new_name(f"{old}.Thing") == f"{new}.Thing"
+    assert new_name(f"{old}s.Thing") == new_name("my_package.Thing") == ""
+
+
+def test_an_old_class_path_is_refused_with_its_new_name():
+    with pytest.raises(UserError) as caught:
+        resolve("model.torso", "pg_lightning.networks.torsos.MLP")
+    assert str(caught.value) == (
+        "model.torso: 'pg_lightning.networks.torsos.MLP' is now 'pg_lightning.policies.torsos.MLP'"
+    )
+
+
+def test_the_old_id_of_an_environment_is_refused_with_its_new_one():
+    with pytest.raises(UserError) as caught:
+        make_env("pg_lightning.envs.toy:pg_lightning/Recall-v0")
+    assert str(caught.value) == (
+        "data.env_id: 'pg_lightning.envs.toy:pg_lightning/Recall-v0' is now "
+        "'pg_lightning.envs.tasks.toy:pg_lightning/Recall-v0'"
+    )
