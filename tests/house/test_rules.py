@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-import tomllib
+
+tomllib = pytest.importorskip("tomllib")  # Python 3.11
+
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pg_lightning"
