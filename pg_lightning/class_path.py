@@ -16,13 +16,14 @@ MOVED = {
     "pg_lightning.envs.atari": "pg_lightning.envs.wrappers.atari",
     "pg_lightning.envs.gridworld": "pg_lightning.envs.tasks.gridworld",
     "pg_lightning.envs.toy": "pg_lightning.envs.tasks.toy",
+    "pg_lightning.networks.torsos.Memory": "pg_lightning.policies.recurrent.Memory",
     "pg_lightning.networks": "pg_lightning.policies",
 }
 
 
 def new_name(path: str) -> str:
     """What a class path or the id of an environment is called now, if its module has moved; else nothing."""
-    old = next((old for old in MOVED if path.startswith((f"{old}.", f"{old}:"))), None)
+    old = next((old for old in MOVED if f"{path}.".startswith((f"{old}.", f"{old}:"))), None)
     return "" if old is None else MOVED[old] + path[len(old) :]
 
 

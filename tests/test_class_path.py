@@ -5,17 +5,22 @@ import importlib
 import pytest
 
 from pg_lightning.class_path import MOVED, new_name, resolve
+from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs import make_env
 from pg_lightning.errors import UserError
 
 
 @pytest.mark.parametrize(("old", "new"), MOVED.items())
 def test_what_has_moved_is_where_the_line_says(old, new):
-    importlib.import_module(new)
+    try:
+        importlib.import_module(new)
+    except ModuleNotFoundError:
+        module, _, name = new.rpartition(".")
+        assert hasattr(importlib.import_module(module), name)
     with pytest.raises(ImportError):
         importlib.import_module(old)
     assert new_name(f"{old}.Thing") == f"{new}.Thing"
-    assert new_name(f"{old}s.Thing") == new_name("my_package.Thing") == ""
+    assert new_name("pg_lightning.envs.toys.Thing") == new_name("my_package.Thing") == ""
 
 
 def test_an_old_class_path_is_refused_with_its_new_name():
@@ -33,3 +38,10 @@ def test_the_old_id_of_an_environment_is_refused_with_its_new_one():
         "data.env_id: 'pg_lightning.envs.toy:pg_lightning/Recall-v0' is now "
         "'pg_lightning.envs.tasks.toy:pg_lightning/Recall-v0'"
     )
+
+
+def test_a_checkpoint_of_an_environment_that_has_moved_is_that_environments():
+    data = RolloutDataModule("pg_lightning.envs.tasks.toy:pg_lightning/Recall-v0")
+    data.load_state_dict({"env_id": "pg_lightning.envs.toy:pg_lightning/Recall-v0"})
+    with pytest.raises(UserError, match=r"trained on .*Endless-v0.*, not on"):
+        data.load_state_dict({"env_id": "pg_lightning.envs.toy:pg_lightning/Endless-v0"})

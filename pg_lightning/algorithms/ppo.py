@@ -75,7 +75,6 @@ class PPO(PolicyGradientModule):
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self._clip_range: float | Tensor = clip_range
-        self._kl_limit = math.inf if target_kl is None or kl_penalty is not None else 1.5 * target_kl
         self.kl_penalty: Tensor | None
         self.register_buffer("kl_penalty", None if kl_penalty is None else torch.tensor(kl_penalty))
 
@@ -109,7 +108,8 @@ class PPO(PolicyGradientModule):
         for minibatch in self.learner.minibatches(batch, self.num_epochs, self.num_minibatches):
             if not self.learner.step_unless(self.loss, minibatch, "train/approx_kl", limit):
                 break
-            limit = self._kl_limit
+            if self.target_kl is not None and self.kl_penalty is None:
+                limit = 1.5 * self.target_kl
         stats = self.learner.mean_stats()
         stats["train/explained_variance"] = explained_variance(batch.old_values, batch.returns)
         if self.kl_penalty is None:
@@ -139,7 +139,7 @@ class PPO(PolicyGradientModule):
             with torch.no_grad():
                 metrics["train/approx_kl"] = approximate_kl(log_ratio)
                 metrics["train/clip_fraction"] = (log_ratio.expm1().abs() > self._clip_range).float().mean()
-        return loss, {name: value.detach() for name, value in metrics.items()}
+        return loss, metrics
 
     @torch.no_grad()
     def _adapt_penalty(self, batch: Batch) -> None:

@@ -50,7 +50,9 @@ class REINFORCE(PolicyGradientModule):
         discount_objective: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(critic_lr=None, vf_coef=0.0, shared_torso=False, normalize_values=False, **kwargs)
+        super().__init__(
+            critic_lr=None, critic_optimizer=None, vf_coef=0.0, shared_torso=False, normalize_values=False, **kwargs
+        )
         require("model.baseline_decay", baseline_decay, 0, 1)
         if discount_objective and not causal:
             raise UserError(

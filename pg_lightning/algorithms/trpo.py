@@ -18,7 +18,7 @@ BACKTRACK = 0.8  # per shortening of the line search
 
 
 class TRPO(PolicyGradientModule):
-    """The actor steps along the natural gradient F⁻¹g, as far as KL(π_old ‖ π) ≤ δ allows; the critic by regression.
+    """The actor steps along the natural gradient F⁻¹g, within KL(π_old ‖ π) ≤ 1.5 δ; the critic by regression.
 
     g is the gradient of the surrogate mean( π/π_old A ), F the Fisher information, whose products with vectors are
     second derivatives of the KL (appendix C of the paper). With several ranks g, F, surrogate and KL are those of the
@@ -48,7 +48,7 @@ class TRPO(PolicyGradientModule):
         normalize_advantage: Normalize = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(ent_coef=0.0, vf_coef=1.0, shared_torso=False, **kwargs)
+        super().__init__(ent_coef=0.0, vf_coef=1.0, critic_lr=None, critic_optimizer=None, shared_torso=False, **kwargs)
         require("model.gae_lambda", gae_lambda, 0, 1)
         require("model.target_kl", target_kl, 0)
         require("model.cg_damping", cg_damping, 0)
@@ -86,15 +86,16 @@ class TRPO(PolicyGradientModule):
             old = self.network.policy(batch)
         old_log_probs = old.log_prob(batch.actions)
         surrogate = ((pi.log_prob(batch.actions) - old_log_probs).exp() * batch.advantages).mean()
-        gradient = self.learner.mean_vector(flat(torch.autograd.grad(surrogate, actor, retain_graph=True)), batch)
-        kl_gradient = flat(torch.autograd.grad(old.kl(pi).mean(), actor, create_graph=True))
+        gradient = flat(torch.autograd.grad(surrogate, actor, retain_graph=True, materialize_grads=True))
+        gradient = self.learner.mean_vector(gradient, batch)
+        kl_gradient = flat(torch.autograd.grad(old.kl(pi).mean(), actor, create_graph=True, materialize_grads=True))
 
         def fisher(v: Tensor) -> Tensor:
-            product = flat(torch.autograd.grad(kl_gradient @ v, actor, retain_graph=True))
+            product = flat(torch.autograd.grad(dot(kl_gradient, v), actor, retain_graph=True, materialize_grads=True))
             return self.learner.mean_vector(product, batch) + self.cg_damping * v
 
         direction = conjugate_gradient(fisher, gradient, self.cg_steps)
-        step = direction * (2 * self.target_kl / (direction @ fisher(direction)).clamp(min=1e-12)).sqrt()
+        step = direction * (2 * self.target_kl / dot(direction, fisher(direction)).clamp(min=1e-12)).sqrt()
         before = torch.nn.utils.parameters_to_vector(actor).detach().clone()
         improvement = kl = torch.zeros((), device=gradient.device)
         for k in range(self.line_search_steps):
@@ -108,13 +109,18 @@ class TRPO(PolicyGradientModule):
                 break
         else:
             set_parameters(actor, before)
-            improvement, kl = torch.zeros_like(improvement), torch.zeros_like(kl)
+            improvement, kl, pi, k = torch.zeros_like(improvement), torch.zeros_like(kl), old, k + 1
         return {
             "train/policy_loss": -improvement.detach(),
             "train/approx_kl": kl.detach(),
             "train/line_search_steps": torch.tensor(float(k), device=gradient.device),
             "train/entropy": pi.entropy().mean().detach(),
         }
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """a · b of `[P]` vectors, in their own precision: `@` would be half under mixed precision."""
+    return (a * b).sum()
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -138,14 +144,14 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: in
         steps: at most; P of them solve it exactly. It ends where the squared residual is `tolerance` of that of x = 0.
     """
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
-    enough = tolerance * (squared := residual @ residual)
+    enough = tolerance * (squared := dot(residual, residual))
     for _ in range(steps):
         if squared <= enough:
             break
         image = product(direction)
-        alpha = squared / (direction @ image)
+        alpha = squared / dot(direction, image)
         x += alpha * direction
         residual -= alpha * image
-        before, squared = squared, residual @ residual
+        before, squared = squared, dot(residual, residual)
         direction = residual + squared / before * direction
     return x

@@ -159,7 +159,7 @@ class TrajectoryWriter(BasePredictionWriter):
         arrays = {name: _array(values) for name, values in prediction.trajectory.items()}
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, **arrays)
-        write_file(self.folder / f"episode_{index:04d}.npz", content.getvalue())
+        write_file(self.folder / f"episode_{index:04d}.npz", content.getvalue(), durable=False)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says where they are."""

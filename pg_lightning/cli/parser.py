@@ -18,7 +18,8 @@ EXPECTED_TYPE = re.compile(r"Expected an? (?:<class '(.+?)'>|typing\.Literal\[(.
 
 # What jsonargparse says of a class that configs of earlier versions name, and where it is now.
 MOVED = {
-    "'pg_lightning.callbacks' has no attribute 'FaultTolerantWandbLogger'": "pg_lightning.run.FaultTolerantWandbLogger",
+    f"'pg_lightning.callbacks' has no attribute '{name}'": f"pg_lightning.run.{name}"
+    for name in ("CheckpointError", "FaultTolerantWandbLogger", "MetricsFile", "SafeCheckpointIO")
 }
 
 

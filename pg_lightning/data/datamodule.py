@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from pg_lightning.class_path import ClassPath
+from pg_lightning.class_path import ClassPath, new_name
 from pg_lightning.collectives import all_gather_object
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.dataset import RolloutDataset
@@ -201,9 +201,9 @@ class RolloutDataModule(LightningDataModule):
             AttributeError: if there is no such setting.
         """
         changed = copy(self)
-        for name in settings:
-            getattr(self, name)
-        vars(changed).update(settings, collector=None, _eval_env=None)
+        if unknown := settings.keys() - vars(self).keys():
+            raise AttributeError(f"no setting {', '.join(sorted(unknown))}")
+        vars(changed).update(settings, collector=None, _eval_env=None, _resumed=None)
         return changed
 
     @property
@@ -293,8 +293,7 @@ class RolloutDataModule(LightningDataModule):
         Raises:
             UserError: naming both.
         """
-        if state_dict["env_id"] != self.env_id:
-            raise UserError(
-                f"data.env_id: the checkpoint was trained on {state_dict['env_id']!r}, not on {self.env_id!r}"
-            )
+        trained_on = state_dict["env_id"]
+        if (new_name(trained_on) or trained_on) != self.env_id:
+            raise UserError(f"data.env_id: the checkpoint was trained on {trained_on!r}, not on {self.env_id!r}")
         self._resumed = state_dict

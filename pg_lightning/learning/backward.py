@@ -14,9 +14,11 @@ from torch import Tensor
 
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Batch
+from pg_lightning.statistics import explained_variance
 
 Stats = dict[str, Tensor]
 Loss = Callable[[Batch], tuple[Tensor, Stats]]
+EXPLAINED = "train/explained_variance"
 HOOKS = ("on_before_backward", "backward", "on_after_backward")
 
 
@@ -68,6 +70,8 @@ class Backward:
             loss, stats = loss_of(part)
             self._differentiate(loss * share)
             sums = {name: sums.get(name, 0.0) + share * value.detach() for name, value in stats.items()}
+        if EXPLAINED in sums:  # which is no mean over rows
+            sums[EXPLAINED] = explained_variance(batch.old_values, batch.returns)
         return None if is_refused is not None and is_refused(sums) else sums
 
     def _differentiate(self, loss: Tensor) -> None:

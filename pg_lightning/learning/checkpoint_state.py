@@ -11,6 +11,8 @@ from pg_lightning.collectives import all_gather_object
 from pg_lightning.errors import UserError, one_line
 from pg_lightning.policies.description import described_policy
 
+BY_ENV_STEPS = {"constant", "linear"}  # schedules without a state
+
 if TYPE_CHECKING:
     from pg_lightning.learning.module import PolicyGradientModule
 
@@ -31,6 +33,7 @@ def saved(module: PolicyGradientModule) -> dict[str, Any]:
     return {
         **module.progress.state_dict(sum(restarts)),
         "optimizer": module.learner.settings.name,
+        "lr_schedule": module.learner.settings.schedule_name,
         "ranks": [*ranks],
         **module.spaces,
         "policy": described_policy(module.network),
@@ -62,6 +65,12 @@ def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: b
         raise UserError(
             f"model.optimizer: the checkpoint was trained with {state['optimizer']}, whose state is incompatible with "
             f"{module.learner.settings.name}; give the one that it was trained with"
+        )
+    schedule = module.learner.settings.schedule_name
+    if fits and (before := state.get("lr_schedule", schedule)) != schedule and not {before, schedule} <= BY_ENV_STEPS:
+        raise UserError(
+            f"model.lr_schedule: the checkpoint was trained with {before}, whose state is not that of {schedule}; "
+            "give the one that it was trained with"
         )
     theirs, ours = (
         {name: tuple(tensor.shape) for name, tensor in weights.items()}

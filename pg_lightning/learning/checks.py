@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import DDPStrategy
 
 from pg_lightning.errors import UserError, require
+from pg_lightning.learning.backward import loss_scaler
 from pg_lightning.returns import unfinished
 from pg_lightning.rollout import Rollout
 
@@ -24,8 +24,6 @@ def check_numbers(
     micro_batch_size: int | None,
     ent_coef: float,
     vf_coef: float,
-    memory_size: int,
-    hidden_sizes: Sequence[int],
 ) -> None:
     """Refuses numbers that are out of range.
 
@@ -39,9 +37,6 @@ def check_numbers(
     require("model.micro_batch_size", 1 if micro_batch_size is None else micro_batch_size, 1)
     require("model.ent_coef", ent_coef, 0)
     require("model.vf_coef", vf_coef, 0)
-    require("model.memory_size", memory_size, 1)
-    for width in hidden_sizes:
-        require("model.hidden_sizes", width, 1)
 
 
 def check_data(module: PolicyGradientModule, data: Any) -> None:
@@ -72,6 +67,8 @@ def check_strategy(module: PolicyGradientModule) -> None:
         UserError: naming the field and the cure.
     """
     name, strategy = type(module).__name__, module.trainer.strategy
+    if not module.learner.settings.is_one and loss_scaler(module) is not None:
+        raise UserError("model.critic_optimizer: 16-mixed scales the loss for one optimizer; use bf16-mixed")
     if module.is_asynchronous:
         return
     if module.trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):

@@ -148,6 +148,7 @@ class Learner:
         stats = self.backward(loss, batch, None if limit == math.inf else is_past)
         if stats is None:
             return False
+        stats = {name: value.detach() for name, value in stats.items()}  # else they would keep the graph
         stats["train/grad_norm"] = self.descend(batch)
         self.steps.append((len(batch), stats))
         return True

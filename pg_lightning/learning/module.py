@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from pg_lightning.class_path import ClassPath
-from pg_lightning.collectives import disconnect
+from pg_lightning.collectives import Alone, disconnect
 from pg_lightning.errors import UserError
 from pg_lightning.learning import checkpoint_state
 from pg_lightning.learning.actor import PolicyActor, as_it_is, precision_of
@@ -30,7 +30,7 @@ from pg_lightning.learning.run_statistics import RunStatistics
 from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
 from pg_lightning.lightning_private import trainer_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
-from pg_lightning.policies import Activation, ActorCritic, MemoryKind, RewardScaler
+from pg_lightning.policies import ActorCritic, RewardScaler
 from pg_lightning.policies.description import KeepsArguments, made_space, plain_arguments
 from pg_lightning.rollout import Batch, Episode, Rollout
 from pg_lightning.statistics import explained_variance
@@ -53,25 +53,13 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         critic_optimizer: of the critic, if it is another than the actor's.
         max_grad_norm: bound on the norm of the whole gradient; `inf` for none.
         micro_batch_size: rows of one backward pass, where the activations of a minibatch do not fit into memory; the
-            gradient is the same.
+            gradient is the same. Passes without a gradient, such as that for V, are over all rows.
         ent_coef: weight of the entropy bonus.
         vf_coef: weight of the value loss.
-        torso: what turns observations into features: `mlp`, `nature_cnn` for images, or a class path.
-        hidden_sizes: widths of the hidden layers of actor and critic (`mlp`).
-        activation: of the hidden layers (`mlp`).
-        layer_norm: normalise the units of every hidden layer (`mlp`).
-        memory: `lstm` or `gru` for tasks in which the past matters; gradients flow back through one rollout.
-        memory_size: width of the memory.
-        shared_torso: actor and critic share torso and memory.
-        head: what turns features into π; null picks by the action space. For `Box`: `gaussian`, `squashed_gaussian` or
-            `beta`. Or a class path.
-        log_std_init: initial log standard deviation of Gaussian actions.
-        state_dependent_std: the standard deviation of Gaussian actions comes from the network.
-        normalize_obs: scale observations by their running mean and variance.
-        normalize_values: the critic learns targets scaled by their running mean and variance.
         scale_rewards: divide rewards by the running standard deviation of the discounted return.
         compile: have `torch.compile` make one kernel or few of the loss and one of its gradient. It takes 10 to 25 s
             when training begins, which pays in runs of millions of steps: see docs/performance.md.
+        **network: see `ActorCritic`.
 
     Attributes:
         network: the policy and its critic.
@@ -105,27 +93,12 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         micro_batch_size: int | None = None,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
-        torso: ClassPath = "mlp",
-        hidden_sizes: list[int] = [64, 64],  # noqa: B006 - read by the command line, never written
-        activation: Activation = "tanh",
-        layer_norm: bool = False,
-        memory: MemoryKind | None = None,
-        memory_size: int = 64,
-        shared_torso: bool = False,
-        head: ClassPath | None = None,
-        log_std_init: float = 0.0,
-        state_dependent_std: bool = False,
-        normalize_obs: bool = False,
-        normalize_values: bool = False,
         scale_rewards: bool = False,
         compile: bool = False,
+        **network: Any,
     ) -> None:
         super().__init__()
-        check_numbers(
-            gamma, lr, critic_lr, max_grad_norm, micro_batch_size, ent_coef, vf_coef, memory_size, hidden_sizes
-        )
-        if compile and memory is not None:
-            raise UserError("model.compile: recurrent policies (model.memory) are not supported; set it to false")
+        check_numbers(gamma, lr, critic_lr, max_grad_norm, micro_batch_size, ent_coef, vf_coef)
         settings = OptimizerSettings(
             optimizer, critic_optimizer, lr, lr if critic_lr is None else critic_lr, lr_schedule
         )
@@ -133,23 +106,9 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         self.automatic_optimization = False
         # In plain types where Lightning makes the module from the `hyper_parameters` of a checkpoint.
         observation_space, action_space = made_space(observation_space), made_space(action_space)
-        self.network = ActorCritic(
-            observation_space,
-            action_space,
-            torso=torso,
-            hidden_sizes=hidden_sizes,
-            activation=activation,
-            layer_norm=layer_norm,
-            memory=memory,
-            memory_size=memory_size,
-            shared_torso=shared_torso,
-            head=head,
-            log_std_init=log_std_init,
-            state_dependent_std=state_dependent_std,
-            normalize_obs=normalize_obs,
-            normalize_values=normalize_values,
-            critic=self.has_critic,
-        )
+        self.network = ActorCritic(observation_space, action_space, critic=self.has_critic, **network)
+        if compile and self.network.has_memory:
+            raise UserError("model.compile: recurrent policies (model.memory) are not supported; set it to false")
         self.reward_scaler = RewardScaler(gamma) if scale_rewards else None
         self.gamma = gamma
         self.ent_coef = ent_coef
@@ -296,12 +255,14 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
     def teardown(self, stage: str) -> None:
         """Disconnects the ranks, and the actor from the Trainer."""
         disconnect()
+        self.learner.collectives = Alone()
         self.actor.precision = as_it_is
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the counters, the spaces, and what every rank knows of its episodes; every rank must call it."""
         checkpoint["pg_lightning"] = checkpoint_state.saved(self)
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_arguments(self.init_args)
+        key = self.CHECKPOINT_HYPER_PARAMS_KEY
+        checkpoint[key] = {**checkpoint.get(key, {}), **plain_arguments(self.init_args)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the counters and what this rank knew of its episodes.

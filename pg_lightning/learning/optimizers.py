@@ -61,9 +61,19 @@ class OptimizerSettings:
         return all(known in ELEMENTWISE for known in classes)
 
     @property
+    def is_one(self) -> bool:
+        """Whether one optimizer steps actor and critic."""
+        return len(self._specs) == 1
+
+    @property
     def name(self) -> str:
         """What a checkpoint says of them: moments of one optimizer mean nothing to another."""
         return " and ".join(_name(spec) for _, spec in self._specs)
+
+    @property
+    def schedule_name(self) -> str:
+        """The schedule with its arguments, in words."""
+        return self.schedule if isinstance(self.schedule, str) else one_line(self.schedule)
 
     @property
     def _specs(self) -> list[tuple[str, ClassPath]]:
@@ -80,7 +90,11 @@ class OptimizerSettings:
             make, arguments = _resolved(field, spec)
             _checked(field, make, arguments, [nn.Parameter(torch.zeros(1))], self.lr)
         if self.schedule not in SCHEDULES:
-            _resolved("model.lr_schedule", self.schedule)
+            make, _ = _resolved("model.lr_schedule", self.schedule)
+            if make is lr_scheduler.ReduceLROnPlateau:
+                raise UserError("model.lr_schedule: use plateau, which waits for val/return_mean to rise")
+            if not (isinstance(make, type) and issubclass(make, lr_scheduler.LRScheduler)):
+                raise UserError(f"model.lr_schedule: {_name(self.schedule)} is no torch.optim.lr_scheduler.LRScheduler")
 
     def rate(self, group: str) -> float:
         """The base learning rate of `actor` or `critic`."""
@@ -144,7 +158,7 @@ class LearningRates:
 
     @property
     def current(self) -> float:
-        """The actor's."""
+        """Of the first group: the actor's, where it has one."""
         rate: float = self.optimizers[0].param_groups[0]["lr"]
         return rate
 

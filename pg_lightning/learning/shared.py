@@ -126,7 +126,7 @@ class SharedLearner(Learner):
         micro_batch_size: int | None = None,
     ) -> None:
         super().__init__(settings, progress, max_grad_norm, compiles, micro_batch_size)
-        if not settings.is_elementwise:
+        if not settings.is_elementwise or "NAdam" in settings.name:  # whose state begins with a 1
             raise UserError(f"model.optimizer: {settings.name} cannot step weights that workers share; use adam")
         self.shared = shared
         self.locked = locked

@@ -14,13 +14,13 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 from pg_lightning.class_path import ClassPath, resolve
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, require
 from pg_lightning.policies.distributions import Distribution
 from pg_lightning.policies.heads import make_head
 from pg_lightning.policies.normalizers import ObservationNormalizer, ValueNormalizer
 from pg_lightning.policies.numpy_actor import FEW_ROWS, Sampler, numpy_sampler
 from pg_lightning.policies.recurrent import Memory, MemoryKind
-from pg_lightning.policies.torsos import MLP, Activation, NatureCNN, orthogonal_
+from pg_lightning.policies.torsos import MLP, TORSOS, Activation, orthogonal_
 from pg_lightning.rollout import Batch, Rollout, Sequences
 
 
@@ -30,27 +30,28 @@ class ActorCritic(nn.Module):
     Args:
         observation_space: a `Box`.
         action_space: see `make_head`.
-        torso: `mlp`, `nature_cnn`, or the class path of a module that is made with the observation space (a `Box` of
-            floats where observations are normalised), maps `[B, *obs]` floats to `[B, F]` features and says F in
-            `out_features`.
-        hidden_sizes: widths of the hidden layers of an `mlp`.
-        activation: of them.
-        layer_norm: whether they are normalised.
-        memory: `lstm` or `gru` behind the torso; without one the policy sees only the present.
-        memory_size: its width.
-        shared_torso: one torso and memory under both heads instead of one each.
-        head: see `make_head`.
-        log_std_init: initial log σ of a Gaussian policy.
-        state_dependent_std: σ of a Gaussian policy comes from the network.
+        torso: what turns observations into features: `mlp`, `nature_cnn` for images, or the class path of a module that
+            is made with the observation space (a `Box` of floats where observations are normalised), maps `[B, *obs]`
+            floats to `[B, F]` features and says F in `out_features`.
+        hidden_sizes: widths of the hidden layers of actor and critic (`mlp`).
+        activation: of the hidden layers (`mlp`).
+        layer_norm: normalise the units of every hidden layer (`mlp`).
+        memory: `lstm` or `gru` for tasks in which the past matters; gradients flow back through one rollout.
+        memory_size: width of the memory.
+        shared_torso: actor and critic share torso and memory.
+        head: what turns features into π; null picks by the action space. For `Box`: `gaussian`, `squashed_gaussian` or
+            `beta`. Or a class path.
+        log_std_init: initial log standard deviation of Gaussian actions.
+        state_dependent_std: the standard deviation of Gaussian actions comes from the network.
         normalize_obs: scale observations by their running mean and variance.
-        normalize_values: the critic learns targets scaled to mean 0 and variance 1.
+        normalize_values: the critic learns targets scaled by their running mean and variance.
         critic: whether there is one.
 
     Attributes:
         init_args: the arguments it was made with.
 
     Raises:
-        UserError: if a space is not supported.
+        UserError: if a space is not supported or a number out of range.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class ActorCritic(nn.Module):
         observation_space: Space,
         action_space: Space,
         torso: ClassPath = "mlp",
-        hidden_sizes: Sequence[int] = (64, 64),
+        hidden_sizes: list[int] = [64, 64],  # noqa: B006 - read by the command line, never written
         activation: Activation = "tanh",
         layer_norm: bool = False,
         memory: MemoryKind | None = None,
@@ -74,6 +75,8 @@ class ActorCritic(nn.Module):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.init_args = arguments
+        for name, size in (("memory_size", memory_size), *(("hidden_sizes", width) for width in hidden_sizes)):
+            require(f"model.{name}", size, 1)
         if not isinstance(observation_space, spaces.Box):
             raise UserError(f"data.env_id: observation space {observation_space} has no vector form")
         self.normalizer = ObservationNormalizer(observation_space.shape) if normalize_obs else None
@@ -250,7 +253,7 @@ class ActorCritic(nn.Module):
 def _make_torso(
     space: spaces.Box, torso: ClassPath, hidden_sizes: Sequence[int], activation: Activation, layer_norm: bool
 ) -> nn.Module:
-    make, arguments = resolve("model.torso", torso, {"mlp": MLP, "nature_cnn": NatureCNN})
+    make, arguments = resolve("model.torso", torso, TORSOS)
     if make is MLP:
         return MLP(math.prod(space.shape), hidden_sizes, activation, layer_norm, **arguments)
     try:

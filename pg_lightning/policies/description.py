@@ -16,8 +16,9 @@ from gymnasium import Space, spaces
 from torch import nn
 
 from pg_lightning.class_path import resolve
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, named_cause_of
 from pg_lightning.policies.actor_critic import ActorCritic
+from pg_lightning.policies.torsos import TORSOS
 from pg_lightning.spaces import FlattenedBox
 
 Plain = dict[str, Any]
@@ -108,13 +109,13 @@ def made_policy(description: Plain) -> ActorCritic:
     make, arguments = resolve("policy", description)
     _refuse_other_than_modules("policy", make)
     torso = arguments.get("torso")
-    if torso is not None and torso not in ("mlp", "nature_cnn"):
-        _refuse_other_than_modules("model.torso", resolve("model.torso", torso, {"mlp": nn.Module})[0])
-    made = {name: made_space(arguments[name]) for name in ("observation_space", "action_space")}
+    if torso is not None:
+        _refuse_other_than_modules("model.torso", resolve("model.torso", torso, TORSOS)[0])
     try:
+        made = {name: made_space(arguments[name]) for name in ("observation_space", "action_space")}
         policy: ActorCritic = make(**{**arguments, **made})
-    except TypeError as error:
-        raise UserError(f"policy: cannot make {make.__name__}: {error}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"policy: cannot make {make.__name__}: {named_cause_of(error)}") from error
     return policy
 
 

@@ -109,3 +109,6 @@ class NatureCNN(nn.Module):
         elif self.channels_last:
             obs = obs.permute(0, 3, 1, 2)
         return obs / 255 if self.bytes else obs
+
+
+TORSOS: dict[str, type[nn.Module]] = {"mlp": MLP, "nature_cnn": NatureCNN}

@@ -167,7 +167,7 @@ def unless_stopped(function: Callable[..., T], *args: Any, patience: float = 0.0
             `BOUNDARY_PATIENCE_S` seconds later it is given up.
     """
     listener, before = _listener, _listener.phase
-    if before is Phase.OPEN:
+    if before in (Phase.OPEN, Phase.ENDING):
         return function(*args)
     try:
         try:

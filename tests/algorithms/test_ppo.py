@@ -30,6 +30,7 @@ from torch.utils.data import IterableDataset
 from pg_lightning.algorithms import A2C, PPO, PolicyGradientModule
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
+from pg_lightning.policies import ActorCritic
 from pg_lightning.rollout import Episode
 
 pytestmark = [
@@ -494,6 +495,7 @@ COMMON_SPACES = {"observation_space": OBSERVATIONS, "action_space": BOX}
 COMMON = {"observation_space": OBSERVATIONS, "action_space": BOX, "lr": 0.05, "num_epochs": 2, "num_minibatches": 2}
 
 # For every option: another value than the default, and what else must be set for it to matter.
+NOT_LEARNED = {"compile", "micro_batch_size", "critic"}  # they change how, or are not the user's
 OPTIONS = {
     "observation_space": (spaces.Box(-1.0, 1.0, (5,)), {}),
     "action_space": (DISCRETE, {}),
@@ -539,7 +541,7 @@ def weights_after_training(**options):
     return weights_of(module)
 
 
-@pytest.mark.parametrize("name", sorted({*options_of(PolicyGradientModule, PPO)} - {"compile", "micro_batch_size"}))
+@pytest.mark.parametrize("name", sorted({*options_of(PolicyGradientModule, ActorCritic, PPO)} - NOT_LEARNED))
 def test_every_option_changes_what_is_learned(name):
     assert name in OPTIONS, f"{name} is an option without a test: say in OPTIONS which other value it is to be given"
     other, needs = OPTIONS[name]

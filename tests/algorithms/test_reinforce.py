@@ -18,6 +18,7 @@ from rollouts import BOX, OBSERVATIONS, fit, make_rollout, options_of, same_weig
 from pg_lightning.algorithms import A2C, PPO, REINFORCE, OneStepActorCritic, PolicyGradientModule, REINFORCEBaseline
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
+from pg_lightning.policies import ActorCritic
 from pg_lightning.returns import (
     episode_index,
     episode_return,
@@ -431,7 +432,7 @@ def test_the_tested_options_are_all_that_there_are(algorithm):
     """A new option of an algorithm must be given a second value above."""
     if algorithm is not PPO:
         assert set(options_of(algorithm)) <= {*OPTIONS, "normalize_advantage"}
-    assert {*OF_ALL, *OF_CRITICS} <= set(options_of(PolicyGradientModule))
+    assert {*OF_ALL, *OF_CRITICS} <= set(options_of(PolicyGradientModule, ActorCritic))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

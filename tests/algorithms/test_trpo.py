@@ -134,3 +134,24 @@ def test_numbers_out_of_range_are_refused(options, field):
 def test_a_shared_torso_is_no_option():
     with pytest.raises(TypeError, match="shared_torso"):
         make(shared_torso=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision_takes_the_same_step(dtype):
+    """Inner products are of P numbers: half precision would under- or overflow."""
+    steps = []
+    for enabled in (False, True):
+        module = make()
+        batch = module.targets(make_rollout(actions=DISCRETE), 0.97, True)
+        before = actor_of(module)
+        with torch.autocast("cpu", dtype, enabled=enabled, cache_enabled=False):  # as Lightning has it
+            assert module.natural_step(batch)["train/approx_kl"] > 0
+        steps.append(actor_of(module) - before)
+    assert torch.nn.functional.cosine_similarity(*steps, 0) > 0.99
+
+
+def test_a_parameter_that_the_policy_does_not_use_stays():
+    module = make()
+    module.network.actor_torso.unused = torch.nn.Parameter(torch.ones(2))
+    fit(module, make_rollout(actions=DISCRETE))
+    assert module.network.actor_torso.unused.tolist() == [1.0, 1.0]

@@ -1,16 +1,18 @@
 """The learner: every implementation takes the step that plain PyTorch takes, and the short call is the safe one."""
 
+import copy
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from lightning.pytorch.plugins import MixedPrecision
 from rollouts import BOX, DISCRETE, OBSERVATIONS, fit, make_rollout, weights_of
 
 from pg_lightning import A2C, PPO, PolicyGradientModule
 from pg_lightning.errors import UserError
-from pg_lightning.learning import gradient, learner
+from pg_lightning.learning import checkpoint_state, gradient, learner
 from pg_lightning.learning.gradient import FlatGradient, PerParameterGradient
 from pg_lightning.losses import policy_gradient_loss, value_loss
 
@@ -140,6 +142,8 @@ def test_a_limit_stops_before_the_step_that_it_is_asked_of():
         ({"optimizer": "sgd"}, r"^model.optimizer: cannot import 'sgd'.*short names are adam, rmsprop"),
         ({"optimizer": "torch.nn.Linear"}, r"^model.optimizer: cannot make Linear"),
         ({"critic_optimizer": "sgd"}, r"^model.critic_optimizer: cannot import 'sgd'"),
+        ({"lr_schedule": "torch.optim.lr_scheduler.ReduceLROnPlateau"}, r"^model.lr_schedule: use plateau"),
+        ({"lr_schedule": "torch.optim.SGD"}, r"^model.lr_schedule: torch.optim.SGD is no torch.optim.lr_scheduler"),
         ({"lr_schedule": "cosine"}, r"^model.lr_schedule: cannot import 'cosine'.*constant, linear, plateau"),
         ({"micro_batch_size": 0}, r"^model.micro_batch_size: must be at least 1"),
     ],
@@ -178,3 +182,51 @@ def test_two_optimizers_have_the_rates_of_their_groups():
 def test_spaces_without_a_vector_form_are_refused():
     with pytest.raises(UserError, match="has no vector form"):
         make(observation_space=spaces.Text(3))
+
+
+@pytest.mark.parametrize("algorithm", [A2C, PPO])
+def test_a_module_can_be_copied_after_training(algorithm):
+    module = fit(make(algorithm), make_rollout())
+    copied = copy.deepcopy(module)
+    assert all(
+        np.array_equal(x, y) for x, y in zip(weights_of(module).values(), weights_of(copied).values(), strict=True)
+    )
+
+
+def test_the_explained_variance_is_that_of_all_rows_whatever_the_micro_batches():
+    seen = []
+    for size in (None, 16):
+        module = make(A2C, micro_batch_size=size)
+        module.update = lambda rollout, update=module.update: seen.append(update(rollout)) or seen[-1]
+        fit(module, make_rollout(T=11))
+    together, apart = (stats["train/explained_variance"].item() for stats in seen)
+    assert apart == pytest.approx(together, rel=1e-4)
+
+
+def test_two_optimizers_are_refused_where_the_loss_is_scaled_for_one():
+    module = make(critic_optimizer="rmsprop")
+    with pytest.raises(UserError, match=r"^model.critic_optimizer: 16-mixed"):
+        fit(module, make_rollout(), plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))])
+
+
+def test_another_schedule_than_that_of_the_checkpoint_is_refused_where_it_has_a_state():
+    falling = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}}
+    module = fit(make(lr_schedule=falling), make_rollout())
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    checkpoint_state.restore(make(lr_schedule=falling), checkpoint, fits=True)
+    checkpoint_state.restore(make(), checkpoint, fits=False)
+    for other in ("constant", "plateau", {**falling, "init_args": {"step_size": 2}}):
+        with pytest.raises(UserError, match=r"^model.lr_schedule: the checkpoint was trained with"):
+            checkpoint_state.restore(make(lr_schedule=other), checkpoint, fits=True)
+    constant = {"state_dict": module.state_dict()}
+    fit(make(), make_rollout()).on_save_checkpoint(constant)
+    checkpoint_state.restore(make(lr_schedule="linear"), constant, fits=True)
+
+
+def test_hyper_parameters_of_a_subclass_stay_in_the_checkpoint():
+    module = fit(make(), make_rollout())
+    checkpoint = {"hyper_parameters": {"note": 1}}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["hyper_parameters"]["note"] == 1
+    assert checkpoint["hyper_parameters"]["lr"] == 0.01
