@@ -23,7 +23,7 @@ test: $(VENV)/installed-dev lint
 
 # Before each commit: lint, and the tests that start no process and train nothing, in two minutes.
 quick: lint
-	$(BIN)/python -m pytest -n 2 -m "not learning and not slow" tests/house tests/algorithms tests/policies tests/learning \
+	$(BIN)/python -m pytest -n 2 tests/house tests/algorithms tests/policies tests/learning \
 	  tests/test_returns.py tests/test_losses.py tests/test_rollout.py tests/test_statistics.py
 
 lint: $(VENV)/installed-dev
