@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pg_lightning.errors import require
 from pg_lightning.learning import Normalize, PolicyGradientModule
+from pg_lightning.learning.gradient import flat_gradient, set_parameters
 from pg_lightning.losses import value_loss
 from pg_lightning.rollout import Batch, Rollout
 from pg_lightning.statistics import explained_variance
@@ -86,13 +87,11 @@ class TRPO(PolicyGradientModule):
             old = self.network.policy(batch)
         old_log_probs = old.log_prob(batch.actions)
         surrogate = ((pi.log_prob(batch.actions) - old_log_probs).exp() * batch.advantages).mean()
-        gradient = flat(torch.autograd.grad(surrogate, actor, retain_graph=True, materialize_grads=True))
-        gradient = self.learner.mean_vector(gradient, batch)
-        kl_gradient = flat(torch.autograd.grad(old.kl(pi).mean(), actor, create_graph=True, materialize_grads=True))
+        gradient = self.learner.mean_vector(flat_gradient(surrogate, actor), batch)
+        kl_gradient = flat_gradient(old.kl(pi).mean(), actor, create_graph=True)
 
         def fisher(v: Tensor) -> Tensor:
-            product = flat(torch.autograd.grad(dot(kl_gradient, v), actor, retain_graph=True, materialize_grads=True))
-            return self.learner.mean_vector(product, batch) + self.cg_damping * v
+            return self.learner.mean_vector(flat_gradient(dot(kl_gradient, v), actor), batch) + self.cg_damping * v
 
         direction = conjugate_gradient(fisher, gradient, self.cg_steps)
         step = direction * (2 * self.target_kl / dot(direction, fisher(direction)).clamp(min=1e-12)).sqrt()
@@ -121,18 +120,6 @@ class TRPO(PolicyGradientModule):
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """a · b of `[P]` vectors, in their own precision: `@` would be half under mixed precision."""
     return (a * b).sum()
-
-
-def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """`[P]`, end to end."""
-    return torch.cat([x.flatten() for x in tensors])
-
-
-@torch.no_grad()
-def set_parameters(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
-    """Writes `[P]` into parameters, where they are in memory."""
-    for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
-        parameter.copy_(part.view_as(parameter))
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 1e-12) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -153,3 +153,21 @@ class PerParameterGradient:
 
     def _grads(self) -> list[Tensor]:
         return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+
+
+def flat_gradient(value: Tensor, parameters: Sequence[nn.Parameter], create_graph: bool = False) -> Tensor:
+    """The gradient of a scalar by parameters, end to end `[P]`; 0 for one that it does not depend on.
+
+    The graph stays, for more gradients of it; with `create_graph` this one can be differentiated too.
+    """
+    gradients = torch.autograd.grad(
+        value, list(parameters), retain_graph=True, create_graph=create_graph, materialize_grads=True
+    )
+    return torch.cat([x.flatten() for x in gradients])
+
+
+@torch.no_grad()
+def set_parameters(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
+    """Writes `[P]` into parameters, end to end, where they are in memory."""
+    for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
+        parameter.copy_(part.view_as(parameter))
