@@ -12,10 +12,6 @@ tomllib = pytest.importorskip("tomllib")  # Python 3.11
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "pg_lightning"
 MAX_FILE, MAX_FUNCTION, MAX_METHODS = 300, 60, 20
-# What is still larger, and may only become smaller.
-EXCEPTIONS = {
-    "data/datamodule.py:__init__": 64,
-}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -34,14 +30,9 @@ def test_files_functions_and_classes_keep_their_size():
     too_large = {}
     for path in FILES:
         for name, size, limit in sizes(path):
-            if size > EXCEPTIONS.get(name, limit):
+            if size > limit:
                 too_large[name] = size
     assert too_large == {}
-
-
-def test_no_exception_is_kept_that_is_none():
-    found = {name: (size, limit) for path in FILES for name, size, limit in sizes(path)}
-    assert [name for name in EXCEPTIONS if name not in found or found[name][0] <= found[name][1]] == []
 
 
 def test_the_table_of_layers_is_that_of_the_import_rule():
