@@ -15,6 +15,7 @@ import yaml
 
 from pg_lightning import A2C, PPO, PolicyGradientModule, RolloutDataModule
 from pg_lightning.cli.configs import find_config
+from pg_lightning.policies import ActorCritic
 
 ROOT = Path(__file__).parents[1]
 COOKBOOK = ROOT / "docs/cookbook.md"
@@ -145,7 +146,7 @@ def table(request):
 
 def test_the_defaults_that_are_shown_are_ours(table):
     algorithm, rows = table
-    data, model = defaults(RolloutDataModule), defaults(PolicyGradientModule) | defaults(algorithm)
+    data, model = defaults(RolloutDataModule), defaults(ActorCritic, PolicyGradientModule, algorithm)
     for name, default, *_ in rows:
         part, _, key = name.partition(".")
         assert {"data": data, "model": model}[part][key] == default, name

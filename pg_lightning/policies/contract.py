@@ -1,7 +1,7 @@
 """What a policy is to everything else: to those that play it, and to the algorithms that improve it.
 
-`tests/policies/test_contract.py` is what every implementation must pass. None of it needs a Trainer: an opponent, a
-reference model and a policy that was loaded from a file have none.
+`tests/policies/test_policy_contract.py` is what every implementation must pass. None of it needs a Trainer: an
+opponent, a reference model and a policy that was loaded from a file have none.
 """
 
 from __future__ import annotations

@@ -260,7 +260,7 @@ def test_deterministic_evaluation_plays_the_mode_and_the_other_samples(evaluate:
         options = {"eval_episodes": 64, "eval_deterministic": deterministic}
         episodes = [episode.trajectory for episode in evaluate("predict", env_id, **options)]
         taken = [
-            (float(episode["obs"][0]), tuple(episode["actions"].flatten().round(decimals=4).tolist()))
+            (float(episode["obs"][0]), tuple(episode["actions"].flatten().double().round(decimals=4).tolist()))
             for episode in episodes
         ]
         return [{action for context, action in taken if context == sign} for sign in (-1.0, 1.0)]
