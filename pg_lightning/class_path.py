@@ -13,6 +13,10 @@ ClassPath = str | dict[str, Any]
 
 MOVED = {
     "pg_lightning.algorithms.base": "pg_lightning.learning",
+    "pg_lightning.callbacks.CheckpointError": "pg_lightning.run.CheckpointError",
+    "pg_lightning.callbacks.FaultTolerantWandbLogger": "pg_lightning.run.FaultTolerantWandbLogger",
+    "pg_lightning.callbacks.MetricsFile": "pg_lightning.run.MetricsFile",
+    "pg_lightning.callbacks.SafeCheckpointIO": "pg_lightning.run.SafeCheckpointIO",
     "pg_lightning.envs.atari": "pg_lightning.envs.wrappers.atari",
     "pg_lightning.envs.gridworld": "pg_lightning.envs.tasks.gridworld",
     "pg_lightning.envs.toy": "pg_lightning.envs.tasks.toy",

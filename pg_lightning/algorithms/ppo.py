@@ -67,10 +67,8 @@ class PPO(PolicyGradientModule):
         require("model.target_kl", target_kl or 0, 0)
         require("model.kl_penalty", kl_penalty or 0, 0)
         self.gae_lambda = gae_lambda
-        self.num_epochs = num_epochs
-        self.num_minibatches = num_minibatches
-        self.clip_range = clip_range
-        self.clip_schedule = clip_schedule
+        self.num_epochs, self.num_minibatches = num_epochs, num_minibatches
+        self.clip_range, self.clip_schedule = clip_range, clip_schedule
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from pg_lightning.class_path import new_name
 from pg_lightning.errors import one_line
 
 # What jsonargparse says of bad input.
@@ -15,12 +16,7 @@ UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept option 
 SUGGESTION = "; did you mean "
 KEY = re.compile(r'^Parser key "(.+?)":? ?')
 EXPECTED_TYPE = re.compile(r"Expected an? (?:<class '(.+?)'>|typing\.Literal\[(.+)\])(?:\. Got value: .*)?$")
-
-# What jsonargparse says of a class that configs of earlier versions name, and where it is now.
-MOVED = {
-    f"'pg_lightning.callbacks' has no attribute '{name}'": f"pg_lightning.run.{name}"
-    for name in ("CheckpointError", "FaultTolerantWandbLogger", "MetricsFile", "SafeCheckpointIO")
-}
+MISSING = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")  # a class that may have moved
 
 
 class Parser(LightningArgumentParser):
@@ -38,8 +34,9 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         line = complaint(message)
-        moved = "".join(f"; it is {new} now" for old, new in MOVED.items() if old in line)
-        self.exit(2, f"error: {line}{moved}\n")
+        found = MISSING.search(line)
+        name = new_name(".".join(found.groups())) if found else ""
+        self.exit(2, f"error: {line}{f'; it is {name} now' if name else ''}\n")
 
 
 def complaint(message: str) -> str:

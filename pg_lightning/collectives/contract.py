@@ -57,10 +57,6 @@ class Collectives(Protocol):
         """`[B]` shifted and scaled to mean 0 and standard deviation 1 together with those of the other ranks."""
         ...
 
-    def close(self) -> None:
-        """Leaves the group: a rank that still waits for this one gets an error instead of a deadlock."""
-        ...
-
 
 class Alone:
     """One process: nothing travels."""
@@ -89,9 +85,6 @@ class Alone:
     def standardize(self, x: Tensor) -> Tensor:
         """`x` by itself."""
         return standardize(x)
-
-    def close(self) -> None:
-        """Nothing to leave."""
 
 
 class Statistics:

@@ -24,6 +24,3 @@ class ProcessGroup(Statistics):
     def all_reduce_(self, x: Tensor) -> None:
         """Sums over all ranks, in place."""
         distributed.all_reduce(x)
-
-    def close(self) -> None:
-        """Lightning ends the group."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from contextlib import suppress
 from copy import copy
 from functools import partial
@@ -24,6 +23,7 @@ from pg_lightning.data.resume import episodes_under_way, go_on
 from pg_lightning.envs import BACKENDS, AutoresetName, Backend, choose_backend, env_seed, make_vector_env
 from pg_lightning.envs.spaces import require_same_spaces, spaces_of
 from pg_lightning.errors import UserError, require
+from pg_lightning.processes import require_fork
 
 # Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
 TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT, DIAGNOSE_ENVS, DIAGNOSE_ACTIONS = range(7)
@@ -152,8 +152,8 @@ class RolloutDataModule(LightningDataModule):
         Raises:
             UserError: if a process of its own is asked for that the system cannot fork.
         """
-        if stage == "fit" and self.overlap and "fork" not in multiprocessing.get_all_start_methods():
-            raise UserError("data.overlap: forks a process, which this system cannot; set it to false")
+        if stage == "fit" and self.overlap:
+            require_fork("data.overlap: forks a process", "set it to false")
         if stage == "fit" and self.backend == "auto":
             backend, reason = choose_backend(self.env_id, self.num_envs, *self._training_env, self.autoreset_mode)
             self.backend = all_gather_object(backend)[0]  # the first rank's finding: they must not play differently

@@ -88,8 +88,8 @@ class PolicyActor:
             zeros = torch.zeros_like(rollout.rewards)
             if rollout.env_steps == 0:
                 return zeros
-            samples = Batch.of(rollout, zeros, zeros, zeros)
-            log_probs = self.policy.policy(samples).log_prob(samples.actions)
+            batch = Batch.of(rollout, zeros, zeros, zeros)
+            log_probs = self.policy.policy(batch).log_prob(batch.actions)
             return zeros.to(log_probs.dtype).masked_scatter(rollout.valid, log_probs)
 
     def env_actions(self, actions: Tensor) -> Tensor:

@@ -133,8 +133,6 @@ class PerParameterGradient:
 
     def average_(self, share: float, collectives: Collectives) -> None:
         """One message in float32 or better, copied back to the gradients."""
-        if collectives.world_size == 1:
-            return
         grads = self._grads()
         dtype = torch.promote_types(torch.float32, grads[0].dtype)
         message = torch.cat([*(grad.flatten().to(dtype) for grad in grads), grads[0].new_zeros(1, dtype=dtype)])

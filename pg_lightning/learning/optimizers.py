@@ -103,7 +103,7 @@ class OptimizerSettings:
     def make(self, groups: Mapping[str, list[nn.Parameter]]) -> list[optim.Optimizer]:
         """One optimizer with a group for each of `actor` and `critic`, or, where they are of different kinds, two."""
         named = [{"name": name, "params": group, "lr": self.rate(name)} for name, group in groups.items()]
-        if len(self._specs) == 1:
+        if self.is_one:
             return [_made(*self._specs[0], named)]
         specs = dict(zip(("actor", "critic"), self._specs, strict=True))
         return [_made(*specs[name], [group]) for name, group in zip(groups, named, strict=True)]
@@ -173,8 +173,6 @@ def _name(spec: ClassPath) -> str:
 
 
 def _resolved(field: str, spec: ClassPath) -> tuple[Any, dict[str, Any]]:
-    if spec == "adam" or spec == "rmsprop":
-        return OPTIMIZERS[spec], {}
     return resolve(field, spec, OPTIMIZERS if "optimizer" in field else dict.fromkeys(SCHEDULES, _no_scheduler))
 
 
