@@ -389,9 +389,10 @@ def run_compiled(*run: Any, **data: Any) -> None:
     run_fit(*run, datamodule=partial(RolloutDataModule, **data), compile=True)
 
 
-def run_vtrace(workload: Workload, *run: Any) -> None:
+def run_vtrace(workload: Workload, *run: Any, **model: Any) -> None:
     """V-trace in the place of A2C, with rollouts that a second process plays ahead; one core more than the others."""
-    run_fit(replace(workload, algorithm=VTrace), *run, datamodule=partial(RolloutDataModule, overlap=True))
+    torch._dynamo.reset()
+    run_fit(replace(workload, algorithm=VTrace), *run, datamodule=partial(RolloutDataModule, overlap=True), **model)
 
 
 SB3, BARE = "Stable-Baselines3", "bare PyTorch loop"
@@ -407,6 +408,7 @@ SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
     "fit, overlap": partial(run_fit, datamodule=partial(RolloutDataModule, overlap=True)),
     "fit, overlap, compile": partial(run_compiled, overlap=True),
     "V-trace, ahead": run_vtrace,
+    "V-trace, ahead, compile": partial(run_vtrace, compile=True),
     SB3: run_sb3,
 }
 

@@ -49,6 +49,12 @@ def step_without_hooks(optimizer: Any) -> None:
     optimizer._on_after_step()
 
 
+def count_step(optimizer: Any) -> None:
+    """Counts a step in `trainer.global_step` that was taken without the optimizer."""
+    optimizer._on_before_step()
+    optimizer._on_after_step()
+
+
 # Strategies.
 
 
