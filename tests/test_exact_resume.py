@@ -42,6 +42,7 @@ KINDS = {
     ),
     "async, next step": ("--data.backend", "async", "--data.num_envs", 2, "--data.autoreset_mode", "next_step"),
     "vector": ("--data.backend", "vector", "--data.num_steps", 13, "--model.num_minibatches", 1),
+    "device": ("--data.backend", "device", "--data.env_kwargs", "{max_episode_steps: 60}"),
     "LSTM": ("--model.memory", "lstm", "--model.kl_penalty", 1, "--model.target_kl", 0.01),
     "GRU, next step, cue": (
         *("--data.env_id", f"{TOY}Recall-v0", "--model.memory", "gru", "--model.shared_torso", "true"),
