@@ -42,4 +42,4 @@ def require(field: str, value: float, low: float, high: float | None = None) -> 
 def unwritable(path: Path, error: OSError) -> UserError:
     """What to raise where the folder of a run, or a file in it, cannot be written."""
     reason = error.strerror or str(error)
-    return UserError(f"trainer.default_root_dir: cannot write {str(path)!r}: {reason}; give a folder that takes it")
+    return UserError(f"trainer.default_root_dir: cannot write {str(path)!r}: {reason}; give a writable folder")

@@ -51,7 +51,7 @@ class A3C(PolicyGradientModule):
         require("model.gae_lambda", gae_lambda, 0, 1)
         alone = self.learner
         if alone.settings.schedule == "plateau":
-            raise UserError("model.lr_schedule: only worker 0 evaluates, so none waits for a plateau; use linear")
+            raise UserError("model.lr_schedule: plateau needs evaluations in every worker; use linear")
         self.gae_lambda = gae_lambda
         self.normalize_advantage = normalize_advantage
         # Made here, before the workers are forked, so that all of them write to the same memory.
@@ -74,7 +74,7 @@ class A3C(PolicyGradientModule):
         super().setup(stage)
         if stage == "fit" and (self.trainer.world_size > 1 or self.trainer.strategy.root_device.type != "cpu"):
             raise UserError(
-                "trainer.strategy: A3C's workers share memory; set it to hogwild, trainer.accelerator to cpu"
+                "trainer.strategy: A3C needs workers with shared memory; set it to hogwild, trainer.accelerator to cpu"
             )
         if stage == "fit" and self.trainer.precision in ("64-true", "bf16-true", "16-true"):
             raise UserError("trainer.precision: A3C's shared weights are float32; use 32-true or bf16-mixed")

@@ -85,8 +85,8 @@ class PPO(PolicyGradientModule):
         if self.network.has_memory:
             if data.num_envs % self.num_minibatches:
                 raise UserError(
-                    f"model.num_minibatches: with a memory minibatches are whole sequences, and {self.num_minibatches} "
-                    f"does not divide the {data.num_envs} of data.num_envs"
+                    f"model.num_minibatches: minibatches of a recurrent policy are whole sequences, and "
+                    f"{self.num_minibatches} does not divide data.num_envs {data.num_envs}"
                 )
         elif (data.num_steps * data.num_envs) % self.num_minibatches and not data.whole_episodes:
             raise UserError(

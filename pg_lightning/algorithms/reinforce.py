@@ -55,12 +55,10 @@ class REINFORCE(PolicyGradientModule):
         )
         require("model.baseline_decay", baseline_decay, 0, 1)
         if discount_objective and not causal:
-            raise UserError(
-                "model.discount_objective: the return of a whole episode is discounted already; leave it out"
-            )
+            raise UserError("model.discount_objective: with causal false, returns are discounted already; leave it out")
         if baseline == "moving_average" and normalize_advantage:
             raise UserError(
-                "model.baseline: standardised returns are the same whatever the moving average; "
+                "model.baseline: a moving average has no effect on standardised returns; "
                 "set model.normalize_advantage to false"
             )
         self.causal = causal

@@ -60,7 +60,7 @@ def read_curve(folder: Path, metric: str, x: XAxis) -> Curve:
     steps, values = np.array(points).T
     if x == "seconds":
         if not points_of(rows, SPEED):
-            raise UserError(f"x: {str(folder)!r} has no {SPEED!r} to tell seconds from; use env_steps")
+            raise UserError(f"x: {str(folder)!r} has no {SPEED!r} to compute seconds from; use env_steps")
         steps = np.interp(steps, *seconds_of(rows))
     return Curve(folder, config, steps, values)
 

@@ -73,7 +73,9 @@ def inner_products(gradients: Sequence[Tensor]) -> np.ndarray:
     parts = torch.cat([*gradients]).split(1 << 16, dim=1)
     products = np.sum([(part.double() @ part.double().T).cpu().numpy() for part in parts], axis=0)
     if not products.any():
-        raise UserError("data.env_id: the gradient is zero in every batch; no reward came that an action could change")
+        raise UserError(
+            "data.env_id: the gradient is zero in every batch: no reward depends on an action; check the rewards"
+        )
     return products.reshape(E, M, E, M).swapaxes(1, 2)
 
 

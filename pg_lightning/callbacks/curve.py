@@ -29,7 +29,7 @@ class LearningCurve(Callback):
             try:
                 draw_learning_curve(folder / "metrics.csv", folder / "learning_curve.png", env_id)
             except OSError as error:
-                rank_zero_warn(f"learning_curve.png was not drawn: {error}; metrics.csv has its numbers")
+                rank_zero_warn(f"learning_curve.png was not drawn: {error}; its numbers are in metrics.csv")
                 return
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):

@@ -32,11 +32,11 @@ def choose_accelerator(
     if devices is None:
         devices = ("cpu", "cuda") if torch.cuda.is_available() and not module.is_asynchronous else ("cpu",)
     if len(devices) == 1:
-        return devices[0], f"{devices[0]}, the only device that {type(module).__name__} can have here"
+        return devices[0], f"{devices[0]}, the only device available to {type(module).__name__}"
     seconds = {device: seconds_per_rollout(module, data, device, repeats) for device in devices}
     best = min(seconds, key=lambda device: seconds[device])
     measured = ", ".join(f"{device} {1000 * value:,.1f}" for device, value in seconds.items())
-    return best, f"{best}, the fastest at acting and learning ({measured} ms a rollout, environments left out)"
+    return best, f"{best}, the fastest at acting and learning ({measured} ms per rollout, without environments)"
 
 
 @torch.random.fork_rng(devices=[])

@@ -74,7 +74,7 @@ def find_config(name: str, below: str = "") -> Path:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config: {name!r} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"config: {name!r} holds no keys")
+        raise UserError(f"config: {name!r} contains no keys")
     return path
 
 

@@ -106,8 +106,8 @@ class CLI(OpenCLI):
             spent = checkpoint["pg_lightning"]["env_steps"] >= config.data.total_steps
             if spent and not EvaluateEverySteps.was_due(checkpoint):
                 rank_zero_info(
-                    f"ckpt_path: {run_folder(self._continued)} has spent its data.total_steps of "
-                    f"{config.data.total_steps}; nothing is left to do"
+                    f"ckpt_path: {run_folder(self._continued)} has used its data.total_steps of "
+                    f"{config.data.total_steps}; there is nothing left to do"
                 )
                 raise SystemExit(0)
 
@@ -119,7 +119,7 @@ class CLI(OpenCLI):
             return
         if subcommand != "fit":
             raise no_checkpoint(subcommand)
-        rank_zero_info(f"ckpt_path: no {LAST}.ckpt in {runs} yet, so training starts afresh")
+        rank_zero_info(f"ckpt_path: no {LAST}.ckpt in {runs} yet, so training starts from the beginning")
 
     def after_fit(self) -> None:
         """Says what was reached, where it lies and what to do next.
@@ -140,4 +140,4 @@ class CLI(OpenCLI):
             )
         for checkpoint in self.trainer.checkpoint_callbacks:
             if isinstance(checkpoint, RunCheckpoint) and checkpoint.failed:
-                raise CheckpointError(f"training is done, and {checkpoint.filename}.ckpt could not be saved")
+                raise CheckpointError(f"training has ended, but {checkpoint.filename}.ckpt could not be saved")

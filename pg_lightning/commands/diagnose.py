@@ -43,7 +43,7 @@ def diagnose(
     for gae_lambda in gae_lambdas:
         require("gae_lambdas", gae_lambda, 0, 1)
     if trainer.world_size > 1:
-        raise UserError("trainer.devices: diagnose plays and computes in one process; set it to 1")
+        raise UserError("trainer.devices: diagnose runs in one process; set it to 1")
     model.trainer = trainer
     model.setup("predict")
     if ckpt_path is not None:

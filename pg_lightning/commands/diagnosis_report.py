@@ -61,9 +61,9 @@ def table(estimates: Sequence[Estimate], report: dict[str, Any]) -> str:
         cells = (*gradient, *(f"{value:.2f}" for value in bias))
         lines.append(f"{x.estimator:<17}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, WIDTHS, strict=True)))
     lines += [
-        "noise: episodes until it is no longer than the signal; SNR, cosine: of batches of "
+        "noise: number of episodes at which noise equals signal; SNR, cosine: of batches of "
         f"{report['episodes']} episodes, {report['batches']} batches in all",
-        f"bias, direction, misdirection: against {report['reference']}; what is not above `by chance` is not seen",
+        f"bias, direction, misdirection: relative to {report['reference']}; up to `by chance`, not significant",
         f"critic: {report['critic']}; its explained variance on these episodes is {report['explained_variance']:.2f}",
     ]
     if not report["signal_is_seen"]:
@@ -73,7 +73,7 @@ def table(estimates: Sequence[Estimate], report: dict[str, Any]) -> str:
 
 def draw(estimates: Sequence[Estimate], report: dict[str, Any], output: Path) -> list[Path]:
     """Noise and bias, one row an estimator; a circle is hollow where no more bias is seen than chance gives."""
-    figure, noise = new_figure("noise", "episodes until it is no longer than the signal", "")
+    figure, noise = new_figure("noise", "episodes at which noise equals signal", "")
     columns = figure.add_gridspec(1, 2)
     noise.set_subplotspec(columns[0])
     bias = figure.add_subplot(columns[1], sharey=noise)

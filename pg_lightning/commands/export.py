@@ -47,13 +47,13 @@ NEEDED: dict[PolicyFormat, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "o
 NUM_STEPS, NUM_ENVS = 250, 4
 
 INPUTS = {
-    "obs": "observations as the environment gives them, in this dtype; scaling is part of the graph",
+    "obs": "observations of the environment, in this dtype; normalisation is part of the graph",
     "action_mask": "info['action_mask'] of the environment: non-zero where an action is allowed",
-    "state": "memory: zeros where an episode begins, after that next_state of the step before",
+    "state": "recurrent state: zeros at the start of an episode, then next_state of the previous step",
 }
 OUTPUTS = {
-    "action": "the action of a policy that does not explore (its mode), as the environment wants it",
-    "next_state": "memory after this step",
+    "action": "the deterministic action (the mode of the policy), as the environment expects it",
+    "next_state": "recurrent state after this step",
 }
 
 

@@ -64,14 +64,21 @@ def parameters(pi: Distribution) -> dict[str, tuple[Tensor, str]]:
     """
     match pi:
         case Categorical():
-            return {"logits": (pi.logits, "softmax gives the probability of each choice, the space's first first")}
+            return {
+                "logits": (
+                    pi.logits,
+                    "softmax gives the probability of each choice, starting with the first action of the space",
+                )
+            }
         case MultiCategorical():
-            meaning = "softmax over the last dimension gives the probabilities of each choice; the lowest are padding"
+            meaning = (
+                "softmax over the last dimension gives the probabilities of each choice; the lowest floats are padding"
+            )
             return {"logits": (pi.choices.logits, meaning)}
         case Bernoulli():
             return {"logits": (pi.logits, "the sigmoid gives the probability of 1 for each bit")}
         case DiagonalGaussian():
-            meaning = "{} of a normal distribution; a sample of it is to be clipped to the bounds of the space"
+            meaning = "{} of a normal distribution; clip a sample of it to the bounds of the space"
             return _of_normal(pi, meaning)
         case SquashedGaussian():
             meaning = "{} of a normal distribution of u; the action is low + (high - low) (tanh u + 1) / 2"
@@ -134,7 +141,7 @@ def _program(policy: Policy, inputs: Tensors) -> torch.export.ExportedProgram:
 def _not_expressed(form: str, error: Exception) -> UserError:
     cause = error.__cause__ or error  # torch.onnx wraps it in advice
     reason = next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
-    return UserError(f"model: {form} cannot express this policy, with its torso or head: {reason}")
+    return UserError(f"model: {form} cannot export this policy; change its torso or head: {reason}")
 
 
 def loaded(content: bytes, format: PolicyFormat) -> Callable[[Tensors], Tensors]:
@@ -168,7 +175,7 @@ def largest_difference(policy: Callable[[Tensors], Tensors], inputs: Tensors, ex
             wanted, got = value[rows].double(), found[name].double()
             if found[name].dtype != value.dtype or got.shape != wanted.shape:
                 raise UserError(
-                    f"model: {name} of the export is not what it is of the checkpoint: {kind_of(found[name])}"
+                    f"model: {name} of the export is {kind_of(found[name])}, unlike the checkpoint's {kind_of(value)}"
                 )
             difference = (got - wanted).abs()
             within = difference <= TOLERANCE * wanted.abs().clamp(min=1.0)

@@ -89,7 +89,9 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"output: a study is at work in {str(folder)!r}; give another folder, or wait") from error
+            raise UserError(
+                f"output: another study is running in {str(folder)!r}; give another folder, or wait"
+            ) from error
         yield
 
 
@@ -219,7 +221,7 @@ class Runs:
             write_file(record, text)
         elif record.read_text() != text:
             raise UserError(
-                f"output: {str(run.folder)!r} holds a run with other settings; remove it, or give another folder"
+                f"output: {str(run.folder)!r} contains a run with other settings; remove it, or give another folder"
             )
 
     def call(self, run: Run) -> int:
@@ -266,7 +268,7 @@ def raise_if_failed(failed: Sequence[str]) -> None:
         UserError: naming the runs.
     """
     if failed:
-        raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; the same command tries them again")
+        raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; run the same command to retry them")
 
 
 def read_config(path: Path) -> dict[str, Any]:

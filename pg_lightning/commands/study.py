@@ -59,7 +59,7 @@ def study(
     if not vary:
         raise UserError("vary: names no key; give one and its values, such as {model.lr: [1.0e-3, 3.0e-3]}")
     if not seeds or len({*seeds}) < len(seeds):
-        raise UserError("seeds: give at least one, and none twice")
+        raise UserError("seeds: give at least one seed, and no seed twice")
     require("trials", trials, 1)
     workers = (os.cpu_count() or 1) if workers is None else workers
     require("workers", workers, 1)

@@ -71,7 +71,7 @@ def verdict(names: Sequence[str], results: Sequence[Result], metric: str) -> str
 
 def _compared(best: str, other: str, differences: list[float]) -> str:
     if len(differences) < 2:
-        return f"{other}: fewer than two seeds in common, so there is no telling"
+        return f"{other}: fewer than two seeds in common, too few to compare"
     if not any(differences):
         return f"{other} is its equal with every seed"
     mean, (low, high) = np.mean(differences), confidence_interval(np.array(differences))

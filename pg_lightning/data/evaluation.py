@@ -81,7 +81,7 @@ class EvaluationDataset(IterableDataset[Episode]):
             if (capped & share.counted).any():
                 rank_zero_warn(
                     f"an evaluation episode was stopped after data.eval_max_episode_steps = {self.max_episode_steps} "
-                    "steps: the environment has no time limit, and the return counts only up to there"
+                    "steps: the environment has no time limit, and the return counts only these steps"
                 )
             ended = step.done | capped
             for n in np.flatnonzero(ended & share.counted).tolist():

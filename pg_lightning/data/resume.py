@@ -55,11 +55,11 @@ def go_on(
         Whether the episodes go on.
     """
     if why := _what_differs(data, saved, world_size):
-        rank_zero_info(f"ckpt_path: {why}; episodes start afresh")
+        rank_zero_info(f"ckpt_path: {why}; new episodes start")
         return False
     state = saved["ranks"][rank]
     if state is None:
-        rank_zero_info("ckpt_path: the checkpoint was saved in the midst of a rollout; episodes start afresh")
+        rank_zero_info("ckpt_path: the checkpoint was saved during a rollout; new episodes start")
         return False
     if isinstance(collector, CollectorProcess):
         reason = collector.load_state_dict(state, actor)
@@ -67,8 +67,8 @@ def go_on(
         reason = collector.load_state_dict(state)
     if reason:
         rank_zero_warn(
-            f"{data.env_id} with data.backend {data.backend} cannot be put back where the checkpoint left it: "
-            f"{reason}. Its episodes start afresh, so this run will not equal one that was not interrupted"
+            f"{data.env_id} with data.backend {data.backend} cannot be restored to its state in the checkpoint: "
+            f"{reason}. New episodes start, so this run will differ from an uninterrupted one"
         )
     return not reason
 
@@ -77,12 +77,12 @@ def _what_differs(data: Any, saved: dict[str, Any], world_size: int) -> str:
     """Why the episodes of a checkpoint cannot go on in this run, or nothing."""
     ranks, settings = saved.get("ranks"), saved.get("settings", {})
     if ranks is None:
-        return "the checkpoint holds no episodes under way"
+        return "the checkpoint contains no unfinished episodes"
     for name in SETTINGS:
         if settings.get(name) != repr(getattr(data, name)):
             return f"data.{name} was {settings.get(name)} and is {getattr(data, name)!r}"
     if len(ranks) != world_size:
-        return f"the checkpoint is of {len(ranks)} processes, this run has {world_size}"
+        return f"the checkpoint was saved by {len(ranks)} processes, this run has {world_size}"
     if settings["seed"] != repr(data.seed):
         return f"seed_everything was {settings['seed']} and is {data.seed}"
     return ""

@@ -191,7 +191,7 @@ def _action_mask(infos: dict[str, Any], which: np.ndarray | None = None) -> np.n
     masks, given = np.array(infos["action_mask"]), np.asarray(infos.get("_action_mask", True))
     if masks.dtype == object or not np.all(given if which is None else given | ~which):
         raise UserError(
-            "data.env_id: info['action_mask'] must be an array (for MultiDiscrete its parts in a row), "
+            "data.env_id: info['action_mask'] must be an array (for MultiDiscrete one per component, concatenated), "
             "from every environment, in reset and in every step"
         )
     return masks

@@ -189,7 +189,10 @@ BACKENDS: dict[Backend, BackendSpec] = {
 
 def _refuse_wrappers(wrappers: Sequence[ClassPath], backend: Backend) -> None:
     if wrappers:
-        raise UserError(f"data.wrappers: backend {backend!r} runs vectorised code as it is, without wrappers")
+        raise UserError(
+            f"data.wrappers: backend {backend!r} runs the environment's own vectorised code, which takes no "
+            "wrappers; remove them"
+        )
 
 
 def _has_vector_form(space: Space) -> bool:
@@ -205,7 +208,7 @@ def _without_the_rest(space: Space) -> str:
     parts = space.spaces.items() if isinstance(space, spaces.Dict) else ()
     keys = ", ".join(key for key, part in parts if _has_vector_form(part))
     wrapper = f"{{class_path: gymnasium.wrappers.FilterObservation, init_args: {{filter_keys: [{keys}]}}}}"
-    return f"; to do without the rest, data.wrappers [{wrapper}]" if keys else ""
+    return f"; to drop the other entries, set data.wrappers to [{wrapper}]" if keys else ""
 
 
 def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:
@@ -215,7 +218,7 @@ def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:
     except REFUSALS as error:
         path = wrapper if isinstance(wrapper, str) else wrapper["class_path"]
         cure = _missing_extra(error) or cause_of(error)
-        raise UserError(f"data.wrappers: {path} refuses the environment: {cure}") from error
+        raise UserError(f"data.wrappers: {path} cannot wrap the environment: {cure}") from error
 
 
 def _missing_extra(error: BaseException | None) -> str:

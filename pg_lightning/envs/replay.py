@@ -72,11 +72,11 @@ class Replayable(gym.Wrapper[Any, Any, Any, Any]):
             over = False
             for action in record["actions"].tolist() if discrete else record["actions"]:
                 if over:
-                    return "an episode ends earlier"
+                    return "an episode ends earlier in the replay"
                 obs, reward, terminated, truncated, _ = self.step(action)
                 total += float(np.float32(reward))  # what the collector adds up
                 over = terminated or truncated
-            return "an episode ends earlier" if over else (obs, total)
+            return "an episode ends earlier in the replay" if over else (obs, total)
         except Exception as error:  # whatever an environment may do: it is not to be brought back
             return f"{type(error).__name__}: {error}"
 
@@ -124,7 +124,7 @@ def load(env: Any, state: dict[str, Any] | None, obs: np.ndarray, returns: np.nd
     """
     how = capabilities_of(env).can_save_state
     if state is None or how == "no" or (how == "by_replay") != ("beginnings" in state):
-        return "its state is out of reach"
+        return "this back-end cannot save its state"
     state = _arrays(state)
     if how == "by_copy":
         return _load_vectorised(env, state)
@@ -142,7 +142,7 @@ def load(env: Any, state: dict[str, Any] | None, obs: np.ndarray, returns: np.nd
             return replayed
         last, total = replayed
         if last is not None and not (np.array_equal(np.asarray(last, obs.dtype), obs[n]) and total == returns[n]):
-            return "the same actions lead elsewhere"
+            return "the same actions lead to another state"
     return ""
 
 
@@ -176,7 +176,7 @@ def _load_vectorised(env: Any, state: dict[str, Any]) -> str:
         same = all(np.array_equal(*pair) for pair in zip(came, state["next"], strict=True))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    return "" if same else "the same actions lead elsewhere"
+    return "" if same else "the same actions lead to another state"
 
 
 def _next(env: Any, actions: np.ndarray) -> list[np.ndarray]:

@@ -40,7 +40,7 @@ def require_fork(what: str, cure: str) -> None:
         UserError: if the system cannot fork.
     """
     if "fork" not in multiprocessing.get_all_start_methods():
-        raise UserError(f"{what}, which this system cannot; {cure}")
+        raise UserError(f"{what}, which this system does not support; {cure}")
 
 
 def die_with(parent: int) -> None:

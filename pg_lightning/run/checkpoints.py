@@ -60,7 +60,11 @@ class SafeCheckpointIO(TorchCheckpointIO):
             self.failure = CheckpointError(_complaint(Path(path), buffer.tell(), error))
             if not self.warn:
                 raise self.failure from error
-            print(f"warning: {self.failure}; training goes on, the next save tries again", file=sys.stderr, flush=True)
+            print(
+                f"warning: {self.failure}; training continues, and the next save tries again",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         """Reads a checkpoint, whatever `weights_only` says without trust.
@@ -101,7 +105,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         if previous.is_file():
             with suppress(UserError):
                 read_checkpoint(previous, "meta")
-                cure = f"; the one before it is whole: --ckpt_path {previous}"
+                cure = f"; the previous checkpoint is complete: --ckpt_path {previous}"
         raise UserError(f"ckpt_path: cannot read {str(path)!r}: {reason}{cure}") from error
 
 
@@ -120,10 +124,10 @@ def read_own_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _complaint(path: Path, size: int, error: OSError) -> str:
-    cure = "see to that disk"
+    cure = "check the disk"
     if error.errno in NO_ROOM:
-        cure = f"it takes {size / 1e6:.1f} MB: make room there"
+        cure = f"free {size / 1e6:.1f} MB there"
     if error.errno in FORBIDDEN:
         cure = f"make {str(path.parent)!r} writable"
-    kept = "; the file from before is untouched" if path.is_file() else ""
+    kept = "; the previous file is unchanged" if path.is_file() else ""
     return f"cannot save {str(path)!r}: {error.strerror or error}; {cure}{kept}"

@@ -42,7 +42,7 @@ def write_file(path: Path, content: bytes | str, previous: Path | None = None, d
                 file.flush()
                 os.fsync(file.fileno())
         if durable and partial.read_bytes() != data:
-            raise OSError(errno.EIO, "what was read back is not what was written")
+            raise OSError(errno.EIO, "the file differs from the data that was written")
         if previous is not None and link is not None and path.exists():
             try:
                 os.link(path, link)

@@ -134,7 +134,10 @@ class MetricsWriter:
             self.lost += max(0, len(self.metrics) - MOST)
             del self.metrics[:-MOST]
             if self.trouble is None:
-                _warn(f"cannot write {str(self.path)!r}: {error.strerror}; training goes on, its rows wait in memory")
+                _warn(
+                    f"cannot write {str(self.path)!r}: {error.strerror}; training continues, and its rows are "
+                    "buffered in memory"
+                )
             self.trouble = error.strerror
         else:
             self.count += len(self.metrics)

@@ -49,7 +49,7 @@ def _tolerant(method: Callable[..., Any]) -> Callable[..., None]:
         except Exception as error:
             self._resting = 2**self._failures
             self._failures += 1
-            self._warn(f"{cause_of(error)}; metrics.csv has what is missing there")
+            self._warn(f"{cause_of(error)}; metrics.csv is complete")
 
     return call
 
@@ -145,7 +145,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
                     upload = f"wandb sync {self._state_file.parent}"
                     self._warn(f"{troubles[0]}; the run is recorded offline, to be uploaded by `{upload}`")
                 return run
-        self._warn(f"{troubles[0]}; nothing is recorded there, metrics.csv has it all")
+        self._warn(f"{troubles[0]}; nothing is recorded there; metrics.csv is complete")
         return wandb.init(mode="disabled")
 
     def begin(self, mode: str | None) -> Any:

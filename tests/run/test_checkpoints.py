@@ -137,7 +137,7 @@ def test_whatever_fails_a_whole_checkpoint_is_there_and_the_next_save_succeeds(l
 @pytest.mark.parametrize(
     ("code", "cure"),
     [
-        (errno.ENOSPC, "make room there"),
+        (errno.ENOSPC, " MB there"),
         (errno.EROFS, "writable"),
         (errno.EACCES, "writable"),
         (errno.EIO, "that disk"),
@@ -148,7 +148,7 @@ def test_a_failed_save_names_the_file_the_cause_and_the_cure(last, monkeypatch, 
     with pytest.raises(CheckpointError, match=cure) as raised:
         SafeCheckpointIO().save_checkpoint(NEW, last)
     assert str(raised.value).startswith(f"cannot save {str(last)!r}: {os.strerror(code)}; ")
-    assert str(raised.value).endswith("; the file from before is untouched")
+    assert str(raised.value).endswith("; the previous file is unchanged")
 
 
 def test_bytes_that_did_not_arrive_are_noticed(last, monkeypatch):
@@ -190,7 +190,7 @@ def test_a_torn_checkpoint_is_refused_at_any_length_and_the_one_before_named(las
         with pytest.raises(UserError) as raised:
             SafeCheckpointIO().load_checkpoint(last)
         assert str(raised.value).startswith(f"ckpt_path: cannot read {str(last)!r}: ")
-        assert str(raised.value).endswith(f"; the one before it is whole: --ckpt_path {previous_of(last)}")
+        assert str(raised.value).endswith(f"; the previous checkpoint is complete: --ckpt_path {previous_of(last)}")
 
 
 def test_a_flipped_bit_is_noticed(last):

@@ -146,9 +146,9 @@ def _is_atari(env_id: str) -> bool:
         return True
     game = env_id.rpartition("/")[2]
     if specs.get(game, ("",))[0] == "envpool.atari":
-        why = f"EnvPool preprocesses Atari games itself, so its {game!r} is not {env_id!r}; if you want it, name it so"
+        why = f"EnvPool has its own preprocessing, so its {game!r} differs from {env_id!r}; to use it, set {game!r}"
     elif (newer := f"{game.rpartition('-')[0]}-v5") in SAME_AS_GYMNASIUM:
-        why = f"EnvPool's {env_id!r} is missing or not Gymnasium's; use {newer!r}, or another data.backend"
+        why = f"EnvPool lacks {env_id!r}, or it differs from Gymnasium's; use {newer!r}, or another data.backend"
     else:
         why = (
             f"backend 'envpool' has classic control, MuJoCo v5 and Atari games ('Breakout-v5'), not {env_id!r}; "

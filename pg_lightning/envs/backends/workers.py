@@ -193,7 +193,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
                     )
                 self.restarts += 1
                 log.warning(
-                    f"data.backend async: {cause}; its episode is cut and a new process begins another "
+                    f"data.backend async: {cause}; its episode is truncated and a new process starts another "
                     f"(restart {self.restarts} of at most {self.max_restarts})"
                 )
                 self._workers[n].pipe.close()
@@ -240,7 +240,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
                 left -= pause
                 if left <= 0:
                     for n in waiting.values():
-                        broken[n] = f"gave no answer within data.env_timeout, {self.timeout:g} s"
+                        broken[n] = f"did not answer within data.env_timeout, {self.timeout:g} s"
                         self._workers[n].kill()
                     break
         return answers, {n: f"env {n} (process {self._workers[n].pid}) {broken[n]}" for n in sorted(broken)}

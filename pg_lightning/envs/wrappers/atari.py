@@ -24,7 +24,7 @@ class FireAtLifeStart(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         meanings = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
         if "FIRE" not in meanings:
-            raise ValueError("its actions are without FIRE")
+            raise ValueError("the environment has no action FIRE")
         self._fire = meanings.index("FIRE")
         self._lives = 0
 

@@ -67,13 +67,13 @@ def make_head(
     _check_space(make, space)
     name = getattr(make, "__name__", repr(make))
     if not _is_head(make):
-        raise UserError(f"model.head: {name} has to be a Head, or a torch module with forward and env_actions")
+        raise UserError(f"model.head: {name} must be a Head, or a torch module with forward and env_actions")
     gaussian = make in (DiagonalGaussianHead, SquashedGaussianHead)
     if state_dependent_std and not gaussian:
-        where = "set it to false" if make in _SPACES else "with a head of your own, put it in model.head.init_args"
+        where = "set it to false" if make in _SPACES else "for your own head, put it in model.head.init_args"
         raise UserError(
-            f"model.state_dependent_std: {name} for {space_name(space)} has no such option, "
-            f"gaussian and squashed_gaussian have; {where}"
+            f"model.state_dependent_std: only gaussian and squashed_gaussian have this option, "
+            f"not {name} for {space_name(space)}; {where}"
         )
     defaults = {"log_std_init": log_std_init, "state_dependent_std": state_dependent_std} if gaussian else {}
     arguments = {**defaults, **(arguments or {})}
@@ -83,7 +83,7 @@ def make_head(
         raise UserError(f"model.head: cannot make {name} with (num_features, space, **init_args): {error}") from error
     made = make(num_features, space, **arguments)
     if not isinstance(getattr(made, "linear", None), nn.Linear):
-        raise UserError(f"model.head: {name} has to have its last layer, an nn.Linear, as linear")
+        raise UserError(f"model.head: {name} must have an nn.Linear named linear as its last layer")
     return made
 
 
@@ -98,7 +98,7 @@ def _check_space(make: Any, space: Space) -> None:
         kind = _SPACES[make].__name__
         raise UserError(
             f"model.head: {make.__name__} is for {kind} action spaces, not {space_name(space)}; leave model.head out "
-            "to get the head that fits"
+            "to get the right head"
         )
 
 
