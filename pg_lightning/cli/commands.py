@@ -1,4 +1,4 @@
-"""The commands that are not about one policy: each reads its arguments and calls its function."""
+"""Commands that are not about a single policy: each parses its arguments and calls its function."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_compare(arguments: list[str]) -> None:
 
 
 def run_reference(arguments: list[str]) -> None:
-    """The command `reference`, which `compare` gives."""
+    """The command `reference`, which `compare` starts."""
     parser = Parser(prog="pg-lightning reference", description="Runs the reference methods of a comparison.")
     reference.add_arguments(parser)
     reference.reference(**parser.parse_args(arguments).as_dict())
@@ -53,10 +53,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def _read_study(
     name: str, add_arguments: Callable[[Parser], None], description: str, arguments: list[str]
 ) -> dict[str, Any]:
-    """The arguments of a study: those of its file, which comes first and gives it its name, and the command line's.
+    """The arguments of a study: those of its file, which gives the study its name, and of the command line.
 
     Raises:
-        UserError: without any.
+        UserError: if there are no arguments.
     """
     parser = Parser(prog=f"pg-lightning {name}", description=description, usage="%(prog)s FILE [options]")
     parser.add_argument("--file", action="config", help=argparse.SUPPRESS)

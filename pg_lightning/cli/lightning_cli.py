@@ -1,4 +1,4 @@
-"""Lightning's command line, for everything that is done with one policy: fit, validate, test, predict and more."""
+"""Lightning's command line for all commands on one policy: fit, validate, test, predict and more."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ class CLI(OpenCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, and those that `PolicyTrainer` adds; the arguments that are not the user's to give."""
+        """Lightning's sub-commands and those of `PolicyTrainer`, each with the arguments that the user does not set."""
         added = ("record", "export", "diagnose")
         return {**OpenCLI.subcommands(), **{name: {"model", "datamodule"} for name in added}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What the model must know of the data."""
+        """Links arguments of the model to those of the data."""
         parser.link_arguments("data.total_steps", "model.init_args.total_steps")
         for space in ("observation_space", "action_space"):
             parser.link_arguments(f"data.{space}", f"model.init_args.{space}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Makes the run's folder, and sends what other loggers write there too."""
+        """Creates the run folder, and makes other loggers write there too."""
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
             self._fit = FitAssembly(config, self._config_name, self._continued)
@@ -92,7 +92,7 @@ class CLI(OpenCLI):
         return trainer
 
     def resolve_checkpoint(self) -> None:
-        """The word `last` becomes a path; a missing, torn or foreign checkpoint is found out before anything starts."""
+        """Replaces `last` by a path; detects a missing, truncated or foreign checkpoint before anything starts."""
         subcommand = self.config.subcommand
         config = self.config[subcommand]
         if config.ckpt_path == LAST:
@@ -122,10 +122,10 @@ class CLI(OpenCLI):
         rank_zero_info(f"ckpt_path: no {LAST}.ckpt in {runs} yet, so training starts from the beginning")
 
     def after_fit(self) -> None:
-        """Says what was reached, where it lies and what to do next.
+        """Prints the result, its location and the next commands.
 
         Raises:
-            CheckpointError: if the last checkpoint, or the best, is not that of this training.
+            CheckpointError: if the last or the best checkpoint could not be saved in this training.
         """
         if self._fit is None or self._fit.metrics not in self.trainer.loggers or not self.trainer.is_global_zero:
             return

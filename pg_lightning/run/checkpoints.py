@@ -126,7 +126,7 @@ def read_own_checkpoint(path: str | Path) -> dict[str, Any]:
 def _complaint(path: Path, size: int, error: OSError) -> str:
     cure = "check the disk"
     if error.errno in NO_ROOM:
-        cure = f"free {size / 1e6:.1f} MB there"
+        cure = f"it needs {size / 1e6:.1f} MB: free space there"
     if error.errno in FORBIDDEN:
         cure = f"make {str(path.parent)!r} writable"
     kept = "; the previous file is unchanged" if path.is_file() else ""
