@@ -1,4 +1,4 @@
-"""Signal, noise and bias of estimators of one gradient, from the inner products of what they give on batches."""
+"""Signal, noise and bias of estimators of one gradient, from the inner products of their gradients on batches."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ TINY = np.finfo(float).tiny
 
 @dataclass
 class Estimate:
-    """What M gradients of one estimator, each of K episodes, say of it. An interval holds 95 %: see `compare`.
+    """Statistics of M gradients of one estimator, each from K episodes, with 95 % intervals: see `compare`.
 
     Attributes:
         estimator: its name.
         norm: |E g|, the length of its mean.
         variance: tr Cov(g) of one batch: the sum of the variances of all components.
         snr: |E g|² / tr Cov(g) of one batch.
-        noise: K / snr: how many episodes it takes until the noise is no longer than the signal.
-        cosine: between the gradients of two batches, its mean.
-        bias: |E g − E g_ref| / |E g_ref|, 0 where less is seen than chance gives.
-        bias_by_chance: what an estimator without bias would show in one diagnosis of twenty.
+        noise: K / snr: the number of episodes at which noise equals signal.
+        cosine: the mean cosine between the gradients of two batches.
+        bias: |E g − E g_ref| / |E g_ref|, 0 if it is not significant.
+        bias_by_chance: the value that an unbiased estimator exceeds in one of twenty diagnoses.
         direction: cosine between E g and E g_ref.
-        misdirection: the sine of that angle, and 1 beyond a right one: the bias min_c |c E g − E g_ref| / |E g_ref|
-            that is left for the best step size c ≥ 0.
+        misdirection: the sine of that angle, and 1 beyond 90°: the bias min_c |c E g − E g_ref| / |E g_ref|
+            that remains for the best step size c ≥ 0.
         misdirection_by_chance: like `bias_by_chance`.
     """
 
@@ -54,17 +54,17 @@ class Estimate:
 
     @property
     def is_biased(self) -> bool:
-        """Whether its mean is another vector by more than chance gives."""
+        """Whether its mean differs significantly from the reference."""
         return self.bias > self.bias_by_chance
 
     @property
     def is_misdirected(self) -> bool:
-        """Whether its mean points elsewhere by more than chance gives."""
+        """Whether the direction of its mean differs significantly from the reference."""
         return self.misdirection > self.misdirection_by_chance
 
 
 def inner_products(gradients: Sequence[Tensor]) -> np.ndarray:
-    """`[E, E, M, M]` of the gradients `[M, P]` of E estimators on M batches: all that the statistics need.
+    """`[E, E, M, M]` of the gradients `[M, P]` of E estimators on M batches: the input of all statistics.
 
     Raises:
         UserError: if all are zero.
@@ -80,7 +80,7 @@ def inner_products(gradients: Sequence[Tensor]) -> np.ndarray:
 
 
 def least_noisy(products: np.ndarray, candidates: Sequence[int]) -> int:
-    """The estimator with the least variance."""
+    """The estimator with the smallest variance."""
     once = np.ones((1, products.shape[-1]))
     return min(candidates, key=lambda e: (within(products[e, e], once) - between(products[e, e], once))[0])
 
@@ -88,10 +88,10 @@ def least_noisy(products: np.ndarray, candidates: Sequence[int]) -> int:
 def compare(names: Sequence[str], products: np.ndarray, episodes: int, reference: int, seed: int = 0) -> list[Estimate]:
     """Signal, noise and bias of every estimator.
 
-    The mean gradient ḡ of M batches is longer than E g: |ḡ|² expects |E g|² + tr Cov(g) / M. So |E g|² is estimated by
-    the mean of g_i·g_j over all pairs of different batches, and the bias by the same of the differences from the
-    reference on the same batches. Intervals are percentiles of bootstraps over batches. What bias chance gives is the
-    95 % point of what is found when the differences of batches get random signs.
+    The mean gradient ḡ of M batches is longer than E g: |ḡ|² has the expectation |E g|² + tr Cov(g) / M. So |E g|² is
+    estimated by the mean of g_i·g_j over all pairs of different batches, and the bias in the same way from the
+    differences to the reference on the same batches. Intervals are percentiles of bootstraps over batches. The bias by
+    chance is the 95 % point of the result when the differences of the batches get random signs.
 
     Variance as in Greensmith, Bartlett & Baxter 2004; signal to noise after Roberts & Tedrake 2008; the cosine as in
     Ilyas et al. 2020, §3.1.
@@ -100,7 +100,7 @@ def compare(names: Sequence[str], products: np.ndarray, episodes: int, reference
         names: of the E estimators.
         products: `[E, E, M, M]` inner products of their gradients of M batches.
         episodes: K, of a batch.
-        reference: index of an estimator that has no bias.
+        reference: index of an unbiased estimator.
         seed: of the resampling.
     """
     M, rng, ref = products.shape[-1], np.random.default_rng(seed), products[reference, reference]
@@ -121,13 +121,13 @@ def compare(names: Sequence[str], products: np.ndarray, episodes: int, reference
 
 
 def length_by_chance(products: np.ndarray, seed: int = 0) -> float:
-    """What `between` gives in one case of twenty for vectors with these inner products `[M, M]` but random signs."""
+    """The value that `between` exceeds in one of twenty cases if vectors with these products have random signs."""
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), (RESAMPLES, len(products)))
     return float(np.percentile(between(products, signs), 95))
 
 
 def is_seen(products: np.ndarray) -> bool:
-    """Whether the mean of vectors with these inner products `[M, M]` is longer than chance gives."""
+    """Whether the mean of vectors with these inner products `[M, M]` is significantly longer than 0."""
     return bool(between(products, np.ones((1, len(products))))[0] > length_by_chance(products))
 
 
@@ -145,7 +145,7 @@ def statistics(
     """
     signal, lengths = between(own, counts), np.sqrt(own.diagonal().clip(TINY))
     squared = within(own, counts)
-    # In a resample of few batches there may be next to none.
+    # In a resample of few batches the variance may be almost 0.
     variance = np.maximum(squared - signal, 1e-6 * squared).clip(TINY)
     scale, together = size(ref, counts), between(cross, counts)
     step = (together / size(own, counts)).clip(0)
