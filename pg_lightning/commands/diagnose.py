@@ -1,4 +1,4 @@
-"""`python -m pg_lightning diagnose --config …`: estimators of the policy gradient side by side on the same episodes."""
+"""`python -m pg_lightning diagnose --config …`: compares estimators of the policy gradient on the same episodes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def diagnose(
     fit_critic: bool,
     folder: Path,
 ) -> list[Estimate]:
-    """Plays the episodes, makes all gradients of them, and writes `diagnose.csv`, `.json`, `.png` and `.svg`.
+    """Plays the episodes, computes all gradients, and writes `diagnose.csv`, `.json`, `.png` and `.svg`.
 
     Raises:
         UserError: if an argument is out of range, or the folder cannot be written.
