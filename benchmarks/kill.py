@@ -106,7 +106,7 @@ def main() -> int:
             found = [str(error)]
         killed += 1
         mismatches += bool(found)
-        how = "from the checkpoint" if saved else "afresh"
+        how = "from the checkpoint" if saved else "from the beginning"
         print(f"{killed:3d}  killed after {moment:5.2f} s, resumed {how}: {found or 'equal'}", flush=True)
     print(f"{mismatches} mismatches in {killed} moments")
     return int(mismatches > 0)

@@ -2,7 +2,7 @@
 
     python benchmarks/learning.py ppo_cartpole --seeds 1 2 3 4 5
     python benchmarks/learning.py ppo_cartpole --ranks 2 --workers 1    # by two processes that share the environments
-    python benchmarks/learning.py --json results.json    # all; takes hours, and goes on where it was interrupted
+    python benchmarks/learning.py --json results.json    # all; takes hours, can be interrupted and continued
 
 Every run uses the command line, like a user: `fit --config configs/NAME.yaml --seed_everything S`, then `test` on
 `checkpoints/best.ckpt` with 100 episodes, with the deterministic policy unless the config says otherwise. If a config

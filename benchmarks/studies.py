@@ -1,6 +1,6 @@
 """Runs the shipped studies and the comparison, and writes their results into docs/studies.md.
 
-    python benchmarks/studies.py                    # some hours on two cores; goes on where it was interrupted
+    python benchmarks/studies.py                    # some hours on two cores; can be interrupted and continued
     python benchmarks/studies.py lr_cartpole gamma_cartpole --output studies
 
 Each uses the command line, like a user. The figures are written to docs/images/studies; on the page, everything

@@ -181,6 +181,6 @@ def within(products: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def size(products: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`[R]` |E g|², but no less than the variance of the mean gradient: what one can divide by."""
+    """`[R]` |E g|², but at least the variance of the mean gradient, so that it can be a divisor."""
     signal = between(products, counts)
     return np.maximum(signal, (within(products, counts) - signal) / counts.shape[1]).clip(TINY)
