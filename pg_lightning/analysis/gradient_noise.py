@@ -13,7 +13,7 @@ from torch import Tensor
 from pg_lightning.errors import UserError
 
 RESAMPLES = 1000
-TINY = np.finfo(float).tiny
+MIN_DIVISOR = np.finfo(float).tiny
 
 
 @dataclass
@@ -143,10 +143,10 @@ def statistics(
         episodes: K, of a batch.
         counts: `[R, M]` how often each batch is in each sample.
     """
-    signal, lengths = between(own, counts), np.sqrt(own.diagonal().clip(TINY))
+    signal, lengths = between(own, counts), np.sqrt(own.diagonal().clip(MIN_DIVISOR))
     squared = within(own, counts)
     # In a resample of few batches the variance may be almost 0.
-    variance = np.maximum(squared - signal, 1e-6 * squared).clip(TINY)
+    variance = np.maximum(squared - signal, 1e-6 * squared).clip(MIN_DIVISOR)
     scale, together = size(ref, counts), between(cross, counts)
     step = (together / size(own, counts)).clip(0)
     left = scale - 2 * step * together + step**2 * signal
@@ -157,7 +157,7 @@ def statistics(
         "cosine": between(own / np.outer(lengths, lengths), counts),
         "noise": episodes * variance / size(own, counts),
         "bias": np.sqrt(between(difference(own, cross, ref), counts).clip(0) / scale),
-        "direction": (together / np.sqrt(size(own, counts) * scale).clip(TINY)).clip(-1, 1),
+        "direction": (together / np.sqrt(size(own, counts) * scale).clip(MIN_DIVISOR)).clip(-1, 1),
         "misdirection": np.sqrt(left.clip(0) / scale),
         "step": step,
     }
@@ -183,4 +183,4 @@ def within(products: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def size(products: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """`[R]` |E g|², but at least the variance of the mean gradient, so that it can be a divisor."""
     signal = between(products, counts)
-    return np.maximum(signal, (within(products, counts) - signal) / counts.shape[1]).clip(TINY)
+    return np.maximum(signal, (within(products, counts) - signal) / counts.shape[1]).clip(MIN_DIVISOR)

@@ -49,7 +49,7 @@ class StopOnSignal(Callback):
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, RunCheckpoint):
                     callback.on_signal(trainer, exception)
-            signals.bound_the_end()
+            signals.limit_clean_up()
             cluster = getattr(trainer.strategy, "cluster_environment", None)
             if trainer.global_rank > 0 and cluster is not None and not cluster.creates_processes_externally:
                 exception.code = 0  # Lightning kills the ranks that it started if one exits with another status

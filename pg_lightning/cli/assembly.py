@@ -34,7 +34,7 @@ from pg_lightning.data import RolloutDataModule
 from pg_lightning.lightning_private import process_group_timeout, set_process_group_timeout
 from pg_lightning.processes import signals
 from pg_lightning.run import MetricsFile, SafeCheckpointIO, run_folder
-from pg_lightning.run.folder import LAST
+from pg_lightning.run.folder import LAST_CHECKPOINT
 from pg_lightning.torch_private import DEFAULT_TIMEOUT
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -113,7 +113,7 @@ class FitAssembly:
             callbacks.append(ContinuedMetrics(self.metrics, self._continued))
         if trainer.enable_checkpointing is not False:
             best = {"filename": "best", "monitor": "val/return_mean", "mode": "max"}
-            callbacks += [RunCheckpoint(evaluations, **best), RunCheckpoint(evaluations, filename=LAST)]
+            callbacks += [RunCheckpoint(evaluations, **best), RunCheckpoint(evaluations, filename=LAST_CHECKPOINT)]
         if trainer.enable_progress_bar is not False and not any(isinstance(x, ProgressBar) for x in given):
             callbacks.append(EnvStepProgress())
         return callbacks

@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 import pg_lightning
 from pg_lightning.errors import UserError
-from pg_lightning.run.folder import LAST, run_folder
+from pg_lightning.run.folder import LAST_CHECKPOINT, run_folder
 
 LOGGER_PRESETS: dict[str, Any] = {
     "tensorboard": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "."}},
@@ -46,8 +46,8 @@ def expand_arguments(arguments: list[str], subcommands: Collection[str]) -> list
     subcommand = expanded[0]
     if subcommand in subcommands and not {"--config", "-c", "--help", "-h"} & set(expanded):
         checkpoint = dict(pairwise(expanded)).get("--ckpt_path")
-        if checkpoint == LAST:
-            raise UserError(f"ckpt_path: {LAST} is the newest checkpoint of a config; give --config too")
+        if checkpoint == LAST_CHECKPOINT:
+            raise UserError(f"ckpt_path: {LAST_CHECKPOINT} is the newest checkpoint of a config; give --config too")
         if checkpoint is not None:
             expanded[1:1] = ["--config", str(_config_beside(Path(checkpoint)))]
         elif subcommand != "fit":

@@ -20,7 +20,7 @@ from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
 from pg_lightning.lightning_private import OpenCLI
 from pg_lightning.run import CheckpointError, last_checkpoint, read_own_checkpoint, relative, run_folder
-from pg_lightning.run.folder import LAST
+from pg_lightning.run.folder import LAST_CHECKPOINT
 
 
 class CLI(OpenCLI):
@@ -95,7 +95,7 @@ class CLI(OpenCLI):
         """Replaces `last` by a path; detects a missing, truncated or foreign checkpoint before anything starts."""
         subcommand = self.config.subcommand
         config = self.config[subcommand]
-        if config.ckpt_path == LAST:
+        if config.ckpt_path == LAST_CHECKPOINT:
             self._find_last(subcommand, config)
         if config.ckpt_path is None:
             if subcommand not in ("fit", "diagnose"):
@@ -119,7 +119,7 @@ class CLI(OpenCLI):
             return
         if subcommand != "fit":
             raise no_checkpoint(subcommand)
-        rank_zero_info(f"ckpt_path: no {LAST}.ckpt in {runs} yet, so training starts from the beginning")
+        rank_zero_info(f"ckpt_path: no {LAST_CHECKPOINT}.ckpt in {runs} yet, so training starts from the beginning")
 
     def after_fit(self) -> None:
         """Prints the result, its location and the next commands.

@@ -180,7 +180,7 @@ def _return_of(model: Any, data: RolloutDataModule) -> dict[str, Any]:
     }
 
 
-class _Watched:
+class _RecordingActor:
     """An `Actor` that records its inputs."""
 
     def __init__(self, actor: Any) -> None:
@@ -206,7 +206,7 @@ def met_observations(model: Any, data: RolloutDataModule) -> dict[str, Any]:
     """
     backend = BACKENDS[data.backend].alone
     env = make_vector_env(data.env_id, NUM_ENVS, data.env_kwargs, data.wrappers, backend)
-    watched: Any = _Watched(model.actor)
+    watched: Any = _RecordingActor(model.actor)
     try:
         seeds = [env_seed(data.seed, PREDICT, n) for n in range(NUM_ENVS)]
         RolloutCollector(env, NUM_STEPS, seeds, env_seed(data.seed, PREDICT, 0, 0)).collect(watched)

@@ -54,7 +54,7 @@ def reference(method: Method, data: dict[str, Any], seed: int, folder: Path, arg
     if method == "dqn":
         _train_dqn(reached, seed, arguments)
     else:
-        reached.evaluate(_Chance(reached.data.action_space), reached.data.total_steps)
+        reached.evaluate(_RandomPolicy(reached.data.action_space), reached.data.total_steps)
         del reached.rows[-1][SPEED]  # nothing was trained
     reached.write()
 
@@ -87,7 +87,7 @@ class _Evaluations:
         write_csv(self.folder / "metrics.csv", self.rows)
 
 
-class _Chance:
+class _RandomPolicy:
     """An `Actor` with random actions from the action space."""
 
     device = torch.device("cpu")
@@ -112,7 +112,7 @@ class _Chance:
         return actions
 
 
-class _Model(_Chance):
+class _StableBaselines3Policy(_RandomPolicy):
     """A model of Stable-Baselines3."""
 
     def __init__(self, model: Any) -> None:
@@ -138,7 +138,7 @@ def _train_dqn(reached: _Evaluations, seed: int, arguments: dict[str, Any]) -> N
 
     def after_step(*_: Any) -> bool:
         if model.num_timesteps % data.eval_every_steps == 0 or model.num_timesteps == data.total_steps:
-            reached.evaluate(_Model(model), model.num_timesteps)
+            reached.evaluate(_StableBaselines3Policy(model), model.num_timesteps)
         return model.num_timesteps < data.total_steps
 
     model.learn(data.total_steps, callback=after_step)

@@ -26,7 +26,7 @@ from pg_lightning.errors import UserError
 from pg_lightning.run.files import write_file, write_json
 
 # Forks a process that has imported everything, because the imports take longer than many runs.
-FORKS = multiprocessing.get_context("forkserver")
+FORK_SERVER = multiprocessing.get_context("forkserver")
 RESULT = "result.json"  # in the folder of a finished run
 FOLDER_NAME = re.compile(r"[^\w.=+-]+")
 
@@ -150,7 +150,7 @@ class Runs:
 
     def __init__(self, metric: str, workers: int, total: int) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        FORKS.set_forkserver_preload(["pg_lightning.cli"])
+        FORK_SERVER.set_forkserver_preload(["pg_lightning.cli"])
         self.metric = metric
         self.pool = ThreadPoolExecutor(workers)
         self.progress = Progress(transient=True)
@@ -233,7 +233,7 @@ class Runs:
         with self._lock:
             if self._is_stopped:
                 raise UserError("stopped")
-            process = FORKS.Process(target=_carry_out, args=(run.command, run.folder / "log.txt"))
+            process = FORK_SERVER.Process(target=_run_in_subprocess, args=(run.command, run.folder / "log.txt"))
             process.start()
             self._processes.add(process)
         process.join()
@@ -277,7 +277,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _carry_out(command: list[str], log: Path) -> None:
+def _run_in_subprocess(command: list[str], log: Path) -> None:
     """Runs `python -m pg_lightning` in its own process, with all output in a file."""
     os.setsid()  # Ctrl-C reaches it through `Runs`, and not from the terminal too
     with log.open("w") as file:

@@ -16,7 +16,7 @@ from pg_lightning.commands.runs import Result, Run, curves_of
 from pg_lightning.commands.search import Values
 from pg_lightning.run.files import write_csv, write_file
 
-SHOWN = len(COLORS)  # number of settings in the figures and in the verdict; of a search, the best ones
+MAX_SETTINGS_SHOWN = len(COLORS)  # number of settings in the figures and in the verdict; of a search, the best ones
 
 
 def report(
@@ -30,8 +30,8 @@ def report(
     rows = [{**settings[result.name], **asdict(result)} for result in results]
     write_csv(folder / "results.csv", rows)
     shown = [name for name in settings if any(result.name == name for result in results)]
-    if len(shown) > SHOWN:
-        shown = sorted(shown, key=lambda name: -mean_of(results, name, "final"))[:SHOWN]
+    if len(shown) > MAX_SETTINGS_SHOWN:
+        shown = sorted(shown, key=lambda name: -mean_of(results, name, "final"))[:MAX_SETTINGS_SHOWN]
     curves = {name: curves_of(runs_of(settings[name]), metric, "env_steps") for name in shown}
     draw_study(curves, settings, results, metric, folder / "study.png")
     text = verdict(shown, results, metric)

@@ -179,7 +179,7 @@ class RolloutDataModule(LightningDataModule):
         seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
         make = partial(self.make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
         self.collector = CollectorProcess(make) if self.overlap else make()
-        saved, self._resumed = None if self._workers_play_alone else self._resumed, None
+        saved, self._resumed = None if self._is_asynchronous else self._resumed, None
         world_size = self.trainer.world_size
         self.episodes_go_on = saved is not None and go_on(self, self.collector, saved, rank, world_size, actor)
         return RolloutDataset(self.collector, actor, strategy, length)
@@ -203,7 +203,7 @@ class RolloutDataModule(LightningDataModule):
         return changed
 
     @property
-    def _workers_play_alone(self) -> bool:
+    def _is_asynchronous(self) -> bool:
         """Whether each worker of an asynchronous strategy has its own, independent environments."""
         return self.trainer is not None and hasattr(self.trainer.strategy, "num_workers")
 
@@ -279,7 +279,7 @@ class RolloutDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The trained environment, and the current episodes of every rank. A collective: all ranks must call it."""
         state = {"env_id": self.env_id}
-        if self.collector is None or self._workers_play_alone:
+        if self.collector is None or self._is_asynchronous:
             return state
         return {**state, **episodes_under_way(self, self.collector)}
 

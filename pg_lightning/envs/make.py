@@ -83,7 +83,7 @@ def make_env(
     if not _has_vector_form(env.observation_space):
         raise UserError(
             f"data.env_id: observation space {one_line(env.observation_space)} is not supported; "
-            f"supported are {SUPPORTED_OBSERVATIONS}{_without_the_rest(env.observation_space)}"
+            f"supported are {SUPPORTED_OBSERVATIONS}{_filter_wrapper(env.observation_space)}"
         )
     if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:
         original = env.observation_space
@@ -203,7 +203,7 @@ def _has_vector_form(space: Space) -> bool:
     return isinstance(space, (spaces.Box, *_FLATTENED))
 
 
-def _without_the_rest(space: Space) -> str:
+def _filter_wrapper(space: Space) -> str:
     """The cure: a wrapper that keeps the entries of a `Dict` that can be flattened, if there are any."""
     parts = space.spaces.items() if isinstance(space, spaces.Dict) else ()
     keys = ", ".join(key for key, part in parts if _has_vector_form(part))

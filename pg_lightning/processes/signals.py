@@ -28,7 +28,7 @@ from pg_lightning.collectives import all_reduce_max
 EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
 SIGNALS = tuple(EXIT_STATUS)
 BOUNDARY_PATIENCE_S = 1.5  # for a rollout and its update to reach the rollout boundary
-TIDY_UP_LIMIT_S = 10.0  # for the clean-up: an environment may hang
+CLEAN_UP_LIMIT_S = 10.0  # for the clean-up: an environment may hang
 
 LATE_OFFSET = 1000  # added to the signal number in the all-reduce: stop before the update
 
@@ -52,7 +52,7 @@ class Stopped(SystemExit):
         return f"stopped by {self.signum.name}"
 
 
-class _Cut(BaseException):
+class _Aborted(BaseException):
     """Aborts the current rollout or evaluation."""
 
 
@@ -61,8 +61,8 @@ class Phase(Enum):
 
     OPEN = auto()  # outside of training: a signal raises `Stopped`
     HELD = auto()  # between two calls of `unless_stopped`: a signal waits for the rollout boundary, up to the patience
-    PLAYS_ON = auto()  # the rollout is completed within the patience, and aborted after it
-    GIVES_UP = auto()  # the rollout or evaluation is aborted at once
+    COMPLETING = auto()  # the rollout is completed within the patience, and aborted after it
+    ABORTING = auto()  # the rollout or evaluation is aborted at once
     ENDING = auto()  # `Stopped` has been raised: further signals do nothing
 
 
@@ -145,7 +145,7 @@ def hold(patience: float | None = BOUNDARY_PATIENCE_S) -> None:
 
 def are_held() -> bool:
     """Whether signals wait for a rollout boundary."""
-    return _listener.phase in (Phase.HELD, Phase.PLAYS_ON, Phase.GIVES_UP)
+    return _listener.phase in (Phase.HELD, Phase.COMPLETING, Phase.ABORTING)
 
 
 def release() -> None:
@@ -171,7 +171,7 @@ def unless_stopped(function: Callable[..., T], *args: Any, patience: float = 0.0
         return function(*args)
     try:
         try:
-            listener.phase = Phase.PLAYS_ON if patience > 0 else Phase.GIVES_UP
+            listener.phase = Phase.COMPLETING if patience > 0 else Phase.ABORTING
             return None if listener.received and listener.age >= patience else function(*args)
         except Exception:
             # If a signal went to the whole group, a process that this one waits for may have died of it first.
@@ -181,7 +181,7 @@ def unless_stopped(function: Callable[..., T], *args: Any, patience: float = 0.0
             raise
         finally:
             listener.phase = before
-    except _Cut:
+    except _Aborted:
         return None
 
 
@@ -225,16 +225,16 @@ def may_wait() -> bool:
     return not listener.received or listener.age < BOUNDARY_PATIENCE_S / 2
 
 
-def bound_the_end() -> None:
-    """Exits if the clean-up takes longer than `TIDY_UP_LIMIT_S`, because an environment may hang."""
+def limit_clean_up() -> None:
+    """Exits if the clean-up takes longer than `CLEAN_UP_LIMIT_S`, because an environment may hang."""
     if _listener.received:
         status = EXIT_STATUS[signal.Signals(_listener.received)]
-        _listener.set_timer(threading.Timer(TIDY_UP_LIMIT_S, leave, [status]))
+        _listener.set_timer(threading.Timer(CLEAN_UP_LIMIT_S, leave, [status]))
 
 
 def join() -> None:
     """Waits until the processes of the run have ended too; kills those that do not end."""
-    deadline = time.monotonic() + TIDY_UP_LIMIT_S
+    deadline = time.monotonic() + CLEAN_UP_LIMIT_S
     for process in getattr(_listener.launcher, "procs", ()):
         while _is_running(process) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -274,9 +274,9 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         return
     if not is_again:
         _note(listener, signum)
-    if phase is Phase.GIVES_UP or (phase is Phase.PLAYS_ON and is_overdue):
+    if phase is Phase.ABORTING or (phase is Phase.COMPLETING and is_overdue):
         listener.phase = Phase.HELD
-        raise _Cut
+        raise _Aborted
     if phase is Phase.OPEN or (is_overdue and listener.patience is not None):
         raise listener.end(listener.received)
 
@@ -288,10 +288,10 @@ def _note(listener: _Listener, signum: int) -> None:
         listener.launcher.kill(signum)
     if listener.phase is not Phase.OPEN:
         patience = BOUNDARY_PATIENCE_S if listener.patience is None else listener.patience
-        listener.set_timer(threading.Timer(patience, _lose_patience, [listener]))
+        listener.set_timer(threading.Timer(patience, _end_patience, [listener]))
 
 
-def _lose_patience(listener: _Listener) -> None:
+def _end_patience(listener: _Listener) -> None:
     """Sends the signal again, from the timer's thread: only a handler can raise in the main thread."""
     listener.is_overdue = True
     main = threading.main_thread().ident

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-LAST = "last"  # name of the newest checkpoint; as --ckpt_path: continue in the folder of the newest run
+LAST_CHECKPOINT = "last"  # name of the newest checkpoint; as --ckpt_path: continue in the folder of the newest run
 
 
 def run_folder(checkpoint: Path) -> Path:
@@ -20,7 +20,7 @@ def relative(path: Path) -> Path:
 
 def last_checkpoint(runs: Path) -> Path | None:
     """The newest `last.ckpt` of the runs `version_K` in a folder."""
-    found = [(path.stat().st_mtime_ns, path) for path in runs.glob(f"version_*/checkpoints/{LAST}.ckpt")]
+    found = [(path.stat().st_mtime_ns, path) for path in runs.glob(f"version_*/checkpoints/{LAST_CHECKPOINT}.ckpt")]
     return max(found)[1] if found else None
 
 
