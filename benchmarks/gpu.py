@@ -443,7 +443,7 @@ SECTIONS: dict[str, Callable[[str, bool], Iterator[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--small", action="store_true", help="few env steps: to see the script run to its end")
+    parser.add_argument("--small", action="store_true", help="few env steps, to test the script itself")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--seconds", type=positive, help="start no section after this many")
     parser.add_argument("--json", type=Path, help="where to write the rows")

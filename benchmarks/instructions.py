@@ -76,9 +76,11 @@ def instructions(name: str, system: str, rollouts: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", default="a2c_cartpole", help="of throughput.py (default: a2c_cartpole)")
+    parser.add_argument(
+        "--workload", default="a2c_cartpole", help="a workload of throughput.py (default: a2c_cartpole)"
+    )
     parser.add_argument("--system", nargs="+", default=SYSTEMS, metavar="NAME", help=", ".join(SYSTEMS))
-    parser.add_argument("--rollouts", type=int, default=60, help="counted ones (default: 60)")
+    parser.add_argument("--rollouts", type=int, default=60, help="number of counted rollouts (default: 60)")
     parser.add_argument("--counted", help=argparse.SUPPRESS)  # valgrind runs this script with it
     arguments = parser.parse_args()
     if arguments.counted:

@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--ranks", type=int, default=1, help="processes that train one policy, under `ddp`")
     parser.add_argument("--runs", type=Path, help="keep the run folders here")
-    parser.add_argument("--json", type=Path, help="keep every result here; those it holds already are not run again")
+    parser.add_argument("--json", type=Path, help="keep every result here; existing results are not run again")
     arguments = parser.parse_args()
     known = {}
     if arguments.json and arguments.json.exists():

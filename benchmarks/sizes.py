@@ -81,7 +81,7 @@ def draw(costs: dict[tuple[str, str, int], list[float]], png: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=positive, default=3, help="of every size (default: 3)")
+    parser.add_argument("--repeats", type=positive, default=3, help="repeats of every size (default: 3)")
     parser.add_argument("--png", type=Path, required=True, help="where to draw")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()

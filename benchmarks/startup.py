@@ -89,7 +89,7 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--config", default="ppo_cartpole", help="a path, or a shipped one's name (default: ppo_cartpole)"
+        "--config", default="ppo_cartpole", help="a path, or the name of a shipped config (default: ppo_cartpole)"
     )
     parser.add_argument("--repeats", type=positive, default=5, help="interleaved starts of each (default: 5)")
     parser.add_argument("--json", type=Path, help="where to write the numbers, of every repeat too")

@@ -48,7 +48,7 @@ def main() -> None:
     shipped = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=shipped, metavar="STUDY", help=", ".join(shipped))
-    parser.add_argument("--output", type=Path, default=Path("studies"), help="folder of the studies' folders")
+    parser.add_argument("--output", type=Path, default=Path("studies"), help="parent folder of the studies")
     arguments = parser.parse_args()
     for name in arguments.names:
         command = [sys.executable, "-m", "pg_lightning", command_of(name), name, "--output", str(arguments.output)]

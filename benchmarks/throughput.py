@@ -486,7 +486,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=positive, help="env steps on the clock in each run (default: the workload's own)"
     )
-    parser.add_argument("--threads", type=positive, default=1, help="of PyTorch (default: 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
     parser.add_argument("--json", type=Path, help="where to write the numbers, of every repeat too")
     arguments = parser.parse_args()
     refuse_unknown(parser, "--workload", arguments.workload, WORKLOADS)

@@ -240,13 +240,13 @@ def main() -> None:
         "--config",
         nargs="+",
         default=["ppo_cartpole_fast", "ppo_cartpole"],
-        help="paths, or names of shipped ones (default: ppo_cartpole_fast ppo_cartpole)",
+        help="paths, or names of shipped configs (default: ppo_cartpole_fast ppo_cartpole)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(1, 11)), help="(default: 1 to 10)")
     parser.add_argument("--target", type=float, default=475.0, help="mean return (default: 475)")
     parser.add_argument("--every", type=positive, default=5000, help="env steps between evaluations (default: 5000)")
-    parser.add_argument("--episodes", type=positive, default=20, help="of an evaluation (default: 20)")
-    parser.add_argument("--threads", type=positive, default=1, help="of PyTorch (default: 1)")
+    parser.add_argument("--episodes", type=positive, default=20, help="episodes per evaluation (default: 20)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
     parser.add_argument("--json", type=Path, help="where to write the numbers, of every seed too")
     arguments = parser.parse_args()
     try:

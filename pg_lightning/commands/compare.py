@@ -52,11 +52,11 @@ def compare(
     An interrupted comparison continues where it stopped.
 
     Args:
-        name: of the comparison; its results go into a folder of that name.
+        name: name of the comparison; its results go into a folder of that name.
         methods: configs, all of one environment.
         dqn: arguments of Stable-Baselines3's `DQN`, which is left out without them.
         overrides: keys of the configs to change in all runs: the budget, and the evaluations.
-        seeds: of the runs of each method.
+        seeds: seeds of the runs of each method.
         workers: runs at a time; more than one distorts the figure over wall time.
         output: where the comparison's folder is created.
 

@@ -38,17 +38,17 @@ def study(
     An interrupted study continues where it stopped.
 
     Args:
-        name: of the study; its results go into a folder of that name.
+        name: name of the study; its results go into a folder of that name.
         config: the config to vary.
         vary: keys of the config, such as `model.lr`, and their values; for several keys all combinations
             are run. For a search a key may have `{low, high, log, step}` instead of a list.
         overrides: keys of the config to change in all runs.
-        seeds: of the runs of each setting.
+        seeds: seeds of the runs of each setting.
         sampler: `grid` runs all settings; `random` and `tpe` sample them, and `tpe` uses the earlier results (Optuna;
             Bergstra et al. 2011).
         trials: number of settings for `random` and `tpe`, over all machines that share the storage.
-        storage: of Optuna, such as `postgresql://host/db`, for several machines with one study; by default a SQLite
-            file in the study's folder.
+        storage: Optuna's storage, such as `postgresql://host/db`, for several machines with one study; by default a
+            SQLite file in the study's folder.
         metric: the metric to maximise.
         workers: runs at a time, one thread each; by default the number of cores.
         output: where the study's folder is created.

@@ -62,12 +62,12 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
     `WANDB_FINISH_TIMEOUT`; unsent data stays on disk.
 
     Args:
-        name: of the run in the UI.
+        name: name of the run in the UI.
         save_dir: the folder of `wandb/` with the run's files.
         project: by default `WANDB_PROJECT` or `pg_lightning`.
         continues: folder of an earlier part of this run; its W&B run is continued after its last metrics.
         log_model: upload the best checkpoint when training ends, as the artifact `model-<run id>`.
-        kwargs: of `WandbLogger` and `wandb.init`.
+        kwargs: arguments of `WandbLogger` and `wandb.init`.
 
     Raises:
         UserError: if wandb is not installed.

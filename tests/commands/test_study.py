@@ -116,7 +116,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, played):
     with Runs("val/return_mean", 1, 2) as pool:
         assert [result.seed for result in pool.all([[a_run(tmp_path, "a", seed) for seed in (1, 2)]])] == [2]
     assert pool.failed == ["a, seed 1"]
-    with pytest.raises(UserError, match=r"^1 runs failed: a, seed 1; the same command"):
+    with pytest.raises(UserError, match=r"^1 runs failed: a, seed 1; run the same command"):
         raise_if_failed(pool.failed)
 
 
