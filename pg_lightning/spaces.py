@@ -1,4 +1,4 @@
-"""Observation spaces that were flattened, and what they were before."""
+"""Flattened observation spaces that keep their original space."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gymnasium import Space, spaces
 
 
 class FlattenedBox(spaces.Box):
-    """The `Box` of vectors that `gymnasium.spaces.flatten` makes of observations, which also knows their own space.
+    """The `Box` of observations flattened by `gymnasium.spaces.flatten`, with the original space as an attribute.
 
     Args:
         original: `Dict`, `Tuple`, `Discrete`, `MultiDiscrete`, `MultiBinary`, or a `Box` of numbers.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn, optim
 from torch.distributed.constants import default_pg_timeout
 
-# The timeout of a process group whose user gave none; its module is not part of torch's documentation.
+# The timeout of a process group without an explicit one; its module is not part of torch's documentation.
 DEFAULT_TIMEOUT: timedelta = default_pg_timeout
 
 

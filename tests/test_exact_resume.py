@@ -72,7 +72,7 @@ def test_nothing_differs(kind, train, tmp_path):
         train(stopped, *kinds, *interrupt_at(max(2, updates - 1)))
     assert load(stopped / "runs/tiny/version_0/checkpoints/last.ckpt")["pg_lightning"]["policy_version"] < updates
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*cannot be put back")
+        warnings.filterwarnings("error", message=".*cannot be restored")
         resumed = train(stopped, *kinds, *LAST)
     assert resumed == stopped / "runs/tiny/version_0"
     assert differences(whole, resumed) == []
@@ -155,17 +155,17 @@ def test_two_processes(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
-        (("--data.num_envs", 8), "data.num_envs was 4 and is 8; episodes start afresh"),
+        (("--data.num_envs", 8), "data.num_envs was 4 and is 8; new episodes start"),
         (
             ("--data.env_kwargs", "{max_episode_steps: 9}"),
-            "data.env_kwargs was None and is {'max_episode_steps': 9}; episodes start afresh",
+            "data.env_kwargs was None and is {'max_episode_steps': 9}; new episodes start",
         ),
-        (("--seed_everything", 2), "seed_everything was 1 and is 2; episodes start afresh"),
+        (("--seed_everything", 2), "seed_everything was 1 and is 2; new episodes start"),
     ],
 )
 def test_a_setting_that_forbids_it_is_named(changed, line, run, train, tmp_path, caplog):
     resumed = train(tmp_path, "--ckpt_path", run / "checkpoints/last.ckpt", "--data.total_steps", 1400, *changed)
-    assert [x.getMessage() for x in caplog.records if "afresh" in x.getMessage()] == [f"ckpt_path: {line}"]
+    assert [x.getMessage() for x in caplog.records if "new episodes" in x.getMessage()] == [f"ckpt_path: {line}"]
     assert load(resumed / "checkpoints/last.ckpt")["pg_lightning"]["env_steps"] >= 1400
 
 
@@ -175,8 +175,8 @@ def test_another_number_of_processes_is_named(run, train, tmp_path, caplog):
         part["ranks"] *= 2
     torch.save(checkpoint, tmp_path / "two.ckpt")
     train(tmp_path, "--ckpt_path", "two.ckpt", "--data.total_steps", 800)
-    lines = [x.getMessage() for x in caplog.records if "afresh" in x.getMessage()]
-    assert lines == ["ckpt_path: the checkpoint is of 2 processes, this run has 1; episodes start afresh"]
+    lines = [x.getMessage() for x in caplog.records if "new episodes" in x.getMessage()]
+    assert lines == ["ckpt_path: the checkpoint was saved by 2 processes, this run has 1; new episodes start"]
 
 
 @pytest.mark.parametrize(
@@ -191,11 +191,11 @@ def test_an_environment_that_does_not_repeat_itself_is_named_once(odd, train, tm
         train(tmp_path, *options, *interrupt_at(5, save=True))
     with warnings.catch_warnings(record=True) as caught:
         train(tmp_path, *options, *LAST)
-    lines = [str(x.message) for x in caught if "put back" in str(x.message)]
+    lines = [str(x.message) for x in caught if "cannot be restored" in str(x.message)]
     assert len(lines) == 1
     name = "Fading-v0" if "Fading" in odd[1] else "CartPole-v1"
-    assert f"{name} with data.backend sync cannot be put back where the checkpoint left it" in lines[0]
-    assert "the same actions lead elsewhere" in lines[0]
+    assert f"{name} with data.backend sync cannot be restored to its state in the checkpoint" in lines[0]
+    assert "the same actions lead to another state" in lines[0]
 
 
 # The word `last`.
@@ -213,7 +213,7 @@ def test_the_newest_of_several_runs_is_taken(run, cli, tmp_path, tiny):
 
 def test_without_a_checkpoint_training_starts_afresh_and_says_so(train, tmp_path, caplog):
     fresh = train(tmp_path, *SHORT, *LAST)
-    assert "ckpt_path: no last.ckpt in runs/tiny yet, so training starts afresh" in caplog.text
+    assert "ckpt_path: no last.ckpt in runs/tiny yet, so training starts from the beginning" in caplog.text
     assert fresh == tmp_path / "runs/tiny/version_0"
 
 
@@ -223,7 +223,7 @@ def test_a_run_that_is_done_is_left_alone(run, cli, tmp_path, tiny, caplog):
     before = {path: path.read_bytes() for path in done.rglob("*.*")}
     finished = cli(tmp_path, "fit", "--config", tiny, *LAST)
     assert finished.returncode == 0
-    assert "runs/tiny/version_0 has spent its data.total_steps of 700; nothing is left to do" in caplog.text
+    assert "runs/tiny/version_0 has used its data.total_steps of 700; there is nothing left to do" in caplog.text
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.*")} == before
 
 

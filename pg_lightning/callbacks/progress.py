@@ -1,4 +1,4 @@
-"""Progress in env steps: a bar on a terminal, plain lines where there is none."""
+"""Progress in env steps: a bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 
 class EnvStepProgress(ProgressBar):
-    """How far the budget is spent, the latest returns, the speed and the time left.
+    """Shows the used share of the budget, the latest returns, the speed and the remaining time.
 
     Args:
         seconds: between two plain lines.
@@ -57,7 +57,7 @@ class EnvStepProgress(ProgressBar):
             self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        """Moves the bar, or prints a line when it is time for one."""
+        """Moves the bar, or prints a line if enough time has passed."""
         if self._bar is not None:
             self._bar.update(
                 self._task,
@@ -76,7 +76,7 @@ class EnvStepProgress(ProgressBar):
             self._print(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the terminal back."""
+        """Restores the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -86,7 +86,7 @@ class EnvStepProgress(ProgressBar):
         self._printed = now
         done = pl_module.env_steps - self._start[1]
         left = (now - self._start[0]) * max(0, pl_module.total_steps - pl_module.env_steps) / max(1, done)
-        with suppress(OSError):  # the output may be a file on a disk that is full
+        with suppress(OSError):  # the output may be a file on a full disk
             print(
                 f"{pl_module.env_steps:,}/{pl_module.total_steps:,} env steps  {self._numbers(trainer, pl_module)}  "
                 f"{left:.0f} s left",

@@ -20,10 +20,10 @@ from pg_lightning.processes import signals
 
 
 def main() -> None:
-    """Entry point. A user's mistake ends in one line on stderr and status 2, a signal in one and its `EXIT_STATUS`.
+    """Entry point. A user error ends in one line on stderr and status 2, a signal in one line and its `EXIT_STATUS`.
 
-    One thread, unless `OMP_NUM_THREADS` says otherwise: more gain nothing on small networks, and wait for each other at
-    every operation where runs share a machine.
+    Uses one thread unless `OMP_NUM_THREADS` is set: more threads do not help on small networks, and they wait for each
+    other at every operation if several runs share a machine.
     """
     _quiet()
     if "OMP_NUM_THREADS" not in os.environ:
@@ -54,7 +54,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _quiet() -> None:
-    """Silences what Lightning says of map-style datasets on disk, and advertisements."""
+    """Silences Lightning's hints about map-style datasets, and its advertisements."""
     for message in (
         r".*does not have many workers",
         r".*IterableDataset.* has `__len__` defined",

@@ -1,4 +1,4 @@
-"""`python -m pg_lightning diagnose --config …`: estimators of the policy gradient side by side on the same episodes."""
+"""`python -m pg_lightning diagnose --config …`: compares estimators of the policy gradient on the same episodes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def diagnose(
     fit_critic: bool,
     folder: Path,
 ) -> list[Estimate]:
-    """Plays the episodes, makes all gradients of them, and writes `diagnose.csv`, `.json`, `.png` and `.svg`.
+    """Plays the episodes, computes all gradients, and writes `diagnose.csv`, `.json`, `.png` and `.svg`.
 
     Raises:
         UserError: if an argument is out of range, or the folder cannot be written.
@@ -43,7 +43,7 @@ def diagnose(
     for gae_lambda in gae_lambdas:
         require("gae_lambdas", gae_lambda, 0, 1)
     if trainer.world_size > 1:
-        raise UserError("trainer.devices: diagnose plays and computes in one process; set it to 1")
+        raise UserError("trainer.devices: diagnose runs in one process; set it to 1")
     model.trainer = trainer
     model.setup("predict")
     if ckpt_path is not None:

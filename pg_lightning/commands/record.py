@@ -1,4 +1,4 @@
-"""`python -m pg_lightning record --ckpt_path P`: episodes of a policy as videos."""
+"""`python -m pg_lightning record --ckpt_path P`: videos of episodes of a policy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def record(
     format: VideoFormat,
     folder: Path,
 ) -> list[Path]:
-    """Plays episodes and writes each as a video, and `record.json` with what they came to.
+    """Plays episodes and writes each as a video, and `record.json` with their returns and lengths.
 
     Its keys: `env_id, seed, env_steps` (of training), `deterministic`, and `episodes`, each with `file, return,
     length`.
@@ -36,7 +36,7 @@ def record(
         The videos.
 
     Raises:
-        UserError: if there are no pictures to be had, or the folder cannot be written.
+        UserError: if the environment cannot be rendered, or the folder cannot be written.
     """
     require("episodes", episodes, 1)
     require_pictures("record", data.env_id, data.env_kwargs, data.wrappers, data.backend)
@@ -69,7 +69,7 @@ def record(
 
 
 def _finished(folder: Path, index: int, format: VideoFormat) -> Path:
-    """The video of an episode under its last name, in the format asked for."""
+    """Renames the video of an episode, and converts it to the requested format."""
     made, file = folder / f"new-episode-{index}.mp4", folder / f"episode_{index:04d}.{format}"
     if format == "mp4":
         return made.replace(file)

@@ -1,4 +1,4 @@
-"""Processes of a run: forked workers, which end with the process that forked them, and the signals that end a run."""
+"""Processes of a run: forked workers, which end with their parent, and the signals that end a run."""
 
 from pg_lightning.processes.forked import (
     LIVENESS_POLL_S,

@@ -206,7 +206,7 @@ def test_it_holds_no_pipe_of_its_siblings_open(start: Start) -> None:
 def test_a_system_that_cannot_fork_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     require_fork("data.x: forks", "set it to false")
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(UserError, match=r"^data\.x: forks, which this system cannot; set it to false$"):
+    with pytest.raises(UserError, match=r"^data\.x: forks, which this system does not support; set it to false$"):
         require_fork("data.x: forks", "set it to false")
 
 

@@ -140,7 +140,7 @@ def test_after_a_rollout_that_was_given_up_episodes_start_afresh(cli, tiny, tmp_
     last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
     assert load(last)["pg_lightning"]["env_steps"] == 2 * ROLLOUT
     assert cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last").returncode == 0
-    assert caplog.text.count("in the midst of a rollout; episodes start afresh") == 1
+    assert caplog.text.count("during a rollout; new episodes start") == 1
     assert load(last)["pg_lightning"]["env_steps"] == 11 * ROLLOUT
 
 
@@ -159,7 +159,7 @@ def test_a_rollout_that_ends_too_late_to_be_learned_from_is_given_up_too(
     last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
     assert load(last)["pg_lightning"]["env_steps"] == 2 * ROLLOUT
     assert cli(tmp_path, "fit", "--config", tiny, *overlap, "--ckpt_path", "last").returncode == 0
-    assert caplog.text.count("in the midst of a rollout; episodes start afresh") == 1
+    assert caplog.text.count("during a rollout; new episodes start") == 1
 
 
 def test_a_save_does_not_wait_for_a_rollout_that_takes_long(cli, tiny, tmp_path, monkeypatch):

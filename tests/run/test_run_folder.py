@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_made_is_named_before_anything_starts(cli, tiny,
         said = complaint(cli(tmp_path, "fit", "--config", tiny, "--trainer.default_root_dir", root))
         assert re.fullmatch(
             f"trainer.default_root_dir: cannot write '{folder}': "
-            "(Not a directory|No such file or directory); give a folder that takes it",
+            "(Not a directory|No such file or directory); give a writable folder",
             said,
         )
 
@@ -109,7 +109,7 @@ def test_a_folder_that_takes_no_file_is_named_before_environments_start(run, cli
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert finished.stderr.splitlines()[-1] == (
         "error: trainer.default_root_dir: cannot write 'runs/tiny/version_0/config.yaml': File too large; "
-        "give a folder that takes it"
+        "give a writable folder"
     )
     assert (stopped / "config.yaml").read_bytes() == before
     assert sorted(os.listdir(stopped)) == ["checkpoints", "config.yaml", "learning_curve.png", "metrics.csv"]
