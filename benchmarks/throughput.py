@@ -43,7 +43,6 @@ import gymnasium
 import numpy as np
 import stable_baselines3
 import torch
-import torch._dynamo
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -385,7 +384,7 @@ def _falling(lr: float) -> Callable[[float], float]:
 
 def run_compiled(*run: Any, **data: Any) -> None:
     """`fit` with `model.compile`, which the warm-up pays for; of earlier modules nothing is kept, as in a process."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     run_fit(*run, datamodule=partial(RolloutDataModule, **data), compile=True)
 
 
