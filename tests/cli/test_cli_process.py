@@ -8,6 +8,7 @@ import time
 from functools import partial
 from importlib.metadata import entry_points
 
+import warm
 from run_files import load, read_metrics
 
 from pg_lightning.cli import main
@@ -82,7 +83,7 @@ def test_two_processes_share_the_budget_and_one_run_folder(tiny, tmp_path):
     assert finished.stdout.count("run:   ") == 1
 
 
-def test_processes_with_rollouts_of_other_sizes_end_together():
+def test_processes_with_rollouts_of_other_sizes_end_together(tmp_path):
     """With whole episodes each rank has rows of its own number: none may go into a collective alone, or both wait."""
     script = """
 from lightning.pytorch import Trainer, seed_everything
@@ -100,6 +101,6 @@ for total_steps in (260, 400):
     trainer.fit(module, data)
     print("ended at", total_steps)
 """
-    command = [sys.executable, "-c", script]
-    finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    (tmp_path / "script.py").write_text(script)
+    finished = warm.run(["script.py"], tmp_path)
     assert finished.stdout.count("ended at") == 2, finished.stderr
