@@ -376,14 +376,14 @@ Trainer(accelerator="cpu", max_epochs=-1, logger=False, enable_checkpointing=Fal
     ("number", "send", "backend", "stuck", "status"),
     [
         (signal.SIGINT, os.killpg, "sync", 1000, 1),
-        (signal.SIGTERM, os.killpg, "sync", 2, 0),
+        (signal.SIGTERM, os.killpg, "sync", 0.2, 0),
         (signal.SIGKILL, os.kill, "sync", 1000, -9),
         (signal.SIGKILL, os.kill, "async", 0, -9),
     ],
     ids=["SIGINT to the group, stuck", "SIGTERM to the group, slow", "SIGKILL, stuck", "SIGKILL, async"],
 )
 def test_a_signal_to_the_main_process_leaves_nothing(
-    number: int, send: Any, backend: str, stuck: int, status: int, tmp_path: Path
+    number: int, send: Any, backend: str, stuck: float, status: int, tmp_path: Path
 ) -> None:
     (tmp_path / "script.py").write_text(ENDLESS.replace("BACKEND", repr(backend)).replace("STUCK", str(stuck)))
     log = tmp_path / "log.txt"
