@@ -24,7 +24,7 @@ class ContinuedMetrics(Callback):
     def __init__(self, logger: MetricsFile, checkpoint: Path | None) -> None:
         self.logger = logger
         self.checkpoint = checkpoint
-        self._restored: dict[str, Any] = {}
+        self._restored: dict[str, object] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Has all ranks know the folder; compares what they have found, before any of them loads it.
