@@ -44,7 +44,6 @@ import gymnasium
 import numpy as np
 import stable_baselines3
 import torch
-import torch._dynamo
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -386,13 +385,13 @@ def _falling(lr: float) -> Callable[[float], float]:
 
 def run_compiled(*run: Any, **data: Any) -> None:
     """`fit` with `model.compile`, whose time is in the warm-up; clears earlier compilations, as in a new process."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     run_fit(*run, datamodule=partial(RolloutDataModule, **data), compile=True)
 
 
 def run_vtrace(workload: Workload, *run: Any, **model: Any) -> None:
     """V-trace instead of A2C, with rollouts collected by a second process; uses one more core than the others."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     run_fit(replace(workload, algorithm=VTrace), *run, datamodule=partial(RolloutDataModule, overlap=True), **model)
 
 
