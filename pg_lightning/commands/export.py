@@ -49,7 +49,8 @@ NEEDED: dict[PolicyFormat, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "o
 NUM_STEPS, NUM_ENVS = 250, 4
 
 INPUTS = {
-    "obs": "observations as the environment gives them, in this dtype; scaling is part of the graph",
+    "obs": "observations as the environment gives them (of a Dict its entries in obs_groups), in this dtype; scaling is "
+    "part of the graph",
     "action_mask": "info['action_mask'] of the environment: non-zero where an action is allowed",
     "state": "memory: zeros where an episode begins, after that next_state of the step before",
 }
@@ -156,6 +157,7 @@ def _described_data(data: RolloutDataModule, groups: ObsGroups | None) -> dict[s
         "wrappers": data.wrappers,
         "backend": data.backend,
         "observation_space": described(data.observation_space),
+        "obs_groups": groups and groups["actor"],
         "flattened_from": flattened_from(data, groups),
         "action_space": described(data.action_space),
     }
