@@ -49,8 +49,8 @@ NEEDED: dict[PolicyFormat, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "o
 NUM_STEPS, NUM_ENVS = 250, 4
 
 INPUTS = {
-    "obs": "observations as the environment gives them (of a Dict its entries in obs_groups), in this dtype; scaling is "
-    "part of the graph",
+    "obs": "observations as the environment gives them (of a Dict its entries in obs_groups), in this dtype; scaling "
+    "is part of the graph",
     "action_mask": "info['action_mask'] of the environment: non-zero where an action is allowed",
     "state": "memory: zeros where an episode begins, after that next_state of the step before",
 }
