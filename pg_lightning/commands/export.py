@@ -97,7 +97,7 @@ def export(
         "format": format,
         "checkpoint": ckpt_path,
         "algorithm": f"{type(model).__module__}.{type(model).__qualname__}",
-        **_described_data(data, model.network.obs_groups),
+        **_described_data(data, model.network.groups),
         "env_steps": env_steps,
         "return": result,
         **checked,

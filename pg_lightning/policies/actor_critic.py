@@ -50,7 +50,7 @@ class ActorCritic(nn.Module):
 
     Attributes:
         init_args: the arguments it was made with.
-        obs_groups: the names of the groups that actor and critic see; None of observations without groups.
+        groups: the names of the groups that actor and critic see; None of observations without groups.
 
     Raises:
         UserError: if a space is not supported or a number out of range.
@@ -87,10 +87,10 @@ class ActorCritic(nn.Module):
         # The torso's input space: bytes become floats once they are normalised.
         clip = None if self.normalizer is None else self.normalizer.clip
         seen = observation_space if clip is None else spaces.Box(-clip, clip, observation_space.shape, np.float32)
-        self.obs_groups = resolve_groups(observation_space, obs_groups, critic, shared_torso)
+        self.groups = resolve_groups(observation_space, obs_groups, critic, shared_torso)
 
         def new_torso(role: str) -> nn.Module:
-            columns = columns_of(observation_space, self.obs_groups, role)
+            columns = columns_of(observation_space, self.groups, role)
             return group_torso(seen, columns, lambda box: make_torso(box, torso, hidden_sizes, activation, layer_norm))
 
         self.actor_torso = new_torso("actor")

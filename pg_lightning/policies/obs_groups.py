@@ -85,7 +85,7 @@ def _by_name(known: Sequence[str]) -> Mapping[str, Sequence[str]]:
 def _checked(given: ObsGroups, known: Sequence[str], roles: Sequence[str]) -> ObsGroups:
     choice = f"the groups of data.env_id are {', '.join(known)}"
     if strangers := [role for role in given if role not in ("actor", "critic")]:
-        raise UserError(f"model.obs_groups: {strangers[0]!r} is neither actor nor critic, who see groups")
+        raise UserError(f"model.obs_groups: {strangers[0]!r} is neither actor nor critic; leave it out")
     for role in {**dict.fromkeys(roles), **given}:
         names = given.get(role)
         if not names or isinstance(names, str):

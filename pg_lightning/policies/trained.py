@@ -66,7 +66,7 @@ def load(path: str | Path, seed: int = 0) -> TrainedPolicy:
         raise UserError(f"path: the weights in {str(file)!r} are not those of its policy: {reason}") from error
     arguments = state["policy"]["init_args"]
     observation_space, action_space = (made_space(arguments[f"{name}_space"]) for name in ("observation", "action"))
-    return TrainedPolicy(policy.eval(), observation_space, action_space, state["env_steps"], seed, policy.obs_groups)
+    return TrainedPolicy(policy.eval(), observation_space, action_space, state["env_steps"], seed, policy.groups)
 
 
 class TrainedPolicy:

@@ -119,7 +119,7 @@ def test_from_the_command_line_to_a_loop_of_ones_own(cli, tmp_path):
     tested = cli(tmp_path, "test", "--ckpt_path", run / "checkpoints/best.ckpt", "--data.eval_episodes", 2)
     assert tested.returncode == 0, tested.stderr
     policy = pg_lightning.load(run)
-    assert policy.policy.obs_groups == {"actor": ["policy"], "critic": ["critic", "policy"]}
+    assert policy.policy.groups == {"actor": ["policy"], "critic": ["critic", "policy"]}
     env = gym.make(ENV_ID)
     obs, _ = env.reset(seed=0)
     ended = False

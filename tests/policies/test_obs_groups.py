@@ -27,14 +27,14 @@ def box(size: int) -> spaces.Box:
     return spaces.Box(-2.0, 2.0, (size,))
 
 
-# In a space of three groups, columns 0-1, 2-4 and 5; in one of a nested group, columns 0-1 and 2-7.
+# THREE has columns 0-1, 2-4 and 5; NESTED 0-5 and 6-7, which is not the order of the alphabet.
 PAIR = FlattenedBox(spaces.Dict(critic=box(2), policy=box(3)))
 PLAYGROUND = FlattenedBox(spaces.Dict({"state": box(3), "privileged_state": box(2)}))  # Gymnasium sorts a dict
 MJLAB = FlattenedBox(spaces.Dict(actor=box(3), critic=box(2)))
 THREE = FlattenedBox(spaces.Dict(a=box(2), b=box(3), c=box(1)))
-NESTED = FlattenedBox(
-    spaces.Dict(critic=box(2), policy=spaces.Dict(kind=spaces.Discrete(3), place=spaces.Box(-2.0, 2.0, (3, 1))))
-)
+DEEP = spaces.Dict(kind=spaces.Discrete(3), place=spaces.Box(-2.0, 2.0, (3, 1)))
+NESTED = FlattenedBox(spaces.Dict(policy=DEEP, critic=box(2)))
+LAST = FlattenedBox(spaces.Dict(critic=box(2), policy=DEEP))
 
 
 class Cosine(nn.Module):
@@ -83,7 +83,7 @@ CASES = {
     "of mjlab": Case(MJLAB, [0, 1, 2], [3, 4]),
     "of ones own": Case(THREE, [0, 1, 5], [2, 3, 4, 5], MIXED),
     "neighbours": Case(THREE, [0, 1, 2, 3, 4], [5], {"obs_groups": {"actor": ["b", "a"], "critic": ["c"]}}),
-    "nested": Case(NESTED, [2, 3, 4, 5, 6, 7], [0, 1]),
+    "nested": Case(NESTED, [0, 1, 2, 3, 4, 5], [6, 7]),
     "discrete": Case(PAIR, [2, 3, 4], [0, 1], actions=DISCRETE),
     "masked": Case(PAIR, [2, 3, 4], [0, 1], actions=DISCRETE, masked=True),
     "normalised": Case(THREE, [0, 1, 5], [2, 3, 4, 5], {**MIXED, "normalize_obs": True, "normalize_values": True}),
@@ -252,12 +252,12 @@ def test_no_gradient_reaches_what_is_not_seen(case):
 
 
 def test_the_names_of_a_pair_decide_and_of_another_dict_both_see_everything():
-    assert ActorCritic(PAIR, BOX).obs_groups == {"actor": ["policy"], "critic": ["critic"]}
-    assert ActorCritic(PLAYGROUND, BOX).obs_groups == {"actor": ["state"], "critic": ["privileged_state"]}
-    assert ActorCritic(PAIR, BOX, critic=False).obs_groups == {"actor": ["policy"]}
+    assert ActorCritic(PAIR, BOX).groups == {"actor": ["policy"], "critic": ["critic"]}
+    assert ActorCritic(PLAYGROUND, BOX).groups == {"actor": ["state"], "critic": ["privileged_state"]}
+    assert ActorCritic(PAIR, BOX, critic=False).groups == {"actor": ["policy"]}
     everything = ActorCritic(THREE, BOX)
-    assert everything.obs_groups == {"actor": ["a", "b", "c"], "critic": ["a", "b", "c"]}
-    assert ActorCritic(box(3), BOX).obs_groups is None
+    assert everything.groups == {"actor": ["a", "b", "c"], "critic": ["a", "b", "c"]}
+    assert ActorCritic(box(3), BOX).groups is None
     both = {"actor": ["policy", "critic"], "critic": ["critic", "policy"]}
     for policy in (everything, ActorCritic(PAIR, BOX, obs_groups=both)):
         torch.manual_seed(0)
@@ -326,7 +326,7 @@ def test_what_does_not_fit_is_one_line(space, options, message):
 def test_an_algorithm_without_a_critic_leaves_its_groups_alone():
     for groups in (None, {"actor": ["policy"]}, {"actor": ["policy"], "critic": ["critic"]}):
         module = REINFORCE(observation_space=PAIR, action_space=DISCRETE, obs_groups=groups)
-        assert module.network.obs_groups == {"actor": ["policy"]}
+        assert module.network.groups == {"actor": ["policy"]}
     with pytest.raises(UserError, match=r"model\.obs_groups\.critic: there is no group 'state'"):
         REINFORCE(observation_space=PAIR, action_space=DISCRETE, obs_groups={"actor": ["policy"], "critic": ["state"]})
 
@@ -339,10 +339,11 @@ def saved(module: Any, path: Any) -> Any:
 
 
 @pytest.mark.parametrize("memory", [None, "lstm"])
-def test_a_trained_policy_is_played_with_the_groups_of_its_actor_alone(tmp_path, memory):
-    space = NESTED.original
+@pytest.mark.parametrize("flat_space", [NESTED, LAST], ids=["first", "last"])
+def test_a_trained_policy_is_played_with_the_groups_of_its_actor_alone(tmp_path, memory, flat_space):
+    space = flat_space.original
     options = {"normalize_obs": True, "memory": memory, "hidden_sizes": [8], "memory_size": 4}
-    module = A2C(observation_space=NESTED, action_space=BOX, **options)
+    module = A2C(observation_space=flat_space, action_space=BOX, **options)
     nn.init.normal_(module.network.actor_head.linear.weight, std=0.3)
     module.network.normalizer.statistics.update(torch.rand(20, 8))
     policy = pg_lightning.load(saved(module, tmp_path / "x.ckpt"))
@@ -374,10 +375,10 @@ def test_a_trained_policy_is_played_with_the_groups_of_its_actor_alone(tmp_path,
 def test_groups_of_ones_own_come_back_from_a_checkpoint(tmp_path):
     module = PPO(observation_space=THREE, action_space=BOX, **MIXED)
     path = saved(module, tmp_path / "x.ckpt")
-    assert pg_lightning.load(path).policy.obs_groups == {"actor": ["a", "c"], "critic": ["b", "c"]}
+    assert pg_lightning.load(path).policy.groups == {"actor": ["a", "c"], "critic": ["b", "c"]}
     assert [*pg_lightning.load(path).observation_space] == ["a", "c"]
     again = PPO.load_from_checkpoint(path)
-    assert again.network.obs_groups == module.network.obs_groups
+    assert again.network.groups == module.network.groups
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
 
@@ -388,5 +389,5 @@ def test_a_policy_from_before_there_were_groups_sees_everything():
     description = described_policy(before)
     del description["init_args"]["obs_groups"]
     policy = made_policy(description)
-    assert policy.obs_groups == {"actor": ["critic", "policy"], "critic": ["critic", "policy"]}
+    assert policy.groups == {"actor": ["critic", "policy"], "critic": ["critic", "policy"]}
     policy.load_state_dict(before.state_dict())
