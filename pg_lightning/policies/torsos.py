@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from pg_lightning.class_path import ClassPath, resolve
 from pg_lightning.errors import UserError
 
 Activation = Literal["tanh", "relu", "silu", "elu"]
@@ -141,3 +142,27 @@ class NatureCNN(nn.Module):
 
 
 TORSOS: dict[str, type[nn.Module]] = {"mlp": MLP, "nature_cnn": NatureCNN}
+
+
+def make_torso(
+    space: spaces.Box, torso: ClassPath, hidden_sizes: Sequence[int], activation: Activation, layer_norm: bool
+) -> nn.Module:
+    """A torso for observations of a space; see `ActorCritic`.
+
+    Raises:
+        UserError: if it cannot be made for them, or does not say how many features it has.
+    """
+    make, arguments = resolve("model.torso", torso, TORSOS)
+    if make is MLP:
+        return MLP(math.prod(space.shape), hidden_sizes, activation, layer_norm, **arguments)
+    try:
+        made: nn.Module = make(space, **arguments)
+        out_features(made)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"model.torso: cannot make {make.__name__}(observation_space, ...): {error}") from error
+    return made
+
+
+def out_features(part: nn.Module | None) -> int:
+    """The number of features that a torso or a memory gives."""
+    return cast(Any, part).out_features

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from rollouts import (
     BOX,
     DISCRETE,
+    GROUPS,
     OBSERVATIONS,
     discrete_or_box,
     fit,
@@ -521,6 +522,7 @@ OPTIONS = {
     "state_dependent_std": (True, {}),
     "normalize_obs": (True, {}),
     "normalize_values": (True, {}),
+    "obs_groups": ({"actor": ["policy"], "critic": ["policy"]}, {"observation_space": GROUPS}),
     "scale_rewards": (True, {}),
     "gae_lambda": (0.5, {}),
     "num_epochs": (3, {}),

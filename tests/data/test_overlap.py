@@ -147,6 +147,8 @@ CASES = [
     (MASKED, {}, {}),
     (MASKED, {"autoreset_mode": "next_step"}, {"memory": "lstm"}),
     ("Picture-v0", {}, {"torso": "nature_cnn", "lr": 1e-4}),
+    ("odd_envs:Privileged-v0", {"autoreset_mode": "next_step"}, {"normalize_obs": True}),
+    ("odd_envs:Privileged-v0", {"env_kwargs": {"masked": True}}, {"memory": "lstm"}),
 ]
 
 
