@@ -153,7 +153,7 @@ class Learner:
 
         if self._one_call is not None and limit == math.inf and self.backward.is_at_once(batch):
             stats = self._one_call.step(loss, self.rates.optimizers, batch)
-            for optimizer in self._lightning_optimizers():
+            for optimizer in _optimizers_of(self.module):
                 count_step(optimizer)
             self.steps.append((len(batch), stats))
             return True
@@ -203,7 +203,7 @@ class Learner:
 
     def step_optimizers(self) -> None:
         """Steps along the gradient as it is."""
-        for optimizer in self._lightning_optimizers():
+        for optimizer in _optimizers_of(self.module):
             if self._step_is_watched:
                 optimizer.step()
             else:
@@ -218,9 +218,10 @@ class Learner:
         is_scaled = loss_scaler(self.module) is not None
         refuse_divergence(metrics, self.weights(), self.progress.env_steps, self.collectives.world_size, is_scaled)
 
-    def _lightning_optimizers(self) -> list[LightningOptimizer]:
-        optimizers = self.module.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
-
     def _share(self, batch: Batch) -> float:
         return len(batch) / max(1, sum(self.rows))
+
+
+def _optimizers_of(module: LightningModule) -> list[LightningOptimizer]:
+    optimizers = module.optimizers()
+    return optimizers if isinstance(optimizers, list) else [optimizers]

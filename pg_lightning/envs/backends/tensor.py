@@ -140,7 +140,7 @@ class TensorEnvironments:
         self.state, self.steps, step = self.transition(self.state, self.steps, actions.to(self.device), uniform)
         return step
 
-    def trim(self, lengths: Any) -> None:
+    def trim(self, lengths: object) -> None:
         """Nothing is kept of earlier steps."""
 
     def state_dict(self, lengths: Tensor) -> dict[str, Any]:
