@@ -208,7 +208,7 @@ def _filter_wrapper(space: Space) -> str:
     parts = space.spaces.items() if isinstance(space, spaces.Dict) else ()
     keys = ", ".join(key for key, part in parts if _has_vector_form(part))
     wrapper = f"{{class_path: gymnasium.wrappers.FilterObservation, init_args: {{filter_keys: [{keys}]}}}}"
-    return f"; to drop the other entries, set data.wrappers to [{wrapper}]" if keys else ""
+    return f"; to drop the other entries, use data.wrappers [{wrapper}]" if keys else ""
 
 
 def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:
