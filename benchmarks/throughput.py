@@ -44,7 +44,6 @@ import gymnasium
 import numpy as np
 import stable_baselines3
 import torch
-import torch._dynamo
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -386,13 +385,14 @@ def _falling(lr: float) -> Callable[[float], float]:
 
 def run_compiled(*run: Any, **data: Any) -> None:
     """`fit` with `model.compile`, whose time is in the warm-up; clears earlier compilations, as in a new process."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     run_fit(*run, datamodule=partial(RolloutDataModule, **data), compile=True)
 
 
-def run_vtrace(workload: Workload, *run: Any) -> None:
+def run_vtrace(workload: Workload, *run: Any, **model: Any) -> None:
     """V-trace instead of A2C, with rollouts collected by a second process; uses one more core than the others."""
-    run_fit(replace(workload, algorithm=VTrace), *run, datamodule=partial(RolloutDataModule, overlap=True))
+    torch.compiler.reset()
+    run_fit(replace(workload, algorithm=VTrace), *run, datamodule=partial(RolloutDataModule, overlap=True), **model)
 
 
 SB3, BARE = "Stable-Baselines3", "bare PyTorch loop"
@@ -408,6 +408,7 @@ SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
     "fit, overlap": partial(run_fit, datamodule=partial(RolloutDataModule, overlap=True)),
     "fit, overlap, compile": partial(run_compiled, overlap=True),
     "V-trace, ahead": run_vtrace,
+    "V-trace, ahead, compile": partial(run_vtrace, compile=True),
     SB3: run_sb3,
 }
 

@@ -26,6 +26,17 @@ Launcher = _Launcher
 # The launcher that starts the ranks of DDP on one host; its `procs` are the only way to find out how a rank died.
 SubprocessLauncher = _SubprocessScriptLauncher
 
+
+def dismiss_observer(launcher: SubprocessLauncher) -> None:
+    """Ends Lightning's watch over the ranks that it has started on this host.
+
+    It looks at them every five seconds, and when one has died it kills this process by SIGKILL, which then cannot say
+    which it was. It keeps the list of processes that the launcher had, and ends when that is empty.
+    """
+    observed, launcher.procs = launcher.procs, list(launcher.procs)
+    observed.clear()
+
+
 # Runs one of the Trainer's entry points with its exception handling, which every forked worker needs too.
 call_and_handle_interrupt = _call_and_handle_interrupt
 
@@ -46,6 +57,12 @@ def step_without_hooks(optimizer: Any) -> None:
     """
     optimizer._on_before_step()
     optimizer.optimizer.step()
+    optimizer._on_after_step()
+
+
+def count_step(optimizer: Any) -> None:
+    """Counts a step in `trainer.global_step` that was taken without the optimizer."""
+    optimizer._on_before_step()
     optimizer._on_after_step()
 
 

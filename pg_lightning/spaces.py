@@ -19,3 +19,15 @@ class FlattenedBox(spaces.Box):
         assert isinstance(flat, spaces.Box)
         super().__init__(flat.low, flat.high, dtype=flat.dtype)
         self.original = original
+
+    @property
+    def groups(self) -> dict[str, slice]:
+        """The columns of each entry of a `Dict`, by name, in the order of the vector; none of another space."""
+        groups: dict[str, slice] = {}
+        if isinstance(self.original, spaces.Dict):
+            start = 0
+            for name, part in self.original.spaces.items():
+                stop = start + spaces.flatdim(part)
+                groups[name] = slice(start, stop)
+                start = stop
+        return groups

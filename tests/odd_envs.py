@@ -196,6 +196,35 @@ class IntegerBoxAction(Bandit):
     action_space = spaces.Box(0, 3, (1,), np.int64)
 
 
+class Privileged(gym.Env[Any, Any]):
+    """Five steps that each pay z, which the critic alone sees, and 1 for the action that the actor is shown."""
+
+    observation_space: Any = spaces.Dict(
+        {"critic": spaces.Box(-np.inf, np.inf, (2,), np.float32), "policy": spaces.Box(0.0, 1.0, (2,), np.float32)}
+    )
+    action_space: Any = spaces.Discrete(2)
+
+    def __init__(self, masked: bool = False) -> None:
+        self.masked = masked
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.steps, self.z = 0, float(self.np_random.normal())
+        return self.observation()
+
+    def step(self, action: Any) -> Any:
+        reward = self.z + float(action == self.shown)
+        self.steps += 1
+        obs, info = self.observation()
+        return obs, reward, self.steps == 5, False, info
+
+    def observation(self) -> Any:
+        self.shown = int(self.np_random.integers(2))
+        seen = {"critic": [self.z, self.steps / 5], "policy": [self.shown, self.steps / 5]}
+        info = {"action_mask": np.array([1, self.shown], np.int8)} if self.masked else {}
+        return {name: np.array(values, np.float32) for name, values in seen.items()}, info
+
+
 for _class in (
     Flat,
     Fading,
@@ -208,5 +237,6 @@ for _class in (
     Slow,
     TextObservation,
     IntegerBoxAction,
+    Privileged,
 ):
     gym.register(f"{_class.__name__}-v0", entry_point=_class)

@@ -11,8 +11,10 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from pg_lightning.rollout import Rollout
+from pg_lightning.spaces import FlattenedBox
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (3,))
+GROUPS = FlattenedBox(spaces.Dict(critic=spaces.Box(-1.0, 1.0, (1,)), policy=spaces.Box(-1.0, 1.0, (2,))))
 DISCRETE = spaces.Discrete(4)
 BOX = spaces.Box(-1.0, 1.0, (2,))
 

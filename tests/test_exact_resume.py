@@ -3,13 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+import warm
 from interruptions import Interrupted, differences, interrupt_at
 from run_files import load, read_metrics
 
@@ -42,6 +40,7 @@ KINDS = {
     ),
     "async, next step": ("--data.backend", "async", "--data.num_envs", 2, "--data.autoreset_mode", "next_step"),
     "vector": ("--data.backend", "vector", "--data.num_steps", 13, "--model.num_minibatches", 1),
+    "device": ("--data.backend", "device", "--data.env_kwargs", "{max_episode_steps: 60}"),
     "LSTM": ("--model.memory", "lstm", "--model.kl_penalty", 1, "--model.target_kl", 0.01),
     "GRU, next step, cue": (
         *("--data.env_id", f"{TOY}Recall-v0", "--model.memory", "gru", "--model.shared_torso", "true"),
@@ -128,13 +127,8 @@ def test_two_processes(tmp_path, tiny):
 
     def fit(folder, *arguments):
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "pg_lightning", "fit", "--config", tiny, *plain, *ranks, *arguments]
-        tests = Path(__file__).parent
-        paths = os.pathsep.join([str(tests), str(tests.parent)])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-        return subprocess.run(
-            list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, timeout=200
-        )
+        command = ["-m", "pg_lightning", "fit", "--config", tiny, *plain, *ranks, *arguments]
+        return warm.run(command, folder)
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert fit(whole).returncode == 0

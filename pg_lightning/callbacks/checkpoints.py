@@ -8,6 +8,7 @@ from typing import Any, cast
 from lightning.pytorch import Trainer
 
 from pg_lightning.callbacks.evaluation import EvaluateEverySteps
+from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.lightning_private import FallibleModelCheckpoint
 from pg_lightning.processes.signals import Stopped
 from pg_lightning.run.folder import relative
@@ -88,7 +89,7 @@ class RunCheckpoint(FallibleModelCheckpoint):
         super().load_state_dict(state_dict)
         self.failed = state_dict.get("failed", False)
 
-    def _aim(self, trainer: Any, pl_module: Any) -> None:
+    def _aim(self, trainer: Any, pl_module: PolicyGradientModule) -> None:
         every = trainer.datamodule.save_every_steps
         self._next = None if every is None else (pl_module.env_steps // every + 1) * every
 

@@ -24,7 +24,7 @@ class ContinuedMetrics(Callback):
     def __init__(self, logger: MetricsFile, checkpoint: Path | None) -> None:
         self.logger = logger
         self.checkpoint = checkpoint
-        self._restored: dict[str, Any] = {}
+        self._restored: dict[str, object] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Shares the run folder with all ranks; compares the checkpoints that they found, before any rank loads one.

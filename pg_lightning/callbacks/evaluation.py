@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from pg_lightning.analysis.intervals import confidence_interval
+from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.rollout import Episode
 from pg_lightning.run.files import write_file, write_json
 
@@ -36,7 +38,7 @@ class EvaluateEverySteps(Callback):
         return self._due
 
     @classmethod
-    def was_due(cls, checkpoint: dict[str, Any]) -> bool:
+    def was_due(cls, checkpoint: Mapping[str, Any]) -> bool:
         """Whether a checkpoint was written between a rollout and its evaluation."""
         return checkpoint.get("callbacks", {}).get(cls().state_key, {}).get("due", False)
 
@@ -77,7 +79,7 @@ class EvaluateEverySteps(Callback):
         """Records that the evaluation is done, for callbacks that save its state."""
         self._due = False
 
-    def _aim(self, trainer: Any, pl_module: Any) -> None:
+    def _aim(self, trainer: Any, pl_module: PolicyGradientModule) -> None:
         every = trainer.datamodule.eval_every_steps
         self._next = (pl_module.env_steps // every + 1) * every
 
@@ -148,8 +150,8 @@ class TrajectoryWriter(BasePredictionWriter):
         trainer: Trainer,
         pl_module: LightningModule,
         prediction: Episode,
-        batch_indices: Any,
-        batch: Any,
+        batch_indices: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:

@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from pg_lightning.learning import PolicyGradientModule
+
 
 class EnvStepProgress(ProgressBar):
     """Shows the used share of the budget, the latest returns, the speed and the remaining time.
@@ -81,7 +83,7 @@ class EnvStepProgress(ProgressBar):
             self._bar.stop()
             self._bar = None
 
-    def _print(self, trainer: Trainer, pl_module: Any) -> None:
+    def _print(self, trainer: Trainer, pl_module: PolicyGradientModule) -> None:
         now = time.perf_counter()
         self._printed = now
         done = pl_module.env_steps - self._start[1]
@@ -93,7 +95,7 @@ class EnvStepProgress(ProgressBar):
                 flush=True,
             )
 
-    def _numbers(self, trainer: Trainer, pl_module: Any) -> str:
+    def _numbers(self, trainer: Trainer, pl_module: PolicyGradientModule) -> str:
         seconds, steps = self._start
         speed = (pl_module.env_steps - steps) / max(1e-9, time.perf_counter() - seconds)
         metrics = trainer.callback_metrics

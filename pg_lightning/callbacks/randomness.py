@@ -21,7 +21,7 @@ class RandomStates(Callback):
     """
 
     def __init__(self) -> None:
-        self._ranks: list[dict[str, Any]] = []
+        self._ranks: list[dict[str, object]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """The generators of all ranks. A collective: all ranks must call it."""
@@ -41,7 +41,7 @@ class RandomStates(Callback):
             set_random_state(own)
 
 
-def random_state() -> dict[str, Any]:
+def random_state() -> dict[str, object]:
     """The generators of this process, in plain types and tensors."""
     name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - environments may draw from it
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()

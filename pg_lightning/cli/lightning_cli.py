@@ -22,15 +22,23 @@ from pg_lightning.lightning_private import OpenCLI
 from pg_lightning.run import CheckpointError, last_checkpoint, read_own_checkpoint, relative, run_folder
 from pg_lightning.run.folder import LAST_CHECKPOINT
 
+# The sub-commands of Lightning and of `PolicyTrainer`, each with the arguments that the user does not set.
+ADDED = ("record", "export", "diagnose")
+SUBCOMMANDS = {**OpenCLI.subcommands(), **{name: {"model", "datamodule"} for name in ADDED}}
+
 
 class CLI(OpenCLI):
     """Lightning's command line with a run folder, env-step callbacks and evaluation reports.
 
     The folder of a run is `<trainer.default_root_dir>/<config name>/version_K/`.
+
+    Args:
+        config_name: of the run.
+        subcommand: the only one that gets a parser, each of which takes 30 ms; empty for all.
     """
 
-    def __init__(self, config_name: str) -> None:
-        self._config_name = config_name
+    def __init__(self, config_name: str, subcommand: str = "") -> None:
+        self._config_name, self._subcommand = config_name, subcommand
         self._continued: Path | None = None
         self._fit: FitAssembly | None = None
         try:
@@ -54,11 +62,9 @@ class CLI(OpenCLI):
             if self._fit is not None:
                 self._fit.metrics.release()
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's sub-commands and those of `PolicyTrainer`, each with the arguments that the user does not set."""
-        added = ("record", "export", "diagnose")
-        return {**OpenCLI.subcommands(), **{name: {"model", "datamodule"} for name in added}}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks the instance
+        """Those that get a parser: the one that is asked for, or all where the help is."""
+        return {name: given for name, given in SUBCOMMANDS.items() if self._subcommand in ("", name)}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links arguments of the model to those of the data."""

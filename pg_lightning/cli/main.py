@@ -13,7 +13,7 @@ import torch
 from pg_lightning.cli.commands import COMMANDS
 from pg_lightning.cli.configs import config_name, expand_arguments
 from pg_lightning.cli.errors import end_by_error, end_by_signal
-from pg_lightning.cli.lightning_cli import CLI
+from pg_lightning.cli.lightning_cli import CLI, SUBCOMMANDS
 from pg_lightning.cli.parser import SUGGESTION
 from pg_lightning.errors import UserError
 from pg_lightning.processes import signals
@@ -44,13 +44,12 @@ def _run(arguments: list[str]) -> None:
     if name in COMMANDS:
         COMMANDS[name](arguments[1:])
         return
-    subcommands = CLI.subcommands()
-    known = [*subcommands, *COMMANDS]
+    known = [*SUBCOMMANDS, *COMMANDS]
     if name and not name.startswith("-") and name not in known:
         meant = "".join(f"{SUGGESTION}{near}?" for near in difflib.get_close_matches(name, known, n=1))
         raise UserError(f"{name}: unknown command{meant or '; there are ' + ', '.join(known)}")
-    sys.argv[1:] = expand_arguments(arguments or ["--help"], subcommands)
-    CLI(config_name=config_name(sys.argv[1:]))
+    sys.argv[1:] = expand_arguments(arguments or ["--help"], SUBCOMMANDS)
+    CLI(config_name(sys.argv[1:]), name if name in SUBCOMMANDS else "")
 
 
 def _quiet() -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WIDTHS = (11, 10, 9, 8, 11, 11, 14, 11)  # of the columns of the table
 
 
-def write_report(estimates: Sequence[Estimate], report: dict[str, Any], folder: Path) -> None:
+def write_report(estimates: Sequence[Estimate], report: dict[str, object], folder: Path) -> None:
     """Writes `diagnose.csv`, `.json`, `.png` and `.svg`, prints the table and the names of the files.
 
     Args:

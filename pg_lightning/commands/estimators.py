@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.policies import ActorCritic, ValueNormalizer
 from pg_lightning.returns import episode_index, gae, mean_of_other_episodes, reward_to_go
@@ -41,7 +42,7 @@ def give_critic(network: ActorCritic) -> None:
     network.value_normalizer = ValueNormalizer().to(weight.device)
 
 
-def train_critic(model: Any, rollouts: Sequence[Rollout]) -> None:
+def train_critic(model: PolicyGradientModule, rollouts: Sequence[Rollout]) -> None:
     """Regression of V on the returns of episodes.
 
     They must not be the episodes of the gradients: the baseline would know the results of the actions.
@@ -60,7 +61,7 @@ def train_critic(model: Any, rollouts: Sequence[Rollout]) -> None:
 
 
 def gradients_on(
-    model: Any, rollouts: Iterable[Rollout], gae_lambdas: Sequence[float]
+    model: PolicyGradientModule, rollouts: Iterable[Rollout], gae_lambdas: Sequence[float]
 ) -> tuple[dict[str, Tensor], float]:
     """The gradients `[M, P]` of every estimator on M batches, and the explained variance of V."""
     gradients: dict[str, list[Tensor]] = {}

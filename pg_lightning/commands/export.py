@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from gymnasium import Space
 from lightning.pytorch import Trainer
@@ -26,19 +25,22 @@ from pg_lightning.commands.policy_graph import (
     loaded,
     outputs,
     parameters,
+    seen,
     to_onnx,
     to_torch,
 )
 from pg_lightning.commands.weights import load_weights
 from pg_lightning.data import RolloutCollector, RolloutDataModule
 from pg_lightning.data.datamodule import PREDICT
-from pg_lightning.envs import BACKENDS, env_seed, make_env, make_vector_env
+from pg_lightning.envs import BACKENDS, env_seed, make_vector_env
 from pg_lightning.errors import UserError, one_line
+from pg_lightning.policies.obs_groups import ObsGroups, seen_space
 from pg_lightning.run.checkpoints import read_checkpoint
 from pg_lightning.run.config_file import read_config, trained_from
 from pg_lightning.run.files import write_file, write_json
 from pg_lightning.run.folder import run_folder
 from pg_lightning.run.provenance import commit
+from pg_lightning.spaces import FlattenedBox
 from pg_lightning.version import __version__
 
 SUFFIXES: dict[PolicyFormat, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -47,7 +49,8 @@ NEEDED: dict[PolicyFormat, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "o
 NUM_STEPS, NUM_ENVS = 250, 4
 
 INPUTS = {
-    "obs": "observations of the environment, in this dtype; normalisation is part of the graph",
+    "obs": "observations of the environment (of a Dict, its entries in obs_groups), in this dtype; normalisation is part of "
+    "the graph",
     "action_mask": "info['action_mask'] of the environment: non-zero where an action is allowed",
     "state": "recurrent state: zeros at the start of an episode, then next_state of the previous step",
 }
@@ -94,7 +97,7 @@ def export(
         "format": format,
         "checkpoint": ckpt_path,
         "algorithm": f"{type(model).__module__}.{type(model).__qualname__}",
-        **_described_data(data),
+        **_described_data(data, model.network.groups),
         "env_steps": env_steps,
         "return": result,
         **checked,
@@ -130,6 +133,7 @@ def _checked_graph(model: Any, data: RolloutDataModule, format: PolicyFormat) ->
         expected = outputs(model.network, **inputs)
     policy = Policy(model.network).eval()
     inputs = {name: x for name, x in inputs.items() if x is not None}
+    inputs["obs"] = seen(model.network, inputs["obs"])
     if "state" in inputs:  # only the recurrent state of the actor
         inputs["state"] = inputs["state"][:, : expected["next_state"].shape[1]]
     content = to_onnx(policy, inputs, list(expected)) if format == "onnx" else to_torch(policy, inputs)
@@ -146,14 +150,15 @@ def _checked_graph(model: Any, data: RolloutDataModule, format: PolicyFormat) ->
     }
 
 
-def _described_data(data: RolloutDataModule) -> dict[str, Any]:
+def _described_data(data: RolloutDataModule, groups: ObsGroups | None) -> dict[str, Any]:
     return {
         "env_id": data.env_id,
         "env_kwargs": data.env_kwargs or {},
         "wrappers": data.wrappers,
         "backend": data.backend,
         "observation_space": described(data.observation_space),
-        "flattened_from": flattened_from(data),
+        "obs_groups": groups and groups["actor"],
+        "flattened_from": flattened_from(data, groups),
         "action_space": described(data.action_space),
     }
 
@@ -221,11 +226,10 @@ def described(space: Space) -> dict[str, Any]:
     return {"space": one_line(space), "shape": shape, "dtype": str(space.dtype)}
 
 
-def flattened_from(data: RolloutDataModule) -> str | None:
-    """The space of the observations before `gymnasium.spaces.flatten`; None if they are not flattened."""
-    env = make_env(data.env_id, data.env_kwargs, data.wrappers, data.backend)
-    env.close()
-    return str(env.env.observation_space) if isinstance(env, gym.wrappers.FlattenObservation) else None
+def flattened_from(data: RolloutDataModule, groups: ObsGroups | None) -> str | None:
+    """The space of the actor's observations before `gymnasium.spaces.flatten`; None if they are not flattened."""
+    space = data.observation_space
+    return str(seen_space(space, groups, "actor")) if isinstance(space, FlattenedBox) else None
 
 
 def _described_tensor(x: Tensor, meaning: str) -> dict[str, Any]:

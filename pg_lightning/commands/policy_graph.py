@@ -23,6 +23,7 @@ from pg_lightning.policies.distributions import (
     MultiCategorical,
     SquashedGaussian,
 )
+from pg_lightning.policies.obs_groups import GroupTorso
 
 PolicyFormat = Literal["onnx", "torch"]
 TOLERANCE = 1e-5  # absolute, and relative for numbers above 1, because of the precision of float32
@@ -33,6 +34,8 @@ Tensors = dict[str, Tensor]
 class Policy(nn.Module):
     """A policy as a function of `[B, *obs]` observations for one step, in one graph.
 
+    Where the actor sees some groups of the observation, `obs` is these alone, `[B, C]`.
+
     Args:
         network: is copied, without the critic and without gradients.
     """
@@ -42,10 +45,20 @@ class Policy(nn.Module):
         self.actor = deepcopy(network).requires_grad_(False)
         self.actor.critic_torso = self.actor.critic_memory = None
         self.actor.critic_head = self.actor.value_normalizer = None
+        torso = self.actor.actor_torso
+        if isinstance(torso, GroupTorso):
+            self.actor.actor_torso = torso.torso
+            if self.actor.normalizer is not None:
+                self.actor.normalizer = self.actor.normalizer.of_columns(torso.columns)
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None, state: Tensor | None = None) -> Tensors:
         """The mode as the environment expects it, the parameters for sampling, and the next recurrent state."""
         return outputs(self.actor, obs, action_mask, state)
+
+
+def seen(network: ActorCritic, obs: Tensor) -> Tensor:
+    """What the actor sees of `[B, *obs]`: what its graph takes."""
+    return network.actor_torso.select(obs) if isinstance(network.actor_torso, GroupTorso) else obs
 
 
 def outputs(network: ActorCritic, obs: Tensor, action_mask: Tensor | None, state: Tensor | None) -> Tensors:

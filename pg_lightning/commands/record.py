@@ -12,6 +12,7 @@ from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs import BACKENDS
 from pg_lightning.envs.filming import camera, rendering, require_pictures
 from pg_lightning.errors import UserError, require
+from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.rollout import Episode
 from pg_lightning.run.files import write_json
 
@@ -20,7 +21,7 @@ VideoFormat = Literal["mp4", "gif"]
 
 def record(
     trainer: Trainer,
-    model: Any,
+    model: PolicyGradientModule,
     data: RolloutDataModule,
     ckpt_path: str,
     episodes: int,
@@ -53,17 +54,18 @@ def record(
             warnings.filterwarnings("ignore", message=".*Overwriting existing videos")
             played: Any = trainer.predict(model, datamodule=filmed, ckpt_path=ckpt_path, return_predictions=True)
         files = [_finished(folder, i, format) for i in range(episodes)]
+        lines = [_line(file, episode) for file, episode in zip(files, played, strict=True)]
         report = {
             "env_id": data.env_id,
             "seed": data.seed,
             "env_steps": model.env_steps,
             "deterministic": data.eval_deterministic,
-            "episodes": [_line(file, episode) for file, episode in zip(files, played, strict=True)],
+            "episodes": lines,
         }
         write_json(folder / "record.json", report)
     except OSError as error:
         raise UserError(f"output: cannot write {str(folder)!r}: {error}; give another folder") from error
-    for line in report["episodes"]:
+    for line in lines:
         print(f"return {line['return']:.1f} in {line['length']} steps: {folder / line['file']}")
     return files
 

@@ -136,7 +136,7 @@ def _train_dqn(reached: _Evaluations, seed: int, arguments: dict[str, Any]) -> N
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"dqn: {error}") from error
 
-    def after_step(*_: Any) -> bool:
+    def after_step(*_: object) -> bool:
         if model.num_timesteps % data.eval_every_steps == 0 or model.num_timesteps == data.total_steps:
             reached.evaluate(_StableBaselines3Policy(model), model.num_timesteps)
         return model.num_timesteps < data.total_steps

@@ -165,7 +165,7 @@ class Runs:
         self.progress.start()
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         with self._lock:
             self._is_stopped = True
             for process in self._processes:
@@ -287,5 +287,5 @@ def _run_in_subprocess(command: list[str], log: Path) -> None:
     runpy.run_module("pg_lightning", run_name="__main__")
 
 
-def _as_argument(value: Any) -> str:
+def _as_argument(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -12,6 +11,7 @@ from pg_lightning.commands.export import export
 from pg_lightning.commands.policy_graph import PolicyFormat
 from pg_lightning.commands.record import VideoFormat, record
 from pg_lightning.data import RolloutDataModule
+from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.run.folder import run_folder
 
 
@@ -20,7 +20,7 @@ class PolicyTrainer(Trainer):
 
     def record(
         self,
-        model: Any,
+        model: PolicyGradientModule,
         datamodule: RolloutDataModule,
         ckpt_path: str | None = None,
         episodes: int = 3,
@@ -42,7 +42,7 @@ class PolicyTrainer(Trainer):
 
     def export(
         self,
-        model: Any,
+        model: PolicyGradientModule,
         datamodule: RolloutDataModule,
         ckpt_path: str | None = None,
         format: PolicyFormat = "onnx",
@@ -62,7 +62,7 @@ class PolicyTrainer(Trainer):
 
     def diagnose(
         self,
-        model: Any,
+        model: PolicyGradientModule,
         datamodule: RolloutDataModule,
         ckpt_path: str | None = None,
         batches: int = 64,

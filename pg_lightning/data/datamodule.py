@@ -227,7 +227,9 @@ class RolloutDataModule(LightningDataModule):
         mode: AutoresetName | None,
     ) -> Any:
         limits = self.env_timeout, self.max_env_restarts
-        return make_vector_env(self.env_id, num_envs, env_kwargs, wrappers, backend, mode, *limits)
+        # A process that plays ahead acts on a CPU.
+        device = "cpu" if self.trainer is None or self.overlap else self.trainer.strategy.root_device
+        return make_vector_env(self.env_id, num_envs, env_kwargs, wrappers, backend, mode, *limits, device)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Episodes with the same seeds at every call, so that evaluations of one run can be compared."""

@@ -154,7 +154,9 @@ class Disabled(GymnasiumEnvironments):
         obs, infos = self.vector_env.reset(seed=seeds, options={"reset_mask": which})  # type: ignore[arg-type]
         return obs, _action_mask(infos, which)
 
-    def _waiting(self, obs: Any, rewards: Any, terminated: Any, truncated: Any, infos: dict[str, Any]) -> Step:
+    def _waiting(
+        self, obs: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, infos: dict[str, Any]
+    ) -> Step:
         step = Step(obs, rewards, terminated, truncated, terminated | truncated, self._nothing)
         return _with_infos(step, infos) if infos else step
 

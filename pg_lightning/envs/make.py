@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
+import torch
 from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
 from pg_lightning.class_path import ClassPath, new_name, resolve
 from pg_lightning.envs.backends.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.envs.backends.serial import SerialVectorEnv
+from pg_lightning.envs.backends.tensor import TensorEnvironments
 from pg_lightning.envs.backends.vectorised import CAPABILITIES, MODES, REFUSALS, AutoresetName, make_vectorised
 from pg_lightning.envs.backends.workers import WorkerVectorEnv
 from pg_lightning.envs.contract import Capabilities, Environments
@@ -22,7 +24,7 @@ from pg_lightning.envs.replay import Replayable
 from pg_lightning.errors import UserError, cause_of, one_line
 from pg_lightning.spaces import FlattenedBox
 
-Backend = Literal["sync", "async", "vector", "envpool", "auto"]
+Backend = Literal["sync", "async", "vector", "envpool", "device", "auto"]
 
 
 class Order(NamedTuple):
@@ -36,6 +38,7 @@ class Order(NamedTuple):
     autoreset_mode: AutoresetName | None
     env_timeout: float
     max_env_restarts: int
+    device: torch.device | str
 
 
 _FLATTENED = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -101,6 +104,7 @@ def make_vector_env(
     autoreset_mode: AutoresetName | None = None,
     env_timeout: float = 60.0,
     max_env_restarts: int = 100,
+    device: torch.device | str = "cpu",
 ) -> Any:
     """`num_envs` environments that step together.
 
@@ -110,10 +114,12 @@ def make_vector_env(
         backend: `sync` steps them in this process, one after the other; `async` in one process each, through shared
             memory; `vector` uses the environment's own vectorised implementation; `envpool` uses EnvPool's. For an
             autoreset mode other than EnvPool's `next_step`, each environment gets its own pool, stepped one by one.
+            `device` has classic control tasks as tensors on `device`.
         autoreset_mode: when a finished episode is reset; by default within the step, or as in the vectorised
             implementation.
         env_timeout: with `async`, the seconds after which an environment that does not answer is replaced.
         max_env_restarts: with `async`, the number of replacements after which the next failure raises.
+        device: of the tensors, with `device`.
 
     Returns:
         A Gymnasium vector environment, or an object that implements `envs.contract.Environments`.
@@ -121,7 +127,9 @@ def make_vector_env(
     Raises:
         UserError: if they cannot be made with these arguments, naming the field.
     """
-    order = Order(env_id, num_envs, env_kwargs, wrappers, backend, autoreset_mode, env_timeout, max_env_restarts)
+    order = Order(
+        env_id, num_envs, env_kwargs, wrappers, backend, autoreset_mode, env_timeout, max_env_restarts, device
+    )
     return BACKENDS[backend].make(order)
 
 
@@ -146,6 +154,13 @@ def _workers(order: Order) -> VectorEnv:
 def _vectorised(order: Order) -> VectorEnv:
     _refuse_wrappers(order.wrappers, order.backend)
     return make_vectorised(order.env_id, order.num_envs, order.env_kwargs, order.autoreset_mode)
+
+
+def _on_device(order: Order) -> Environments:
+    _refuse_wrappers(order.wrappers, order.backend)
+    if order.autoreset_mode not in (None, "same_step"):
+        raise UserError(f"data.autoreset_mode: backend 'device' resets as same_step, not {order.autoreset_mode}")
+    return TensorEnvironments(order.env_id, order.num_envs, order.env_kwargs, order.device)
 
 
 def _pool(order: Order) -> VectorEnv:
@@ -183,6 +198,7 @@ BACKENDS: dict[Backend, BackendSpec] = {
     "async": BackendSpec(_workers, replace(WorkerVectorEnv.capabilities, **SAME_STEP), evaluates_in="async"),
     "vector": BackendSpec(_vectorised, CAPABILITIES),
     "envpool": BackendSpec(_pool, PoolVectorEnv.capabilities, "envpool", "envpool", PoolEnv, renders=False),
+    "device": BackendSpec(_on_device, TensorEnvironments.capabilities),
     "auto": BackendSpec(_serial, Capabilities(seeds="per_env")),
 }
 

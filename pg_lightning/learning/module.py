@@ -162,7 +162,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
     @property
     def wants_metrics(self) -> bool:
         """Whether a loss should compute what is only logged; one that is compiled always does, to be compiled once."""
-        return self._is_logged or self.learner.compiles
+        return self.learner.compiles or self._is_logged
 
     @property
     def env_steps(self) -> int:

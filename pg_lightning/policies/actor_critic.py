@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, cast
 
 import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
 
-from pg_lightning.class_path import ClassPath, resolve
+from pg_lightning.class_path import ClassPath
 from pg_lightning.errors import UserError, require
 from pg_lightning.policies.distributions import Distribution
 from pg_lightning.policies.heads import make_head
 from pg_lightning.policies.normalizers import ObservationNormalizer, ValueNormalizer
 from pg_lightning.policies.numpy_actor import FEW_ROWS, Sampler, numpy_sampler
+from pg_lightning.policies.obs_groups import ObsGroups, columns_of, group_torso, resolve_groups
 from pg_lightning.policies.recurrent import Memory, MemoryKind
-from pg_lightning.policies.torsos import MLP, TORSOS, Activation, orthogonal_
+from pg_lightning.policies.torsos import Activation, make_torso, orthogonal_, out_features
 from pg_lightning.rollout import Batch, Rollout, Sequences
 
 
@@ -45,10 +43,14 @@ class ActorCritic(nn.Module):
         state_dependent_std: the standard deviation of Gaussian actions comes from the network.
         normalize_obs: scale observations by their running mean and variance.
         normalize_values: the critic learns targets scaled by their running mean and variance.
+        obs_groups: which entries of a `Dict` observation actor and critic see, as in `{actor: [state], critic: [state,
+            privileged_state]}`. By default the first is the actor's and the second the critic's where there are two
+            entries, `policy` and `critic`, `actor` and `critic` or `state` and `privileged_state`; else both see all.
         critic: whether there is one.
 
     Attributes:
         init_args: the arguments it was made with.
+        groups: the names of the groups that actor and critic see; None of observations without groups.
 
     Raises:
         UserError: if a space is not supported or a number out of range.
@@ -70,6 +72,7 @@ class ActorCritic(nn.Module):
         state_dependent_std: bool = False,
         normalize_obs: bool = False,
         normalize_values: bool = False,
+        obs_groups: ObsGroups | None = None,
         critic: bool = True,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -84,20 +87,25 @@ class ActorCritic(nn.Module):
         # The torso's input space: bytes become floats once they are normalised.
         clip = None if self.normalizer is None else self.normalizer.clip
         seen = observation_space if clip is None else spaces.Box(-clip, clip, observation_space.shape, np.float32)
-        new_torso = partial(_make_torso, seen, torso, hidden_sizes, activation, layer_norm)
-        self.actor_torso = new_torso()
-        self.critic_torso = None if not critic else self.actor_torso if shared_torso else new_torso()
+        self.groups = resolve_groups(observation_space, obs_groups, critic, shared_torso)
+
+        def new_torso(role: str) -> nn.Module:
+            columns = columns_of(observation_space, self.groups, role)
+            return group_torso(seen, columns, lambda box: make_torso(box, torso, hidden_sizes, activation, layer_norm))
+
+        self.actor_torso = new_torso("actor")
+        self.critic_torso = None if not critic else self.actor_torso if shared_torso else new_torso("critic")
 
         def new_memory(torso: nn.Module | None) -> Memory | None:
             if memory is None or torso is None:
                 return None
-            return Memory(memory, _out_features(torso), memory_size)
+            return Memory(memory, out_features(torso), memory_size)
 
         self.actor_memory = new_memory(self.actor_torso)
         self.critic_memory = self.actor_memory if shared_torso else new_memory(self.critic_torso)
-        features = _out_features(self.actor_memory or self.actor_torso)
+        features = out_features(self.actor_memory or self.actor_torso)
         self.actor_head = make_head(features, action_space, head, log_std_init, state_dependent_std)
-        self.critic_head = nn.Linear(_out_features(self.critic_memory or self.critic_torso), 1) if critic else None
+        self.critic_head = nn.Linear(out_features(self.critic_memory or self.critic_torso), 1) if critic else None
         self._sampler: Sampler | None = None
         orthogonal_(self.actor_head.linear, 0.01)
         if self.critic_head is not None:
@@ -250,20 +258,6 @@ class ActorCritic(nn.Module):
         return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def _make_torso(
-    space: spaces.Box, torso: ClassPath, hidden_sizes: Sequence[int], activation: Activation, layer_norm: bool
-) -> nn.Module:
-    make, arguments = resolve("model.torso", torso, TORSOS)
-    if make is MLP:
-        return MLP(math.prod(space.shape), hidden_sizes, activation, layer_norm, **arguments)
-    try:
-        made: nn.Module = make(space, **arguments)
-        _out_features(made)
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"model.torso: cannot make {make.__name__}(observation_space, ...): {error}") from error
-    return made
-
-
 def _existing(part: nn.Module | None) -> nn.Module:
     """A part of the critic."""
     if part is None:
@@ -283,10 +277,6 @@ def _own_state(network: ActorCritic, state: Tensor, of_critic: bool) -> Tensor:
 def _rows(samples: Batch) -> Tensor:
     """Observations `[B, *obs]`, of sequences all rows one after the other."""
     return samples.obs if samples.sequences is None else samples.obs.flatten(0, 1)
-
-
-def _out_features(part: nn.Module | None) -> int:
-    return cast(Any, part).out_features
 
 
 def _parameters(part: nn.Module | None) -> list[nn.Parameter]:

@@ -18,6 +18,7 @@ from torch import nn
 from pg_lightning.class_path import resolve
 from pg_lightning.errors import UserError, named_cause_of
 from pg_lightning.policies.actor_critic import ActorCritic
+from pg_lightning.policies.obs_groups import every_group
 from pg_lightning.policies.torsos import TORSOS
 from pg_lightning.spaces import FlattenedBox
 
@@ -113,7 +114,8 @@ def made_policy(description: Plain) -> ActorCritic:
         _refuse_other_than_modules("model.torso", resolve("model.torso", torso, TORSOS)[0])
     try:
         made = {name: made_space(arguments[name]) for name in ("observation_space", "action_space")}
-        policy: ActorCritic = make(**{**arguments, **made})
+        seen = {"obs_groups": every_group(made["observation_space"])}  # by policies from before there were groups
+        policy: ActorCritic = make(**{**seen, **arguments, **made})
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"policy: cannot make {make.__name__}: {named_cause_of(error)}") from error
     return policy

@@ -5,6 +5,8 @@ They are updated once per rollout, never inside one: acting and learning use the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +79,14 @@ class ObservationNormalizer(nn.Module):
         std = (self.statistics.var + 1e-8).sqrt()
         scaled = (obs - self.statistics.mean.to(obs.dtype)) / std.to(obs.dtype)
         return scaled.clamp(-self.clip, self.clip)
+
+    def of_columns(self, columns: Sequence[slice]) -> ObservationNormalizer:
+        """A normaliser of some columns alone, of observations that are vectors."""
+        statistics = self.statistics
+        mean, var = (torch.cat([x[part] for part in columns]) for x in (statistics.mean, statistics.var))
+        part = ObservationNormalizer(tuple(mean.shape), self.clip)
+        part.statistics.load_state_dict({"mean": mean, "var": var, "count": statistics.count})
+        return part
 
 
 class RewardScaler(nn.Module):

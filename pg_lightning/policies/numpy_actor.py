@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pg_lightning.policies.heads import CategoricalHead, DiagonalGaussianHead, Head, SquashedGaussianHead
 from pg_lightning.policies.normalizers import ObservationNormalizer
+from pg_lightning.policies.obs_groups import Columns, GroupTorso
 from pg_lightning.policies.torsos import MLP
 
 FEW_ROWS = 64  # rows up to which NumPy beats torch; torch uses one thread for as few
@@ -47,14 +48,15 @@ def numpy_sampler(torso: nn.Module, head: nn.Module, normalizer: ObservationNorm
     except those of log σ, which is read once.
 
     Returns:
-        None where NumPy cannot express the policy: another torso than an `MLP` with tanh or ReLU and no layer norm,
-        a head or a last layer whose class is not known here, a σ that depends on the state, weights that are not
-        float32 on the CPU, or autocast.
+        None where NumPy cannot express the policy: another torso than an `MLP` with tanh or ReLU and no layer norm, a
+        head or a last layer whose class is not known here, a σ that depends on the state, weights that are not float32
+        on the CPU, or autocast.
     """
-    if not isinstance(head, Head) or type(torso) is not MLP or torso.norms is not None:
+    mlp = torso.torso if type(torso) is GroupTorso else torso
+    if not isinstance(head, Head) or type(mlp) is not MLP or mlp.norms is not None:
         return None
     layer = head.linear
-    if type(layer) is not nn.Linear or layer.bias is None or torso.activation not in _ACTIVATIONS:
+    if type(layer) is not nn.Linear or layer.bias is None or mlp.activation not in _ACTIVATIONS:
         return None
     if layer.weight.dtype != torch.float32 or layer.weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return None
@@ -62,7 +64,9 @@ def numpy_sampler(torso: nn.Module, head: nn.Module, normalizer: ObservationNorm
     if sampling is None:
         return None
     draw, finish = sampling
-    features, last, bias = _features(torso), layer.weight.detach().numpy().T, layer.bias.detach().numpy()
+    features, last, bias = _features(mlp), layer.weight.detach().numpy().T, layer.bias.detach().numpy()
+    if type(torso) is GroupTorso:
+        features = _of_columns(features, torso.columns)
     noise: Iterator[np.ndarray] = iter(())
 
     def sample(obs: Tensor, generator: torch.Generator) -> Tensor:
@@ -77,6 +81,12 @@ def numpy_sampler(torso: nn.Module, head: nn.Module, normalizer: ObservationNorm
         return torch.from_numpy(finish(outputs, drawn))
 
     return sample
+
+
+def _of_columns(features: Callable[[np.ndarray], np.ndarray], parts: Columns) -> Callable[[np.ndarray], np.ndarray]:
+    """The same function for `[N, D]`, of which it is shown some columns."""
+    columns = parts[0] if len(parts) == 1 else np.r_[parts]
+    return lambda x: features(x[:, columns])
 
 
 def _features(torso: MLP) -> Callable[[np.ndarray], np.ndarray]:

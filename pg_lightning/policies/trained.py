@@ -15,6 +15,7 @@ from pg_lightning.errors import UserError
 from pg_lightning.policies.contract import Policy
 from pg_lightning.policies.description import made_policy, made_space
 from pg_lightning.policies.heads.base import space_name
+from pg_lightning.policies.obs_groups import ObsGroups, columns_of, seen_space
 from pg_lightning.spaces import FlattenedBox
 
 Observation: TypeAlias = Any  # an array or a number, or a dict or tuple of these, as the environment's space is
@@ -65,7 +66,7 @@ def load(path: str | Path, seed: int = 0) -> TrainedPolicy:
         raise UserError(f"path: the weights in {str(file)!r} are not those of its policy: {reason}") from error
     arguments = state["policy"]["init_args"]
     observation_space, action_space = (made_space(arguments[f"{name}_space"]) for name in ("observation", "action"))
-    return TrainedPolicy(policy.eval(), observation_space, action_space, state["env_steps"], seed)
+    return TrainedPolicy(policy.eval(), observation_space, action_space, state["env_steps"], seed, policy.groups)
 
 
 class TrainedPolicy:
@@ -77,24 +78,31 @@ class TrainedPolicy:
         action_space: of the environment.
         env_steps: that it was trained for.
         seed: of the actions that are sampled.
+        obs_groups: names of the entries of a `Dict` observation that its `actor` sees; None for all.
 
     Attributes:
         policy: torch in, torch out; see `Policy`.
         observation_space: what `predict` takes: that of the environment, after its wrappers, and before observations
-            were flattened.
+            were flattened. Of a `Dict` it has the groups that the actor sees.
         action_space: what `predict` gives.
         env_steps: that it was trained for.
     """
 
     def __init__(
-        self, policy: Policy, observation_space: Space[Any], action_space: Space[Any], env_steps: int = 0, seed: int = 0
+        self,
+        policy: Policy,
+        observation_space: Space[Any],
+        action_space: Space[Any],
+        env_steps: int = 0,
+        seed: int = 0,
+        obs_groups: ObsGroups | None = None,
     ) -> None:
-        flat = isinstance(observation_space, FlattenedBox)
         self.policy = policy
-        self.observation_space = cast(FlattenedBox, observation_space).original if flat else observation_space
+        self.observation_space = seen_space(observation_space, obs_groups, "actor")
         self.action_space = action_space
         self.env_steps = env_steps
-        self._flattens = flat
+        self._given_space = observation_space
+        self._columns = columns_of(observation_space, obs_groups, "actor")
         self._generator = torch.Generator().manual_seed(seed)
 
     def initial_state(self, num_envs: int | None = None) -> np.ndarray | None:
@@ -118,6 +126,7 @@ class TrainedPolicy:
 
         Args:
             obs: an observation of `observation_space`, or N of them: every array with one dimension more, in front.
+                More entries of a `Dict`, such as a critic's group, are not looked at.
             state: of a recurrent policy, `[S]` or `[N, S]`: `initial_state` where an episode begins, after that what
                 the step before returned.
             action_mask: `[A]` or `[N, A]`, non-zero where a choice is allowed.
@@ -130,9 +139,9 @@ class TrainedPolicy:
         Raises:
             UserError: if shape or dtype of an argument is wrong, or the state is missing.
         """
-        space, count = self.observation_space, _count(self.observation_space, obs)
+        count = _count(self.observation_space, obs)
         batched = count is not None
-        rows = _rows(space, obs, batched) if self._flattens else _array("obs", space, obs, batched)
+        rows = self._vectors(obs, batched)
         with torch.inference_mode():
             before = self._state(state, count)
             seen = torch.from_numpy(rows)
@@ -146,6 +155,17 @@ class TrainedPolicy:
         if batched:
             return chosen, following
         return chosen[0], None if following is None else following[0]
+
+    def _vectors(self, obs: Observation, batched: bool) -> np.ndarray:
+        """Observations as the policy takes them; of what its actor does not see, zeros."""
+        if not isinstance(self._given_space, FlattenedBox):
+            return _array("obs", self.observation_space, obs, batched)
+        rows = _rows(self.observation_space, obs, batched)
+        if self._columns is None:
+            return rows
+        whole = np.zeros((len(rows), *self._given_space.shape), rows.dtype)
+        whole[:, np.r_[self._columns]] = rows
+        return whole
 
     def _state(self, state: np.ndarray | None, count: int | None) -> torch.Tensor | None:
         empty = self.policy.initial_state(1 if count is None else count)

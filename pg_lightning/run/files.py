@@ -56,7 +56,7 @@ def write_file(path: Path, content: bytes | str, previous: Path | None = None, d
         _sync(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Writes plain types as indented JSON, as `write_file` does.
 
     Raises:

@@ -104,7 +104,7 @@ class MetricsWriter:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.csv"
-        self.metrics: list[dict[str, Any]] = []
+        self.metrics: list[dict[str, object]] = []
         self.count = 0
         self.lost = 0
         self.trouble: str | None = None
@@ -161,7 +161,7 @@ class MetricsWriter:
             self.replace(keys, [{key: row[key] for key in keys} for row in rows])
         self.count, self.metrics = len(rows), [*unwritten]
 
-    def _read(self, count: int | None = None) -> list[dict[str, Any]]:
+    def _read(self, count: int | None = None) -> list[dict[str, object]]:
         if not self.path.is_file():
             return []
         with self.path.open(newline="") as file:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -220,7 +221,7 @@ def _sigterm_raises() -> Iterator[None]:
         yield
         return
 
-    def stop(signum: int, frame: Any) -> None:
+    def stop(signum: int, frame: FrameType | None) -> None:
         if callable(before):
             before(signum, frame)
         raise SIGTERMException(128 + signum)

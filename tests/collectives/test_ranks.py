@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from rollouts import BOX, DISCRETE, OBSERVATIONS, make_rollout, timesteps_of
+from rollouts import BOX, DISCRETE, GROUPS, OBSERVATIONS, make_rollout, timesteps_of
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
@@ -78,6 +78,13 @@ CASES = {
     "TRPO, normalised": (TRPO, BOX, RAGGED, {**NORMALIZED, "num_epochs": 2, "num_minibatches": 1}),
     "V-trace": (VTrace, DISCRETE, RAGGED, {"gae_lambda": 0.9}),
     "V-trace, normalised": (VTrace, BOX, RAGGED, ALL_NORMALIZED),
+    "PPO, groups": (PPO, BOX, RAGGED, {**ONE, **ALL_NORMALIZED, "observation_space": GROUPS}),
+    "PPO, groups and memory": (
+        PPO,
+        DISCRETE,
+        PLAIN,
+        {**TWO, "memory": "gru", "memory_size": 3, "observation_space": GROUPS},
+    ),
     "PPO, penalty": (PPO, DISCRETE, RAGGED, {**ONE, "kl_penalty": 0.3, "target_kl": 3e-3}),
 }
 PER_RANK = (A2C, DISCRETE, PLAIN, {"normalize_advantage": "per_rank"})
@@ -165,7 +172,7 @@ def learn(algorithm, actions, kinds, options, rank=None):
     """Weights, statistics and metrics after one update per rollout, in double precision."""
     torch.manual_seed(7)
     spaces = {"observation_space": OBSERVATIONS, "action_space": actions}
-    module = algorithm(**spaces, **{"hidden_sizes": [4], "lr": 0.01, "total_steps": 10**4, **options})
+    module = algorithm(**{**spaces, "hidden_sizes": [4], "lr": 0.01, "total_steps": 10**4, **options})
     with torch.no_grad():
         for p in module.network.parameters():
             p.copy_(0.5 * torch.randn(p.shape))

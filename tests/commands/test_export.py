@@ -28,10 +28,12 @@ from pg_lightning.run.config_file import trained_from
 
 ROOT = Path(__file__).parents[2]
 INF = np.inf
+DEEP = spaces.Box(-1, 1, (2, 2))
 OBSERVATIONS = {
     "box": spaces.Box(-5, 5, (3,), np.float64),
     "image": spaces.Box(0, 255, (36, 36, 2), np.uint8),
     "dict": spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(-1, 1, (2, 2))),
+    "groups": spaces.Dict(critic=spaces.Box(-9, 9, (2,)), policy=spaces.Dict(a=spaces.Discrete(3), b=DEEP)),
 }
 ACTIONS = {
     "discrete": spaces.Discrete(3, start=2),
@@ -172,6 +174,30 @@ def test_the_file_says_what_the_checkpoint_says_in_batches_of_any_size(exported,
                 theirs = _parameter(pi, name)
                 torch.testing.assert_close(found[name], theirs.expand_as(found[name]), atol=1e-5, rtol=1e-5)
             obs, _, _, _, info = vector.step(vector.action_space.sample())
+
+
+@pytest.mark.parametrize(("format", "memory"), [("torch", None), ("onnx", None), ("torch", "lstm")])
+def test_the_file_takes_what_the_actor_sees_and_no_privileged_observation(exported, format, memory):
+    module, file = exported(format, {"obs": "groups"}, normalize_obs=True, memory=memory)
+    card = json.loads(file.with_name(f"{file.name}.json").read_text())
+    seen = spaces.Dict({"policy": OBSERVATIONS["groups"]["policy"]})
+    assert (card["flattened_from"], card["obs_groups"]) == (str(seen), ["policy"])
+    assert card["inputs"]["obs"]["shape"] == ["batch", spaces.flatdim(seen)]
+    policy = command.loaded(file.read_bytes(), format)
+    space = OBSERVATIONS["groups"]
+    space.seed(2)
+    given, state = {}, module.network.initial_state(1)
+    if memory is not None:
+        given["state"] = torch.zeros(1, module.network.actor_memory.state_size)
+    for _ in range(6):
+        obs = space.sample()
+        with torch.no_grad():
+            whole = torch.from_numpy(spaces.flatten(space, obs)).float()[None]
+            pi, state = module.network.act(whole, None, state)
+        x = torch.from_numpy(spaces.flatten(seen, {"policy": obs["policy"]})).float()[None]
+        found = policy({"obs": x, **given})
+        torch.testing.assert_close(found["logits"], pi.logits, atol=1e-5, rtol=1e-5)
+        given = {"state": found["next_state"]} if memory is not None else {}
 
 
 def _flattened(vector: Any, obs: dict[str, Any]) -> np.ndarray:

@@ -3,12 +3,11 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 
 from pg_lightning import cli
@@ -241,17 +240,18 @@ def test_bad_input_is_one_line(arguments, line, tmp_path, monkeypatch, capsys):
 
 def test_a_study_that_is_interrupted_goes_on_and_comes_to_an_end(tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
-    command = [sys.executable, "-m", "pg_lightning", "study", "tiny.yaml", "--workers", "2"]
+    command = ["-m", "pg_lightning", "study", "tiny.yaml", "--workers", "2"]
     folder = tmp_path / "studies/tiny"
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = warm.WarmProcess(command, tmp_path)
     while first.poll() is None and not list(folder.glob("runs/*/*/result.json")):
         time.sleep(0.1)
     os.kill(first.pid, signal.SIGTERM)
-    _, said = first.communicate()
+    assert first.wait(60) == 143
+    said = (tmp_path / "log.txt").read_text()
     done = {file: file.stat().st_mtime_ns for file in folder.glob("runs/*/*/result.json")}
-    assert (first.returncode, said.splitlines()[-1]) == (143, "stopped by SIGTERM")
+    assert said.splitlines()[-1] == "stopped by SIGTERM"
     assert 1 <= len(done) < 4
-    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    second = warm.run(command, tmp_path)
     assert second.returncode == 0, second.stderr
     assert done == {file: file.stat().st_mtime_ns for file in done}
     with (folder / "results.csv").open(newline="") as file:

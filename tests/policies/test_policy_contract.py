@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from pg_lightning.errors import UserError
 from pg_lightning.policies import ActorCritic, Policy
 from pg_lightning.rollout import Batch, Rollout, Sequences
+from pg_lightning.spaces import FlattenedBox
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,))
 IMAGE = spaces.Box(0, 255, (36, 36, 2), np.uint8)
+GROUPS = FlattenedBox(spaces.Dict(critic=spaces.Box(-1.0, 1.0, (2,)), policy=spaces.Box(-1.0, 1.0, (3,))))
+APART = FlattenedBox(spaces.Dict({name: spaces.Box(-1.0, 1.0, (2,)) for name in "abc"}))
 BOX = spaces.Box(np.array([-1.0, 2.0], np.float32), np.array([0.5, 12.0], np.float32))
 DISCRETE = spaces.Discrete(4, start=2)
 MULTI = spaces.MultiDiscrete([[2, 3], [4, 2]], start=[[1, 0], [0, -5]])
@@ -76,6 +79,15 @@ CASES = {
     "relu": Case(BOX, options={"activation": "relu", "hidden_sizes": [8, 8]}),
     "layer norm": Case(options={"layer_norm": True}),
     "no hidden layer": Case(options={"hidden_sizes": []}),
+    "groups": Case(obs=GROUPS),
+    "groups, normalised": Case(BOX, GROUPS, {"normalize_obs": True, "normalize_values": True}),
+    "groups, masked": Case(MULTI, GROUPS, choices=11),
+    "groups, lstm": Case(obs=GROUPS, options={"memory": "lstm"}),
+    "groups, no critic": Case(BOX, GROUPS, {"critic": False}),
+    "groups of ones own": Case(BOX, APART, {"obs_groups": {"actor": ["c", "a"], "critic": ["b", "c"]}}),
+    "groups, shared torso": Case(
+        obs=APART, options={"obs_groups": {"actor": ["a"], "critic": ["a"]}, "shared_torso": True, "memory": "gru"}
+    ),
 }
 B = 6
 

@@ -5,14 +5,12 @@ import errno
 import io
 import os
 import pathlib
-import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from run_files import load, read_metrics
 
 from pg_lightning.errors import UserError
@@ -349,14 +347,9 @@ def test_a_run_goes_on_from_the_checkpoint_of_an_interval(cli, train, tmp_path):
 def test_a_limit_on_the_size_of_files_is_a_disk_that_is_full(tiny, tmp_path):
     """For real: a write of the system fails in its midst."""
     limit = 8_000  # bytes; a checkpoint has 12,000, config.yaml and metrics.csv less
-    finished = subprocess.run(
-        [sys.executable, "-m", "pg_lightning", "fit", "--config", str(tiny), "--data.total_steps", "64"],
-        cwd=tmp_path,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        capture_output=True,
-        text=True,
-    )
+    script = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    (tmp_path / "script.py").write_text(f"{script}from pg_lightning.cli import main\nmain()\n")
+    finished = warm.run(["script.py", "fit", "--config", tiny, "--data.total_steps", 64], tmp_path)
     assert finished.returncode == 2
     assert "warning: cannot save 'runs/tiny/version_0/checkpoints/last.ckpt': File too large; it" in finished.stderr
     assert "error: training has ended, but best.ckpt could not be saved" in finished.stderr

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from pg_lightning.envs.contract import READ
@@ -20,19 +21,19 @@ from pg_lightning.envs.contract import READ
 class Rows(NamedTuple):
     """One row for each environment, in shared memory; in a worker, only its own row."""
 
-    actions: Any
-    obs: Any
-    final_obs: Any
-    rewards: Any
-    terminated: Any
-    truncated: Any
+    actions: np.ndarray
+    obs: np.ndarray
+    final_obs: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
 
     def of(self, n: int) -> Rows:
         """Row n of each; single numbers stay arrays."""
         return Rows(*(array[n : n + 1].reshape(array.shape[1:]) for array in self))
 
 
-def shared_zeros(num_envs: int, shape: Iterable[int] | None, dtype: Any) -> np.ndarray:
+def shared_zeros(num_envs: int, shape: Iterable[int] | None, dtype: npt.DTypeLike | None) -> np.ndarray:
     """`[N, *shape]` zeros that forked processes share."""
     shape, dtype = (num_envs, *(shape or ())), np.dtype(dtype)
     count = math.prod(shape)

@@ -46,7 +46,7 @@ class PoolVectorEnv(VectorEnv):
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (as Gymnasium declares it)
     capabilities = Capabilities(seeds="per_env")
 
-    def __init__(self, env_id: str, num_envs: int, env_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(self, env_id: str, num_envs: int, env_kwargs: dict[str, object] | None = None) -> None:
         self._atari = _is_atari(env_id)
         self.env_id, self.num_envs, self.env_kwargs = env_id, num_envs, dict(env_kwargs or {})
         spec = self._make("make_spec", [0] * num_envs)
@@ -60,7 +60,7 @@ class PoolVectorEnv(VectorEnv):
         self._pool: Any = None
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, object] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts new episodes in all environments; with one seed, environment i uses seed + i, as in Gymnasium."""
         if seed is not None or self._pool is None:
@@ -84,7 +84,7 @@ class PoolVectorEnv(VectorEnv):
         self._out_of_time = truncated & ~terminated
         return obs, rewards, terminated, truncated, infos
 
-    def close_extras(self, **kwargs: Any) -> None:
+    def close_extras(self, **kwargs: object) -> None:
         """Ends the threads."""
         self._pool = None
 
@@ -108,18 +108,18 @@ class PoolEnv(gym.Env[np.ndarray, Any]):
         UserError: see `PoolVectorEnv`.
     """
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(self, env_id: str, env_kwargs: dict[str, object] | None = None) -> None:
         self._env = PoolVectorEnv(env_id, 1, {**(env_kwargs or {}), "num_threads": 1})
         self.observation_space = self._env.single_observation_space
         self.action_space = self._env.single_action_space
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[np.ndarray, dict[str, object]]:
         """Starts an episode."""
         return self._env.reset(seed=seed)[0][0], {}
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
         """One step."""
         obs, rewards, terminated, truncated, _ = self._env.step(np.asarray(action)[None])
         return obs[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}

@@ -253,5 +253,5 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         return infos
 
 
-def _message(*command: Any) -> bytes:
+def _message(*command: object) -> bytes:
     return pickle.dumps(command)
