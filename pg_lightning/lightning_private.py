@@ -30,8 +30,8 @@ SubprocessLauncher = _SubprocessScriptLauncher
 def dismiss_observer(launcher: SubprocessLauncher) -> None:
     """Ends Lightning's watch over the ranks that it has started on this host.
 
-    It looks at them every five seconds, and when one has died it kills this process by SIGKILL, which then cannot say
-    which it was. It keeps the list of processes that the launcher had, and ends when that is empty.
+    It checks the ranks every five seconds, and if one has died it kills this process by SIGKILL, so that the dead rank
+    could not be named. It uses the launcher's list of processes, and ends when that is empty.
     """
     observed, launcher.procs = launcher.procs, list(launcher.procs)
     observed.clear()

@@ -22,7 +22,7 @@ class FlattenedBox(spaces.Box):
 
     @property
     def groups(self) -> dict[str, slice]:
-        """The columns of each entry of a `Dict`, by name, in the order of the vector; none of another space."""
+        """The columns of each entry of a `Dict`, by name, in the order of the vector; empty for other spaces."""
         groups: dict[str, slice] = {}
         if isinstance(self.original, spaces.Dict):
             start = 0

@@ -46,10 +46,10 @@ def default_store() -> distributed.Store:
 
 
 def has_step_hooks(optimizer: optim.Optimizer) -> bool:
-    """Whether somebody has registered a hook before or after the steps of an optimizer."""
+    """Whether a hook is registered before or after the steps of an optimizer."""
     return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
 
 
 def has_gradient_hooks(parameter: nn.Parameter) -> bool:
-    """Whether somebody has registered a hook on the gradient of a parameter, as `wandb.watch` does."""
+    """Whether a hook is registered on the gradient of a parameter, as by `wandb.watch`."""
     return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)

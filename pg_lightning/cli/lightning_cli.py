@@ -34,7 +34,7 @@ class CLI(OpenCLI):
 
     Args:
         config_name: of the run.
-        subcommand: the only one that gets a parser, each of which takes 30 ms; empty for all.
+        subcommand: if given, only this one gets a parser, because each takes 30 ms; empty for all.
     """
 
     def __init__(self, config_name: str, subcommand: str = "") -> None:
@@ -63,7 +63,7 @@ class CLI(OpenCLI):
                 self._fit.metrics.release()
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks the instance
-        """Those that get a parser: the one that is asked for, or all where the help is."""
+        """The sub-commands that get a parser: the requested one, or all for the general help."""
         return {name: given for name, given in SUBCOMMANDS.items() if self._subcommand in ("", name)}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -49,7 +49,7 @@ NEEDED: dict[PolicyFormat, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "o
 NUM_STEPS, NUM_ENVS = 250, 4
 
 INPUTS = {
-    "obs": "observations of the environment (of a Dict, its entries in obs_groups), in this dtype; normalisation "
+    "obs": "observations of the environment (of a Dict, only the entries in obs_groups), in this dtype; normalisation "
     "is part of the graph",
     "action_mask": "info['action_mask'] of the environment: non-zero where an action is allowed",
     "state": "recurrent state: zeros at the start of an episode, then next_state of the previous step",

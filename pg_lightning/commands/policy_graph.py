@@ -34,7 +34,7 @@ Tensors = dict[str, Tensor]
 class Policy(nn.Module):
     """A policy as a function of `[B, *obs]` observations for one step, in one graph.
 
-    Where the actor sees some groups of the observation, `obs` is these alone, `[B, C]`.
+    If the actor sees only some groups of the observation, `obs` contains only these, `[B, C]`.
 
     Args:
         network: is copied, without the critic and without gradients.
@@ -57,7 +57,7 @@ class Policy(nn.Module):
 
 
 def seen(network: ActorCritic, obs: Tensor) -> Tensor:
-    """What the actor sees of `[B, *obs]`: what its graph takes."""
+    """The actor's columns of `[B, *obs]`: the input of its graph."""
     return network.actor_torso.select(obs) if isinstance(network.actor_torso, GroupTorso) else obs
 
 

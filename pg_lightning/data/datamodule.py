@@ -49,7 +49,8 @@ class RolloutDataModule(LightningDataModule):
         total_steps: the budget, in env steps over all processes; training stops at the first rollout boundary at or
             past it.
         backend: `sync` steps the environments in this process, `async` in one process each, `vector` uses the
-            environment's own vectorised code, `envpool` uses EnvPool, `auto` measures and reports its choice.
+            environment's own vectorised code, `envpool` EnvPool, `device` tensors on the policy's device (classic
+            control only), `auto` measures and reports its choice.
         env_timeout: with `async`, the seconds that a step or a reset may take; for the first reset, including the start
             of the process. An environment that takes longer is replaced, as is one whose process dies. `inf`: no limit.
         max_env_restarts: with `async`, the number of replacements after which the next failure ends the run, counted
@@ -227,7 +228,7 @@ class RolloutDataModule(LightningDataModule):
         mode: AutoresetName | None,
     ) -> Any:
         limits = self.env_timeout, self.max_env_restarts
-        # A process that plays ahead acts on a CPU.
+        # The process of `overlap` acts on a CPU.
         device = "cpu" if self.trainer is None or self.overlap else self.trainer.strategy.root_device
         return make_vector_env(self.env_id, num_envs, env_kwargs, wrappers, backend, mode, *limits, device)
 

@@ -114,12 +114,12 @@ def make_vector_env(
         backend: `sync` steps them in this process, one after the other; `async` in one process each, through shared
             memory; `vector` uses the environment's own vectorised implementation; `envpool` uses EnvPool's. For an
             autoreset mode other than EnvPool's `next_step`, each environment gets its own pool, stepped one by one.
-            `device` has classic control tasks as tensors on `device`.
+            `device` steps classic control tasks as tensors on `device`.
         autoreset_mode: when a finished episode is reset; by default within the step, or as in the vectorised
             implementation.
         env_timeout: with `async`, the seconds after which an environment that does not answer is replaced.
         max_env_restarts: with `async`, the number of replacements after which the next failure raises.
-        device: of the tensors, with `device`.
+        device: of the tensors, for the back-end `device`.
 
     Returns:
         A Gymnasium vector environment, or an object that implements `envs.contract.Environments`.
@@ -224,7 +224,7 @@ def _filter_wrapper(space: Space) -> str:
     parts = space.spaces.items() if isinstance(space, spaces.Dict) else ()
     keys = ", ".join(key for key, part in parts if _has_vector_form(part))
     wrapper = f"{{class_path: gymnasium.wrappers.FilterObservation, init_args: {{filter_keys: [{keys}]}}}}"
-    return f"; to drop the other entries, set data.wrappers to [{wrapper}]" if keys else ""
+    return f"; to drop the other entries, use data.wrappers [{wrapper}]" if keys else ""
 
 
 def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:

@@ -81,7 +81,7 @@ class ObservationNormalizer(nn.Module):
         return scaled.clamp(-self.clip, self.clip)
 
     def of_columns(self, columns: Sequence[slice]) -> ObservationNormalizer:
-        """A normaliser of some columns alone, of observations that are vectors."""
+        """A normaliser for some columns of vector observations."""
         statistics = self.statistics
         mean, var = (torch.cat([x[part] for part in columns]) for x in (statistics.mean, statistics.var))
         part = ObservationNormalizer(tuple(mean.shape), self.clip)

@@ -1,4 +1,4 @@
-"""A watch over the processes that this one has started, where it does not notice the death of one itself."""
+"""Watches child processes whose death this process may not notice by itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from pg_lightning.processes.forked import LIVENESS_POLL_S, cause_of_death
 
-NOTICE_PATIENCE_S = 5.0  # that a process has to notice the death of another by itself, as in the next collective
+NOTICE_PATIENCE_S = 5.0  # for this process to notice the death of a child by itself, as in the next collective
 
 
 def watch_children(
@@ -17,13 +17,13 @@ def watch_children(
     give_up: Callable[[str], object],
     patience: float = NOTICE_PATIENCE_S,
 ) -> None:
-    """Returns when all have ended with status 0, or when the main thread has noticed that one did not. For a thread.
+    """Returns when all children have ended with status 0, or the main thread has noticed a death. Runs in a thread.
 
     Args:
-        children: by the names that the message calls them.
-        noticed: set by the main thread when it ends for whatever reason, which it will say itself.
-        give_up: called with the names of the dead and the causes of their deaths, if the main thread has not noticed.
-        patience: seconds that it has.
+        children: by their names in the message.
+        noticed: set by the main thread when it ends for any reason, which it then reports itself.
+        give_up: called with the names and causes of death of the dead children, if the main thread has not noticed.
+        patience: seconds for the main thread to notice.
     """
     while not any(child.poll() for child in children.values()):
         if all(child.returncode == 0 for child in children.values()) or noticed.wait(LIVENESS_POLL_S):

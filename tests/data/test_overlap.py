@@ -246,7 +246,7 @@ def test_hogwild_refuses(fit: Any, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_no_environments")
 def test_a_system_without_fork_refuses(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(UserError, match=r"^data\.overlap: .*cannot; set it to false$"):
+    with pytest.raises(UserError, match=r"^data\.overlap: .*does not support; set it to false$"):
         fit("CartPole-v1", OVERLAP)
 
 

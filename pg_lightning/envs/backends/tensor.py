@@ -1,4 +1,4 @@
-"""Environments of tensors on a device: a task's pure functions, a time limit, and a reset within the step."""
+"""Environments as tensors on a device: a task's pure functions, a time limit, and a reset within the step."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pg_lightning.errors import UserError, cause_of
 
 
 class TensorTask(Protocol):
-    """The rules of an environment, for N of them at once; nothing is kept between calls.
+    """The rules of an environment, for N of them at once, as pure functions.
 
     Attributes:
-        num_uniforms: random numbers that a reset takes.
+        num_uniforms: number of random numbers that a reset uses.
     """
 
     @property
     def num_uniforms(self) -> int:
-        """How many random numbers the first state of an episode takes."""
+        """Number of random numbers for the first state of an episode."""
         ...
 
     def first(self, uniform: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class TensorTask(Protocol):
     def step(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The next states `[N, S]`, rewards `[N]` and whether the task has ended `[N]` bool.
 
-        `actions` `[N, *action]` are in the shape, range and dtype of the action space, or of torch's for it.
+        `actions` `[N, *action]` have the shape, range and dtype of the action space, or torch's equivalent dtype.
         """
         ...
 
@@ -54,19 +54,19 @@ TASKS: dict[str, type[TensorTask]] = {
 
 
 class TensorEnvironments:
-    """N environments of one task, which draw from one stream of random numbers on their device. See `Environments`.
+    """N environments of one task, which share one random stream on their device. See `Environments`.
 
-    A step waits for nothing: numbers are drawn for all environments whether or not they begin an episode.
+    A step does not synchronise with the device: random numbers are drawn for all environments, even without a reset.
 
     Args:
-        env_id: a Gymnasium id that is in `TASKS`; spaces and time limit are Gymnasium's.
+        env_id: a Gymnasium id in `TASKS`; spaces and time limit are Gymnasium's.
         num_envs: N.
         env_kwargs: arguments of the task, and `max_episode_steps`.
-        device: where the tensors are.
+        device: of the tensors.
         dtype: of the states.
 
     Raises:
-        UserError: if there is no such task, or an argument is not one of it.
+        UserError: if there is no such task, or it does not have an argument.
     """
 
     restarts = 0
@@ -98,7 +98,7 @@ class TensorEnvironments:
         self.steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
 
     def uniforms(self, num_steps: int) -> Tensor:
-        """`[num_steps, N, num_uniforms]` random numbers, of which each step takes one row."""
+        """`[num_steps, N, num_uniforms]` random numbers; each step uses one row."""
         shape = num_steps, self.num_envs, self.task.num_uniforms
         return torch.rand(shape, generator=self._generator, device=self.device, dtype=self.dtype)
 
@@ -109,12 +109,12 @@ class TensorEnvironments:
 
         Args:
             state: `[N, S]`.
-            steps: `[N]` int64 env steps of the episodes under way.
+            steps: `[N]` int64 env steps of the current episodes.
             actions: `[N, *action]`.
-            uniform: `[N, num_uniforms]` for the episodes that begin.
+            uniform: `[N, num_uniforms]` for new episodes.
 
         Returns:
-            The next `state` and `steps`, and what the environments give.
+            The next `state` and `steps`, and the result of the step.
         """
         moved, rewards, terminated = self.task.step(state, actions)
         steps = steps + 1
@@ -126,7 +126,7 @@ class TensorEnvironments:
         return state, steps.masked_fill(done, 0), step
 
     def reset(self, seeds: Sequence[int | None] | int | None = None) -> tuple[Tensor, None]:
-        """See `Environments`; of several seeds the first is that of all."""
+        """See `Environments`; the first of several seeds is used for all."""
         seed = seeds if isinstance(seeds, int) or seeds is None else seeds[0]
         if seed is not None:
             self._generator.manual_seed(seed)
@@ -141,7 +141,7 @@ class TensorEnvironments:
         return step
 
     def trim(self, lengths: object) -> None:
-        """Nothing is kept of earlier steps."""
+        """Does nothing: earlier steps are not stored."""
 
     def state_dict(self, lengths: Tensor) -> dict[str, Any]:
         """See `Environments`."""
@@ -163,4 +163,4 @@ class TensorEnvironments:
         return ""
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Does nothing: there are no resources to release."""

@@ -1,7 +1,7 @@
 """Gymnasium's classic control tasks as pure functions of tensors: N at once, on any device, in any float dtype.
 
-Each takes Gymnasium's arguments and has its spaces, rewards and ends; the time limit is the caller's. States are in the
-dtype of the uniform numbers that `first` is given. `tests/envs/test_tensor.py` steps both side by side.
+Each takes Gymnasium's arguments and has its spaces, rewards and episode ends; the caller applies the time limit. States
+have the dtype of the uniform numbers passed to `first`. `tests/envs/test_tensor.py` compares both step by step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CartPole:
         return state
 
     def step(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Euler's method over 0.02 s; ends beyond 2.4 m or 12 degrees."""
+        """Euler's method over 0.02 s; terminates beyond 2.4 m or 12 degrees."""
         x, velocity, angle, spin = state.unbind(-1)
         force = 20.0 * actions.to(state.dtype) - 10.0
         sin, cos = angle.sin(), angle.cos()
@@ -46,7 +46,7 @@ class CartPole:
 
 @dataclass(frozen=True)
 class Pendulum:
-    """A pendulum to be swung up by a bounded torque; it never terminates."""
+    """A pendulum that must be swung up by a bounded torque; it never terminates."""
 
     num_uniforms: ClassVar[int] = 2
     g: float = 10.0
@@ -61,7 +61,7 @@ class Pendulum:
         return torch.stack([angle.cos(), angle.sin(), spin], -1)
 
     def step(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Semi-implicit Euler over 0.05 s; pays minus the squares of angle, velocity and torque."""
+        """Semi-implicit Euler over 0.05 s; the reward is minus the squares of angle, velocity and torque."""
         angle, spin = state.unbind(-1)
         torque = actions.squeeze(-1).to(state.dtype).clamp(-2.0, 2.0)
         from_top = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
@@ -73,7 +73,7 @@ class Pendulum:
 
 @dataclass(frozen=True)
 class Acrobot:
-    """Two links of which the joint between is driven; the tip is to rise above a line (Sutton 1996)."""
+    """Two links with a driven joint between them; the tip must rise above a line (Sutton 1996)."""
 
     num_uniforms: ClassVar[int] = 4
 
@@ -87,7 +87,7 @@ class Acrobot:
         return torch.stack([first.cos(), first.sin(), second.cos(), second.sin(), *spins], -1)
 
     def step(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of the Runge-Kutta method of order 4 over 0.2 s; pays −1 until the tip is up."""
+        """One Runge-Kutta step of order 4 over 0.2 s; the reward is −1 until the tip is up."""
         torque = actions.to(state.dtype) - 1.0
         k1 = self._rates(state, torque)
         k2 = self._rates(state + 0.1 * k1, torque)
@@ -100,7 +100,7 @@ class Acrobot:
         return torch.stack([first, second, *spins], -1), -(~terminated).to(state.dtype), terminated
 
     def _rates(self, state: Tensor, torque: Tensor) -> Tensor:
-        """The derivative of the state, of links of unit mass, length and inertia (the book's equations)."""
+        """The derivative of the state, for links of unit mass, length and inertia (the book's equations)."""
         first, second, spin, other_spin = state.unbind(-1)
         cos, sin = second.cos(), second.sin()
         d1 = 0.25 + (1.25 + cos) + 2.0
@@ -114,7 +114,7 @@ class Acrobot:
 
 
 def _wrapped(angle: Tensor) -> Tensor:
-    """An angle brought within ±π by whole turns."""
+    """An angle wrapped to ±π."""
     turns = ((angle - math.pi) / (2 * math.pi)).ceil().clamp(min=0.0)
     turns = turns - ((-math.pi - angle) / (2 * math.pi)).ceil().clamp(min=0.0)
     return angle - turns * 2 * math.pi
@@ -131,7 +131,7 @@ def _on_the_hill(state: Tensor, push: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MountainCar:
-    """A car too weak for the hill must swing up; three actions."""
+    """A car whose engine is too weak for the hill must swing up; three actions."""
 
     num_uniforms: ClassVar[int] = 1
     goal_velocity: float = 0.0
@@ -145,7 +145,7 @@ class MountainCar:
         return state
 
     def step(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pays −1 until the car is at 0.5 or beyond."""
+        """The reward is −1 until the car is at 0.5 or beyond."""
         moved = _on_the_hill(state, (actions.to(state.dtype) - 1.0) * 0.001)
         terminated = (moved[..., 0] >= 0.5) & (moved[..., 1] >= self.goal_velocity)
         return moved, -torch.ones_like(moved[..., 0]), terminated
@@ -153,7 +153,7 @@ class MountainCar:
 
 @dataclass(frozen=True)
 class MountainCarContinuous:
-    """The same with a bounded force, which costs its square."""
+    """The same with a bounded force; the cost is its square."""
 
     num_uniforms: ClassVar[int] = 1
     goal_velocity: float = 0.0
@@ -167,7 +167,7 @@ class MountainCarContinuous:
         return state
 
     def step(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pays 100 where the car is at 0.45 or beyond, less 0.1 times the square of the force."""
+        """The reward is 100 if the car is at 0.45 or beyond, minus 0.1 times the square of the force."""
         force = actions.squeeze(-1).to(state.dtype)
         moved = _on_the_hill(state, force.clamp(-1.0, 1.0) * 0.0015)
         terminated = (moved[..., 0] >= 0.45) & (moved[..., 1] >= self.goal_velocity)
