@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pg_lightning.class_path import ClassPath
 from pg_lightning.errors import require
-from pg_lightning.learning import Normalize, PolicyGradientModule, make_batch
+from pg_lightning.learning import Normalize, PolicyGradientModule, log_probs, make_batch
 from pg_lightning.returns import vtrace
 from pg_lightning.rollout import Rollout
 
@@ -54,25 +54,28 @@ class VTrace(PolicyGradientModule):
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """One gradient step on −mean( ρ (r + γ v' − V) log π ), the squared error of V to v, and the entropy."""
-        with torch.no_grad():
-            values, next_values = self.network.values(rollout)
-            log_ratios = torch.zeros_like(values)
-            if rollout.log_probs is not None:
-                log_ratios = (self.actor.log_probs(rollout) - rollout.log_probs).to(values.dtype)
-            advantages, returns = vtrace(
-                rollout.rewards,
-                values,
-                next_values,
-                log_ratios,
-                rollout.terminated,
-                rollout.truncated,
-                rollout.valid,
-                self.gamma,
-                self.gae_lambda,
-                self.max_rho,
-                self.max_c,
-            )
-        targets = advantages, returns, values
+        *targets, log_ratios = self.learner.compute(self._targets, rollout)
         batch = make_batch(self.network, rollout, targets, self.normalize_advantage, self.learner.collectives)
         rho = log_ratios[rollout.valid].exp().clamp(max=self.max_rho).mean()
         return self.learner.step(self.loss, batch) | {"train/rho": rho}
+
+    def _targets(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Advantages, targets v, values and log π/μ, `[T, N]` each."""
+        values, next_values = self.network.values(rollout)
+        log_ratios = torch.zeros_like(values)
+        if rollout.log_probs is not None:
+            log_ratios = (log_probs(self.network, rollout) - rollout.log_probs).to(values.dtype)
+        advantages, returns = vtrace(
+            rollout.rewards,
+            values,
+            next_values,
+            log_ratios,
+            rollout.terminated,
+            rollout.truncated,
+            rollout.valid,
+            self.gamma,
+            self.gae_lambda,
+            self.max_rho,
+            self.max_c,
+        )
+        return advantages, returns, values, log_ratios

@@ -1,4 +1,4 @@
-"""Processes that train together end together, and say which of them was at fault."""
+"""Ends all ranks when one fails, and names that rank."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pg_lightning.lightning_private import SubprocessLauncher, dismiss_observer
 from pg_lightning.processes import SHUTDOWN_GRACE_S, WorkerError, cause_of_death, die_with, signals, watch_children
 from pg_lightning.torch_private import default_store
 
-# What gloo and NCCL say, among other things, when a rank is gone or too late.
+# Parts of the messages of gloo and NCCL when a rank has died or timed out.
 COLLECTIVE_ERRORS = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe")
 
 
 class RankWatch(Callback):
-    """When a rank dies or hangs, the others end too, with one line that names it and, as far as it is known, the cause.
+    """When a rank dies or hangs, the others end too, with one line that names it and, if known, the cause.
 
-    A rank that is gone breaks the collective that the others are in, at once; one that hangs, when the timeout of the
-    process group is over. Each rank that ends leaves word of why in the store that all share: its own error, or that
-    it only noticed. Whoever has left no word was killed, hangs, or has lost its host. A `UserError` that rank 0 has too
-    is left to it to say.
+    A dead rank breaks the collective of the others at once; a rank that hangs, when the timeout of the
+    process group is over. Each exiting rank writes its reason to the store of the process group: its own error, or that
+    it only noticed another. A rank without an entry was killed, hangs, or has lost its host. If rank 0 has the same
+    `UserError`, only rank 0 prints it.
 
-    Lightning's own watch over the ranks that rank 0 has started would kill it before it could say all that. This one
-    lets it notice first, and ends it only if it does not, as in a long step of an environment.
+    Lightning's own watch over the ranks that rank 0 has started would kill rank 0 before it could report all that. This
+    one lets it notice first, and ends it only if it does not, as in a long step of an environment.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class RankWatch(Callback):
         self._watch: threading.Thread | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Has the ranks that rank 0 has started end with it, were it killed, and rank 0 with them."""
+        """Makes the ranks that rank 0 has started end with it, even if it is killed, and rank 0 with them."""
         launcher = trainer.strategy.launcher
         if not isinstance(launcher, SubprocessLauncher):
             return
@@ -52,10 +52,10 @@ class RankWatch(Callback):
             self._watch.start()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves word of this rank's error; if it is that of another, makes that the cause of the exception."""
+        """Writes this rank's error to the store; if another rank failed, makes its error the cause of the exception."""
         self._noticed.set()
         disconnect()
-        ends_by_signal = not isinstance(exception, Exception)  # which all ranks have agreed on
+        ends_by_signal = not isinstance(exception, Exception)  # all ranks have agreed on it
         if trainer.world_size == 1 or ends_by_signal or not dist.is_initialized():
             return
         text = str(exception).lower()
@@ -72,7 +72,7 @@ class RankWatch(Callback):
             store.set(_word_of(trainer.global_rank), word)
             if isinstance(exception, UserError) and trainer.global_rank == 0:
                 _wait_for_words(store, trainer, _others(trainer))  # the store ends with this process
-        except RuntimeError:  # it is kept by rank 0, or by the launcher on its host
+        except RuntimeError:  # the store is in rank 0, or in the launcher on its host
             exception.__cause__ = WorkerError("trainer.strategy: rank 0 or its host does not answer")
             return
         if only_noticed:
@@ -81,20 +81,20 @@ class RankWatch(Callback):
 
 
 def _give_up(cause: str) -> None:
-    """Says it for the main thread, which may be in what nothing interrupts, and ends the process."""
+    """Prints the cause and exits, in place of the main thread, which may be in an uninterruptible call."""
     os.write(2, f"error: trainer.strategy: {cause}\n".encode())
     signals.leave(2)
 
 
 def _children(trainer: Trainer) -> dict[int, subprocess.Popen[bytes]]:
-    """The ranks that this one has started, which end with it in any case."""
+    """The ranks that this one has started."""
     launcher = trainer.strategy.launcher
     procs = launcher.procs if isinstance(launcher, SubprocessLauncher) else []
     return dict(enumerate(procs, start=trainer.global_rank + 1))
 
 
 def _culprits(store: dist.Store, trainer: Trainer) -> str:
-    """What became of the ranks that have not just noticed, as one sentence; waits a little for them to say it."""
+    """The failed ranks and their causes, as one sentence; waits briefly for their entries in the store."""
     _wait_for_words(store, trainer, _others(trainer))
     children = _children(trainer)
     found = []
@@ -111,7 +111,7 @@ def _culprits(store: dist.Store, trainer: Trainer) -> str:
 
 
 def _wait_for_words(store: dist.Store, trainer: Trainer, ranks: list[int]) -> None:
-    """Until these ranks have left word, are known to be dead, or have had time enough."""
+    """Waits until these ranks have written to the store, are known to be dead, or the time is over."""
     children = _children(trainer)
     deadline = time.monotonic() + SHUTDOWN_GRACE_S
     while time.monotonic() < deadline:

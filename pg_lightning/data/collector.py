@@ -1,4 +1,4 @@
-"""Collection: steps a vector environment under a policy and writes down what happened, row by row."""
+"""Collection: steps a vector environment with a policy and records the transitions, row by row."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from pg_lightning.rollout import Actor, Rollout
 class RolloutCollector:
     """Collects rollouts of `num_steps` rows; the environments keep running from one rollout to the next.
 
-    With whole episodes, every environment starts afresh instead and plays until an episode of its own ends at or after
-    `num_steps` rows. Every episode that is begun is in the rollout to its end, long or short: to leave out those that
-    take longer would favour short ones. An environment that is done waits for the others in rows that are not valid.
+    With whole episodes, every environment is reset first and plays until one of its episodes ends at or after
+    `num_steps` rows. Every started episode is completed and included, short or long: leaving out those that
+    take longer would favour short ones. A finished environment waits for the others in invalid rows.
 
-    Where the vector environment had to replace an environment in a step, that row is not valid: what its action led to
-    is not known. The row before ends a truncated episode, whose final observation is the one that was acted on, and
-    whose return is not among `episode_returns`.
+    If the vector environment had to replace an environment in a step, that row is invalid, because the result of its
+    action is unknown. The row before ends a truncated episode; its final observation is the last one that was acted on,
+    and its return is not in `episode_returns`.
 
     Args:
-        env: a Gymnasium vector environment with array observations, in any autoreset mode, or what fulfils
-            `envs.contract.Environments`. Where its tensors are on a device, so is the rollout.
-        num_steps: rows T per rollout; with whole episodes the least.
-        seeds: of the environments, one each, or one for an environment that draws all its copies from one stream.
-        action_seed: of the noise that actions are sampled with.
-        whole_episodes: as said above.
-        max_episode_steps: where a rollout of whole episodes is given up, since one has no end.
+        env: a Gymnasium vector environment with array observations, in any autoreset mode, or an object that implements
+            `envs.contract.Environments`. The rollout is on the device of its tensors.
+        num_steps: rows T per rollout; the minimum with whole episodes.
+        seeds: of the environments, one each, or one for an environment with a single random stream.
+        action_seed: seed of the noise of sampled actions.
+        whole_episodes: whether rollouts consist of whole episodes.
+        max_episode_steps: limit after which a rollout of whole episodes fails, because an episode does not end.
 
     Attributes:
-        env: the environments behind the contract.
-        is_given_up: a rollout was begun that nobody learns from: the environments are not where the policy is.
+        env: the environments as `Environments`.
+        is_given_up: collection was aborted mid-rollout; the environment state is ahead of the policy and must not be
+            saved in a checkpoint.
     """
 
     def __init__(
@@ -64,11 +65,11 @@ class RolloutCollector:
         self._reset(seeds)
 
     def collect(self, actor: Actor) -> Rollout:
-        """One rollout under `actor` as it is now.
+        """One rollout with the current `actor`.
 
         Raises:
             UserError: if an observation, a reward or an action is not finite, naming the environment and the step; if
-                an episode that is to be played to its end has none.
+                an episode that must be completed does not end.
         """
         generator, first_state = self._prepared(actor)
         policy_version, env, rows, state, T = actor.policy_version, self.env, self.rows, first_state, self.num_steps
@@ -95,7 +96,7 @@ class RolloutCollector:
         return rollout
 
     def _prepared(self, actor: Actor) -> tuple[torch.Generator, Tensor | None]:
-        """The generator and the memory that the rollout begins with, on the device of the actor."""
+        """The generator and the recurrent state at the start of the rollout, on the device of the actor."""
         if self._generator is None or self._generator.device != actor.device:
             self._generator = self._new_generator(actor.device)
         if self._state is None:
@@ -116,7 +117,7 @@ class RolloutCollector:
         self.rows.show(*self.env.reset(seeds))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where everything stands between two rollouts, in plain types and tensors."""
+        """The state between two rollouts, in plain types and tensors."""
         generator, rows = self._generator_state, self.rows
         if self._generator is not None:
             generator = (self._generator.device.type, self._generator.get_state())
@@ -131,10 +132,10 @@ class RolloutCollector:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> str:
-        """Puts the environments, just reset, and all else where they stood.
+        """Restores the environments, which were just reset, and all other state.
 
         Returns:
-            Nothing, or why the environments could not be put there; then they begin episodes from the seeds of now.
+            An empty string, or the reason for failure; then the environments start episodes with the current seeds.
         """
         reason = self.env.load_state_dict(state, state["obs"], state["returns"], state["lengths"])
         if reason:

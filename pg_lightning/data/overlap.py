@@ -1,4 +1,4 @@
-"""Overlap: a forked process plays the next rollout while the Trainer learns from the last."""
+"""Overlap: a forked process collects the next rollout while the Trainer learns from the last."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from pg_lightning.rollout import Actor, Rollout
 
 
 class CollectorProcess:
-    """A `RolloutCollector` in a process of its own, one rollout ahead.
+    """A `RolloutCollector` in its own process, one rollout ahead.
 
-    Whoever asks for a rollout gets the one that the process has played, and the process plays the next with the weights
-    of now. So the first rollout is of the weights of the first call, the second too, and from then on each is of the
-    weights of the call before. A rollout brings the log-probabilities under the policy that acted.
+    `collect` returns the rollout that the process has collected, and the process collects the next with the current
+    weights. So the first and the second rollout use the weights of the first call, and from then on each uses the
+    weights of the previous call. A rollout includes the log-probabilities of the policy that acted.
 
-    The process acts on a CPU, on weights in shared memory that are written only while it waits. Rollouts come through a
-    pipe, so that none is overwritten: for 8 x 128 rows of CartPole that takes 0.1 ms, where an update takes 40.
+    The process acts on a CPU, with weights in shared memory that are only written while it waits. Rollouts are sent
+    through a pipe, so that none is overwritten: for 8 x 128 rows of CartPole this takes 0.1 ms; an update takes 40 ms.
 
     Args:
-        make_collector: called in the process; the environments live there.
+        make_collector: called in the process, which owns the environments.
 
     Attributes:
         worker: the process; None before the first rollout.
-        is_given_up: a rollout was asked for that nobody learns from: the environments are not where the policy is.
+        is_given_up: collection was aborted mid-rollout; the environment state is ahead of the policy.
     """
 
     def __init__(self, make_collector: Callable[[], RolloutCollector]) -> None:
@@ -47,7 +47,7 @@ class CollectorProcess:
         self.is_given_up = False
 
     def collect(self, actor: Actor) -> Rollout:
-        """The rollout under way, when it is done; the next begins, under `actor` as it is now.
+        """Waits for the rollout in progress; the next one starts with the current weights of `actor`.
 
         Raises:
             UserError: if the collector raised it.
@@ -63,9 +63,9 @@ class CollectorProcess:
         return rollout
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The rollout under way, which is of weights that are no more, and where the collector stands after it; None
-        before the first, where that rollout fails, which whoever asks for it is told, and where a signal leaves no time
-        to wait for it."""
+        """The in-flight rollout, collected with superseded weights, and the collector's state after it. None before
+        the first rollout; if that rollout fails, which the next `collect` raises; and if a signal leaves no time to
+        wait for it."""
         if self.worker is None or self._failure is not None:
             return None
         if self._ahead is None and not self._comes_soon():
@@ -79,7 +79,7 @@ class CollectorProcess:
             return None
 
     def load_state_dict(self, state: dict[str, Any] | None, actor: Actor) -> str:
-        """Starts the process from that state; returns nothing, or why its environments could not be put there."""
+        """Starts the process from that state; returns an empty string, or the reason why it cannot be restored."""
         if state is None:
             return "it had not begun"
         self._start(actor)
@@ -91,13 +91,13 @@ class CollectorProcess:
         return reason
 
     def close(self) -> None:
-        """Ends the process, and with it the environments; the rollout under way is lost."""
+        """Ends the process and its environments; the rollout in progress is lost."""
         if self.worker is not None:
             self._end()
             self._copies = []
 
     def _start(self, actor: Actor) -> None:
-        # Copied before the fork: a forked process cannot use the GPU of its parent, not even to move weights off it.
+        # Copied before the fork: a forked process cannot use its parent's GPU, not even to copy weights from it.
         acting = copy(actor)
         acting.policy = deepcopy(actor.policy).to("cpu").share_memory()
         self._copies = list(zip(_tensors(acting), _tensors(actor), strict=True))
@@ -114,13 +114,13 @@ class CollectorProcess:
         self._send(actor.policy_version)
 
     def _asked(self, method: str, *arguments: Any) -> Any:
-        """What a method of the collector returns, after the rollout under way."""
+        """The result of a method of the collector, after the rollout in progress."""
         self._send((method, arguments))
         return self._receive()
 
     def _send(self, message: Any) -> None:
         assert self.worker is not None
-        with suppress(OSError):  # a process that has died meanwhile is found out by who waits for its answer
+        with suppress(OSError):  # the death of the process is detected when its answer is awaited
             self.worker.pipe.send(message)
 
     def _receive(self) -> Any:
@@ -136,7 +136,7 @@ class CollectorProcess:
 
 
 def _serve(make_collector: Callable[[], RolloutCollector], actor: Actor, pipe: Connection, at_exit: ExitStack) -> None:
-    """What the process does: plays a rollout for each version of the policy that it is sent, until None."""
+    """The main function of the process: collects a rollout for each policy version that it receives, until None."""
     collector = make_collector()
     at_exit.callback(collector.close)
     while (message := pipe.recv()) is not None:

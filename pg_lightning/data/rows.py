@@ -1,6 +1,6 @@
-"""Rows: what T steps of N environments gave, written down where the environments are, and made a `Rollout`.
+"""Rows: T steps of N environments, stored on the environments' device, and converted to a `Rollout`.
 
-`HostRows` and `DeviceRows` take the same calls and give the same rollout for the same steps.
+`HostRows` and `DeviceRows` have the same interface and give the same rollout for the same steps.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pg_lightning.rollout import Rollout
 
 
 class HostRows:
-    """Rows of environments that give NumPy arrays.
+    """Rows of environments that return NumPy arrays.
 
     Args:
         env: the environments.
-        num_steps: rows T; with whole episodes the least.
-        whole_episodes: rows are added until no environment is in an episode of its own.
+        num_steps: rows T; the minimum with whole episodes.
+        whole_episodes: rows are added until every environment has finished its episodes.
 
     Attributes:
         t: number of rows.
-        now: `[N, *obs]` observations that the next actions answer.
+        now: `[N, *obs]` observations for the next actions.
         mask: `[N, A]` their action mask, or None.
-        actions: of each row; whoever acts appends them, before the environments step.
-        episodes: under way.
+        actions: of each row; appended before the environments step.
+        episodes: the current ones.
     """
 
     def __init__(self, env: Environments, num_steps: int, whole_episodes: bool) -> None:
@@ -42,7 +42,7 @@ class HostRows:
         self.episodes = HostEpisodes(env.num_envs)
 
     def show(self, obs: np.ndarray, mask: np.ndarray | None) -> None:
-        """All environments have been reset to these observations."""
+        """Sets the first observations after a reset of all environments."""
         self._last = np.array(obs, self._obs_dtype)
         self.now = torch.from_numpy(self._last)
         self._mask = None if mask is None else np.array(mask)
@@ -50,12 +50,12 @@ class HostRows:
         self.episodes.clear()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """All stands as in a `state_dict` of the collector."""
+        """Restores the state from a `state_dict` of the collector."""
         self.show(state["obs"].numpy(), None if state["action_mask"] is None else state["action_mask"].numpy())
         self.episodes.load_state_dict(state)
 
     def begin(self) -> None:
-        """A rollout begins with what is observed now. Its arrays are new: the last rollout keeps its own."""
+        """Starts a rollout with the current observations. Its arrays are new: the last rollout keeps its own."""
         T, N = self.num_steps, self.num_envs
         self.t, self._room = 0, T
         self._obs = np.empty((T + 1, N, *self._obs_shape), self._obs_dtype)
@@ -68,7 +68,7 @@ class HostRows:
         self._obs[0] = self._last
 
     def add(self, step: VectorStep[np.ndarray]) -> None:
-        """Writes down what the actions of row t led to."""
+        """Adds the result of the actions of row t."""
         t, episodes = self.t, self.episodes
         if t == self._room:
             self._grow()
@@ -91,11 +91,11 @@ class HostRows:
             self._keep_final_obs(step, ended)
 
     def cleared(self, state: Tensor, begins: np.ndarray) -> Tensor:
-        """`[N, S]` of the memory, empty where an episode begins."""
+        """`[N, S]` the recurrent state, reset where an episode starts."""
         return state * torch.from_numpy(~begins).unsqueeze(1).to(state.device) if begins.any() else state
 
     def check(self) -> None:
-        """Whether what failed did so because of a number that is not finite; `rollout` asks by itself.
+        """Raises if a non-finite number may have caused a failure; `rollout` calls it too.
 
         Raises:
             UserError: if an observation, a reward or an action is not finite, naming the environment and the step.
@@ -109,11 +109,11 @@ class HostRows:
 
         Args:
             policy_version: of the policy that acted.
-            state: `[N, S]` of its memory before the first row, or None.
+            state: `[N, S]` recurrent state before the first row, or None.
             restarts: environments replaced so far, or None.
 
         Raises:
-            UserError: see `check`: a policy fed with NaN learns nothing but NaN.
+            UserError: see `check`: a policy that learns from NaN becomes NaN.
         """
         T, actions = self.t, torch.stack(self.actions)
         obs, rewards, finals = self._obs[: T + 1], self._rewards[:T], self._final_obs
@@ -147,8 +147,8 @@ class HostRows:
         self._masks.append(self._mask)
 
     def _keep_final_obs(self, step: VectorStep[np.ndarray], ended: np.ndarray) -> None:
-        """Of the episodes that were cut and reset within the step; where the last observation is not known, the one
-        before, so that V(s_t) stands for V(s_{t+1})."""
+        """Stores the final observations of episodes that were truncated and reset within the step; if one is unknown,
+        the one before, so that V(s_t) replaces V(s_{t+1})."""
         t = self.t - 1
         for n in ended[(step.begins & ~self._terminated[t])[ended]].tolist():
             final = self._obs[t, n] if step.final_obs is None else step.final_obs[n]
@@ -163,7 +163,7 @@ class HostRows:
 
 
 class DeviceRows:
-    """Rows of environments that give tensors on a device.
+    """Rows of environments that return tensors on a device.
 
     No step waits for the device; `rollout` does, once, for the number of env steps, of ended episodes and of final
     observations. Final observations need memory for as many as there are rows.
@@ -171,7 +171,7 @@ class DeviceRows:
     Args:
         env: the environments; their device is the rows'.
         num_steps: see `HostRows`.
-        whole_episodes: see `HostRows`; then every step past `num_steps` waits for the device.
+        whole_episodes: see `HostRows`; then every step past `num_steps` synchronises with the device.
 
     Attributes:
         t: see `HostRows`, as `now`, `mask`, `actions` and `episodes`.
@@ -186,7 +186,7 @@ class DeviceRows:
         self.episodes = DeviceEpisodes(env.num_envs, self.device)
 
     def show(self, obs: Tensor, mask: Tensor | None) -> None:
-        """All environments have been reset to these observations."""
+        """Sets the first observations after a reset of all environments."""
         self.now = obs.to(self.device, self._obs_dtype, copy=True)
         self.mask = None if mask is None else mask.clone()
         self.episodes.clear()
@@ -197,7 +197,7 @@ class DeviceRows:
         self.episodes.load_state_dict(state)
 
     def begin(self) -> None:
-        """A rollout begins with what is observed now."""
+        """Starts a rollout with the current observations."""
         self.t = 0
         self.actions: list[Tensor] = []
         self._masks = None if self.mask is None else [self.mask]
@@ -208,12 +208,12 @@ class DeviceRows:
         self._final_obs: list[Tensor] = []
 
     def add(self, step: VectorStep[Tensor]) -> None:
-        """Writes down what the actions of row t led to. Everything is copied: simulators write into their arrays."""
+        """Adds the result of the actions of row t. Everything is copied, because simulators write in place."""
         t, episodes, columns = self.t, self.episodes, self._columns
         rewards, valid, truncated = step.rewards.float(), episodes.playing, step.truncated.clone()
         if step.valid is not None:
             valid = valid & step.valid
-        # Not a product: what an environment pays for an ignored action may be infinite.
+        # Not a product: the reward of an ignored action may be infinite.
         rewards = rewards.masked_fill(~valid, 0.0)
         if step.restarted is not None:
             columns["truncated"][t - 1 :] = [
@@ -236,11 +236,11 @@ class DeviceRows:
         episodes.advance(step, rewards, valid, self.whole_episodes and t + 1 >= self.num_steps)
 
     def cleared(self, state: Tensor, begins: Tensor) -> Tensor:
-        """`[N, S]` of the memory, empty where an episode begins."""
+        """`[N, S]` the recurrent state, reset where an episode starts."""
         return state * (~begins).unsqueeze(1).to(state.device)
 
     def check(self) -> None:
-        """See `HostRows.check`; waits for the device. `rollout` checks by itself."""
+        """See `HostRows.check`; synchronises with the device. `rollout` calls it too."""
         t = self.t
         rows = (
             torch.stack(self._columns["cut"]).flatten().nonzero().flatten() if t else torch.zeros(0, dtype=torch.int64)
@@ -263,7 +263,7 @@ class DeviceRows:
         finite = [x.isfinite().all().to(self.device) for x in (obs, columns["rewards"], actions)]
         finite.append((final_obs.isfinite().flatten(1).all(1) | ~cut).all())
         counts = torch.stack([columns["valid"].sum(), ended.sum(), cut.sum(), torch.stack(finite).all()])
-        env_steps, num_ended, num_cut, is_finite = counts.tolist()  # waits for the device
+        env_steps, num_ended, num_cut, is_finite = counts.tolist()  # synchronises with the device
         final_rows = torch.nonzero_static(cut, size=num_cut).flatten()
         final_obs = final_obs[final_rows]
         if not is_finite:

@@ -1,4 +1,4 @@
-"""The spaces of an environment, read from one that is made for it."""
+"""The spaces of an environment, read from a temporary instance."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def require_same_spaces(
     wrappers: Sequence[ClassPath],
     backend: Backend,
 ) -> None:
-    """Refuses a training environment whose spaces are not those of evaluation.
+    """Refuses a training environment whose spaces differ from those of evaluation.
 
     Args:
-        name: of the setting that adds to the environment in training.
+        name: of the setting that changes the training environment.
         expected: the spaces in evaluation.
-        env_id: see `make_env`, as the others.
+        env_id: see `make_env`, also for the others.
         env_kwargs: in training.
         wrappers: in training.
         backend: in training.
@@ -47,7 +47,7 @@ def require_same_spaces(
     """
     try:
         spaces = spaces_of(env_id, env_kwargs, wrappers, backend)
-    except UserError as error:  # without what training adds it could be made
+    except UserError as error:  # the evaluation environment was created already, so the training setting is at fault
         raise UserError(str(error).replace("data.", "data.train_", 1)) from error
     if spaces != expected:
         raise UserError(

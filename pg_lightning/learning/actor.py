@@ -1,4 +1,4 @@
-"""The policy as data collection sees it: actions in the precision that training computes in, and a version."""
+"""The policy for data collection: acts in the precision of training, and has a version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def as_it_is(device: torch.device) -> AbstractContextManager[None]:
 
 
 def precision_of(trainer: Trainer, device: torch.device) -> AbstractContextManager[None]:
-    """The Trainer's precision on the kind of device that it learns on; elsewhere the weights' own."""
+    """The Trainer's precision on the kind of device of the training; on other devices the precision of the weights."""
     learns_here = device.type == trainer.strategy.root_device.type
     return trainer.precision_plugin.forward_context() if learns_here else nullcontext()
 
@@ -30,7 +30,7 @@ class PolicyActor:
 
     Args:
         policy: the network.
-        progress: whose number of updates is the policy's version.
+        progress: counts the updates; their number is the policy's version.
 
     Attributes:
         precision: makes the context in which the policy computes on a device; by default the weights' own precision.
@@ -40,21 +40,21 @@ class PolicyActor:
         self.policy = policy
         self.progress = progress
         self.precision: Callable[[torch.device], AbstractContextManager[None]] = as_it_is
-        self._device: torch.device | None = None  # known within `acting`, where every step asks
+        self._device: torch.device | None = None  # cached within `acting`, because every step reads it
 
     @property
     def policy_version(self) -> int:
-        """Number of updates behind the policy."""
+        """Number of updates of the policy so far."""
         return self.progress.updates
 
     @property
     def device(self) -> torch.device:
-        """Where the policy computes."""
+        """The device on which the policy computes."""
         return self._device or self.policy.actor_head.linear.weight.device
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """No gradients, and the precision that training computes in: otherwise the first ratio π/π_old is not 1."""
+        """No gradients, and the precision of training: otherwise the first ratio π/π_old is not 1."""
         self._device = self.device
         try:
             with torch.inference_mode(), self.precision(self.device), self.policy.acting():
@@ -63,7 +63,7 @@ class PolicyActor:
             self._device = None
 
     def initial_state(self, num_envs: int) -> Tensor | None:
-        """The empty memory `[N, S]` that an episode begins with; None for a policy without memory."""
+        """The initial recurrent state `[N, S]` of an episode; None for a policy without memory."""
         return self.policy.initial_state(num_envs)
 
     def act(
@@ -74,7 +74,7 @@ class PolicyActor:
         action_mask: Tensor | None = None,
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the memory after them."""
+        """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the next state."""
         device = self._device or self.device
         obs, mask = obs.to(device), None if action_mask is None else action_mask.to(device)
         if not deterministic:
@@ -83,15 +83,20 @@ class PolicyActor:
         return pi.mode, state
 
     def log_probs(self, rollout: Rollout) -> Tensor:
-        """log π(a|s) `[T, N]` of the actions of a rollout that this policy has played, 0 where not valid."""
+        """log π(a|s) `[T, N]` of the actions of a rollout that this policy has collected, 0 where not valid."""
         with torch.inference_mode(), self.precision(self.device):
-            zeros = torch.zeros_like(rollout.rewards)
-            if rollout.env_steps == 0:
-                return zeros
-            batch = Batch.of(rollout, zeros, zeros, zeros)
-            log_probs = self.policy.policy(batch).log_prob(batch.actions)
-            return zeros.to(log_probs.dtype).masked_scatter(rollout.valid, log_probs)
+            return log_probs(self.policy, rollout)
 
     def env_actions(self, actions: Tensor) -> Tensor:
-        """Actions as the environment wants them."""
+        """The actions for the environment."""
         return self.policy.actor_head.env_actions(actions)
+
+
+def log_probs(policy: ActorCritic, rollout: Rollout) -> Tensor:
+    """log π(a|s) `[T, N]` of the actions of a rollout, 0 where not valid."""
+    zeros = torch.zeros_like(rollout.rewards)
+    if rollout.env_steps == 0:
+        return zeros
+    batch = Batch.of(rollout, zeros, zeros, zeros)
+    result = policy.policy(batch).log_prob(batch.actions)
+    return zeros.to(result.dtype).masked_scatter(rollout.valid, result)

@@ -1,4 +1,4 @@
-"""From a loss function to a gradient: eager or compiled, at once or in micro-batches."""
+"""Computes the gradient of a loss: eager or compiled, at once or in micro-batches."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Backward:
     """Computes a loss and its gradient.
 
     Args:
-        compiles: whether to compile: the loss, or loss and gradient together where nobody listens in between.
-        micro_batch_size: rows of one backward pass, for networks whose activations do not fit; None for all at once.
+        compiles: whether to compile: the loss, or loss and gradient together if no hook is between them.
+        micro_batch_size: rows per backward pass, if the activations do not fit into memory; None for all at once.
 
     Attributes:
-        compiled: what differentiates in one call, or None.
+        compiled: computes loss and gradient in one call, or None.
 
     Raises:
         UserError: if losses are to be compiled and there is no compiler.
@@ -47,7 +47,7 @@ class Backward:
         self._losses: dict[Loss, Loss] = {}
 
     def start(self, module: LightningModule, gradient: Gradient, max_grad_norm: float) -> None:
-        """When training begins: `module` is what hooks and precision are those of."""
+        """Starts training with the hooks and the precision of `module`."""
         self._module = module
         self._is_watched = are_watched(module, HOOKS)
         self._losses.clear()
@@ -57,19 +57,19 @@ class Backward:
             self.compiled = CompiledStep(module, gradient, max_grad_norm)
 
     def is_at_once(self, batch: Batch) -> bool:
-        """Whether one backward pass takes all rows."""
+        """Whether all rows are in one backward pass."""
         return self.micro_batch_size is None or len(batch) <= self.micro_batch_size
 
     def __call__(
         self, loss_of: Loss, gradient: Gradient, batch: Batch, is_refused: Callable[[Stats], bool] | None = None
     ) -> Stats | None:
-        """The statistics of a loss; None where they are refused.
+        """The statistics of a loss; None if they are refused.
 
         Args:
-            loss_of: maps a batch to a mean over its rows and the statistics to log of it.
-            gradient: becomes that of the loss.
+            loss_of: maps a batch to a mean over its rows and the statistics to log.
+            gradient: receives the gradient of the loss.
             batch: the rows.
-            is_refused: told the statistics over all rows; where it says so the gradient is not to be used.
+            is_refused: is called with the statistics over all rows; if it returns True, the gradient must not be used.
         """
         gradient.zero()
         if self.is_at_once(batch):
@@ -80,7 +80,7 @@ class Backward:
                 share = len(part) / len(batch)
                 own = self._add(loss_of, gradient, part, share) or {}
                 stats = {name: stats.get(name, 0.0) + share * value.detach() for name, value in own.items()}
-            if EXPLAINED in stats:  # which is no mean over rows
+            if EXPLAINED in stats:  # not a mean over rows
                 stats[EXPLAINED] = explained_variance(batch.old_values, batch.returns)
             if is_refused is not None and is_refused(stats):
                 stats = None
@@ -120,9 +120,9 @@ class Backward:
 
 
 def are_watched(module: LightningModule, hooks: tuple[str, ...]) -> bool:
-    """Whether anyone implements these hooks: if not, Lightning would only ask every callback in vain.
+    """Whether any callback, plugin or the module implements these hooks; if not, calling them has no effect.
 
-    Precision plugins that do more than convert, and strategies other than the plain ones, are taken to implement each.
+    Precision plugins that do more than convert, and strategies other than the plain ones, count as implementing all.
     """
     trainer: Trainer = module.trainer
     plain = type(trainer.precision_plugin) in (Precision, DoublePrecision, HalfPrecision) and isinstance(
@@ -139,5 +139,5 @@ def are_watched(module: LightningModule, hooks: tuple[str, ...]) -> bool:
 
 
 def loss_scaler(module: LightningModule) -> torch.amp.GradScaler | None:
-    """What scales the loss under 16-mixed, None in any other precision."""
+    """The scaler of the loss under 16-mixed, None in any other precision."""
     return getattr(module.trainer.precision_plugin, "scaler", None)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside Lightning's: counters, spaces and episodes of every rank, in plain types."""
+"""Our part of a checkpoint: counters, spaces and episodes of every rank, in plain types."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def described(observation_space: Space, action_space: Space) -> dict[str, str]:
-    """The spaces in words, to tell one task from another."""
+    """The spaces in words, to distinguish tasks."""
     spaces = {"observation_space": observation_space, "action_space": action_space}
     return {name: one_line(space) for name, space in spaces.items()}
 
 
 def saved(module: PolicyGradientModule) -> dict[str, Any]:
-    """The state of a module beside its weights; a collective: every rank must call it."""
+    """The state of a module besides its weights. A collective: all ranks must call it."""
     running = None if module.reward_scaler is None else module.reward_scaler.discounted_returns
     returns, lengths = module.reports.episodes.all()
     own = {"discounted_returns": running, "episode_returns": returns, "episode_lengths": lengths}
@@ -41,16 +41,16 @@ def saved(module: PolicyGradientModule) -> dict[str, Any]:
 
 
 def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: bool) -> None:
-    """Puts the counters back.
+    """Restores the counters.
 
     Args:
-        module: whose network and spaces must be those of the checkpoint.
+        module: must have the network and spaces of the checkpoint.
         checkpoint: Lightning's.
-        fits: whether training goes on, so that the optimizer matters too.
+        fits: whether training continues, so that the optimizer must match too.
 
     Raises:
-        UserError: if the checkpoint is not one of ours or was trained on other spaces, another network or with another
-            optimizer.
+        UserError: if the checkpoint is not from this package, or was trained with other spaces, another network or
+            another optimizer.
     """
     state = checkpoint.get("pg_lightning")
     if state is None:
@@ -86,7 +86,7 @@ def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: b
 
 
 def restore_episodes(module: PolicyGradientModule, own: Mapping[str, Any]) -> None:
-    """Puts back what this rank knew of its episodes."""
+    """Restores this rank's state of its current episodes."""
     if module.reward_scaler is not None:
         module.reward_scaler.discounted_returns = own["discounted_returns"]
     module.reports.episodes.clear()

@@ -1,4 +1,4 @@
-"""What an algorithm asks of its numbers, its data and its strategy, checked before any environment starts."""
+"""Requirements of an algorithm on numbers, data and strategy, checked before any environment starts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_numbers(
 
 
 def check_data(module: PolicyGradientModule, data: Any) -> None:
-    """Refuses a datamodule whose rollouts the algorithm cannot learn from; None is any other loader.
+    """Refuses a datamodule whose rollouts the algorithm cannot use; None is any other loader.
 
     Raises:
         UserError: naming the field and the cure.
@@ -61,7 +61,7 @@ def check_data(module: PolicyGradientModule, data: Any) -> None:
 
 
 def check_strategy(module: PolicyGradientModule) -> None:
-    """Refuses a strategy that the algorithm cannot learn with.
+    """Refuses a strategy that the algorithm does not support.
 
     Raises:
         UserError: naming the field and the cure.
@@ -78,7 +78,7 @@ def check_strategy(module: PolicyGradientModule) -> None:
 
 
 def check_rollout(module: PolicyGradientModule, rollout: Rollout) -> None:
-    """Refuses an unfinished episode where whole ones are learned from.
+    """Refuses an unfinished episode if the algorithm needs whole episodes.
 
     Raises:
         UserError: naming the algorithm.

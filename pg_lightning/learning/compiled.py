@@ -1,4 +1,4 @@
-"""Compiled gradient steps: one call for forward and backward, or one for these, the clip and the optimizer."""
+"""Compiled gradient steps: one call for forward and backward, or one that also includes clip and optimizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compiled(function: Function) -> Function:
 
 
 class Formula(Protocol):
-    """One step of an optimizer as a pure formula: weights `[P]` and moments are changed in place."""
+    """One step of an optimizer as a formula that changes weights `[P]` and moments in place."""
 
     def __call__(self, weights: Tensor, gradient: Tensor, moments: Moments, lr: Tensor, group: Group) -> None:
         """`group` has the options of the optimizer."""
@@ -36,13 +36,13 @@ class Formula(Protocol):
 
 
 class CompiledStep:
-    """Differentiates a loss by the flat vector of all parameters, in one compiled call.
+    """Differentiates a loss with respect to the flat vector of all parameters, in one compiled call.
 
-    Autograd never sees the parameters: the loss is a pure function of the vector, so that one graph holds forward and
-    backward pass, and, with `step`, the clip and the optimizer.
+    The loss is a pure function of the vector, so that one graph contains forward and backward pass, and, with `step`,
+    the clip and the optimizer; autograd does not use the parameters.
 
     Args:
-        module: whose parameters a loss depends on.
+        module: contains the parameters.
         gradient: of these parameters.
         max_grad_norm: bound on the norm of the whole gradient.
     """
@@ -64,7 +64,7 @@ class CompiledStep:
         return self._differentiate[loss](self.gradient.values, batch)
 
     def can_step(self, optimizers: Sequence[optim.Optimizer]) -> bool:
-        """Whether `step` knows these optimizers and nobody listens to them; if so, they have their moments then."""
+        """Whether `step` supports these optimizers and no hook is registered on them; if so, creates their moments."""
         own = {id(vector) for (vector,) in self.gradient.groups.values()}
         groups = [group for x in optimizers for group in x.param_groups]
         is_known = all(type(x) in FORMULAS and not has_step_hooks(x) for x in optimizers)
@@ -77,7 +77,7 @@ class CompiledStep:
         self._moments = [{name: m for name, m in state.items() if isinstance(m, Tensor)} for state in states]
         # A learning rate that changes must not cause a recompilation: it is a tensor.
         self._rates = [self.gradient.values.new_zeros((), dtype=torch.float64) for _ in groups]
-        self.gradient.collect()  # from now on the gradient of a parameter is a view of what `step` writes
+        self.gradient.collect()  # from now on the gradient of a parameter is a view of the output of `step`
         return True
 
     def step(self, loss: Loss, batch: Batch) -> Stats:
@@ -92,7 +92,7 @@ class CompiledStep:
     def _gradient_of(self, loss: Loss) -> Callable[[Tensor, Batch], tuple[Tensor, Stats]]:
         holder = _LossModule(self._module, loss)
         index = {id(parameter): i for i, parameter in enumerate(self.gradient.parameters)}
-        # Every place that a parameter stands in: tied ones have several. A shared module has one.
+        # All names of a parameter: tied parameters have several. A shared module has one.
         places = [
             (f"{path}.{name}", index[id(parameter)])
             for path, owner in holder.named_modules()
@@ -132,7 +132,7 @@ class CompiledStep:
 
 
 class _LossModule(nn.Module):
-    """A loss as the forward pass of a module, which `functional_call` can give other parameters."""
+    """A loss as the forward pass of a module, so that `functional_call` can replace the parameters."""
 
     def __init__(self, module: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class _LossModule(nn.Module):
 
 
 def _is_plain(group: Mapping[str, object]) -> bool:
-    """Whether the group asks for nothing that the formulas leave out."""
+    """Whether the group only uses options that the formulas support."""
     return not any(group.get(name) for name in ("amsgrad", "centered", "differentiable", "maximize", "momentum")) and (
         not group.get("weight_decay") or bool(group.get("decoupled_weight_decay"))
     )

@@ -1,4 +1,4 @@
-"""The end of a training that has diverged: one line, before a callback or a checkpoint sees the weights."""
+"""Ends training that has diverged, with one line, before a callback or a checkpoint sees the weights."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def refuse_divergence(
     world_size: int = 1,
     is_scaled: bool = False,
 ) -> None:
-    """Raises where an update was not finite; synchronises with the device once.
+    """Raises if an update was not finite; synchronises with the device once.
 
     Args:
         metrics: of the update.
         groups: the parameters of the actor and of the critic, by these names.
         env_steps: before the update.
-        world_size: with several ranks only the norm of the gradient is looked at. A rank without rows has losses that
-            are NaN, and what is not finite on any rank is not finite in the all-reduced gradient.
-        is_scaled: 16-mixed skips a step whose gradient overflows and lowers the scale: no fault.
+        world_size: with several ranks only the norm of the gradient is checked. On a rank with no valid rows the losses
+            are NaN by construction; any rank's non-finite value shows in the all-reduced gradient.
+        is_scaled: 16-mixed skips a step whose gradient overflows and lowers the scale, which is not an error.
 
     Raises:
         UserError: naming the first of losses, gradient and parameters that is not finite.

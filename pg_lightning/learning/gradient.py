@@ -1,4 +1,4 @@
-"""A gradient as one vector, or tensor by tensor: backward, average over ranks, norm and scale under one interface."""
+"""A gradient as one flat vector, or per parameter: backward, average over ranks, norm and scale with one interface."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pg_lightning.errors import UserError
 
 
 class Gradient(Protocol):
-    """What happens to a gradient between the backward pass and the optimizer.
+    """The gradient between the backward pass and the optimizer.
 
     Attributes:
-        groups: parameters for the optimizer by the name of their group; their `.grad` is what is averaged and scaled.
+        groups: parameters for the optimizer by the name of their group; their `.grad` is averaged and scaled.
     """
 
     groups: dict[str, list[nn.Parameter]]
 
     def zero(self) -> None:
-        """Forgets the gradients of the parameters."""
+        """Clears the gradients of the parameters."""
         ...
 
     def collect(self) -> None:
-        """Takes over what backward passes have left in the parameters; 0 for one that has none."""
+        """Collects the gradients of the backward passes; 0 for a parameter without one."""
         ...
 
     def average_(self, share: float, collectives: Collectives) -> None:
@@ -43,20 +43,20 @@ class Gradient(Protocol):
 
 
 class FlatGradient:
-    """Every parameter is a view of one vector, group after group, and so is its gradient.
+    """Parameters and gradients as views of one vector each, group after group.
 
-    Small networks are bound by the number of calls. Optimizers that work element by element, as Adam and RMSprop do,
-    take the same step on a vector as on its parts.
+    Small networks are limited by the number of calls. Elementwise optimizers, such as Adam and RMSprop, take the same
+    step on a vector as on its parts.
 
     Args:
-        groups: parameters of one dtype on one device by the name of their group; a group without any is left out. A
-            module that is moved or converted afterwards has other parameters: make this anew.
+        groups: parameters of one dtype on one device by the name of their group; an empty group is left out. If the
+            module is moved or converted, create a new object, because its parameters have changed.
 
     Attributes:
         parameters: in the order of the vector.
         values: `[P]`, all parameters.
-        grads: `[P]`, as of the last `collect`.
-        groups: one parameter a group, a part of `values` with that part of `grads` as its gradient.
+        grads: `[P]`, after the last `collect`.
+        groups: one parameter per group, a part of `values` with that part of `grads` as its gradient.
 
     Raises:
         UserError: if the dtypes differ.
@@ -67,7 +67,7 @@ class FlatGradient:
         if len(dtypes := {parameter.dtype for parameter in self.parameters}) > 1:
             raise UserError(f"model.torso: all parameters must have one dtype, not {sorted(map(str, dtypes))}")
         self.values = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
-        # The last entry is the weight of this rank, which travels with its gradient.
+        # The last entry is the weight of this rank, which is sent with its gradient.
         self._message = self.values.new_zeros(len(self.values) + 1)
         self.grads = self._message[:-1]
         self._vector: Tensor | None = None
@@ -83,13 +83,13 @@ class FlatGradient:
             vector.grad = part
 
     def zero(self) -> None:
-        """Forgets the gradients of the parameters, so that the next backward pass need not add to them."""
+        """Clears the gradients of the parameters, so that the next backward pass does not add to them."""
         self._vector = None
         for parameter in self.parameters:
             parameter.grad = None
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
-        """The parts of `[P]`, in the shape of each parameter; views."""
+        """The parts of `[P]`, in the shape of each parameter, as views."""
         numels = [shape.numel() for shape in self._shapes]
         return [part.view(shape) for part, shape in zip(vector.split(numels), self._shapes, strict=True)]
 
@@ -111,11 +111,11 @@ class FlatGradient:
             parameter.grad = part
 
     def average_(self, share: float, collectives: Collectives) -> None:
-        """One message for the whole vector and the weight."""
+        """Sends the whole vector and the weight in one message."""
         collectives.average_(self._message, share)
 
     def norm(self) -> Tensor:
-        """Of `grads`."""
+        """The norm of `grads`."""
         return torch.linalg.vector_norm(self.grads)
 
     def scale_(self, factor: Tensor) -> None:
@@ -124,10 +124,10 @@ class FlatGradient:
 
 
 class PerParameterGradient:
-    """Parameters and gradients stay tensors of their own, for optimizers that see matrices, and for mixed dtypes.
+    """Separate parameters and gradients, for optimizers that are not elementwise, and for mixed dtypes.
 
     Args:
-        groups: parameters by the name of their group; a group without any is left out.
+        groups: parameters by the name of their group; an empty group is left out.
     """
 
     def __init__(self, groups: Mapping[str, list[nn.Parameter]]) -> None:
@@ -135,18 +135,18 @@ class PerParameterGradient:
         self._parameters = [parameter for group in self.groups.values() for parameter in group]
 
     def zero(self) -> None:
-        """Forgets the gradients."""
+        """Clears the gradients."""
         for parameter in self._parameters:
             parameter.grad = None
 
     def collect(self) -> None:
-        """Zeros for a parameter that the loss does not depend on, so that every rank has as many gradients."""
+        """Adds zeros for a parameter that the loss does not depend on, so that all ranks have the same gradients."""
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
     def average_(self, share: float, collectives: Collectives) -> None:
-        """One message in float32 or better, copied back to the gradients."""
+        """Sends one message in float32 or better, and copies it back to the gradients."""
         grads = self._grads()
         dtype = torch.promote_types(torch.float32, grads[0].dtype)
         message = torch.cat([*(grad.flatten().to(dtype) for grad in grads), grads[0].new_zeros(1, dtype=dtype)])
@@ -155,7 +155,7 @@ class PerParameterGradient:
             grad.copy_(part.view_as(grad))
 
     def norm(self) -> Tensor:
-        """Of all gradients together."""
+        """The norm of all gradients together."""
         return torch.nn.utils.get_total_norm(self._grads())
 
     def scale_(self, factor: Tensor) -> None:
@@ -168,9 +168,9 @@ class PerParameterGradient:
 
 
 def flat_gradient(value: Tensor, parameters: Sequence[nn.Parameter], create_graph: bool = False) -> Tensor:
-    """The gradient of a scalar by parameters, end to end `[P]`; 0 for one that it does not depend on.
+    """The gradient of a scalar with respect to parameters, as `[P]`; 0 for a parameter that it does not depend on.
 
-    The graph stays, for more gradients of it; with `create_graph` this one can be differentiated too.
+    The graph is kept for further gradients; with `create_graph` this gradient can be differentiated too.
     """
     gradients = torch.autograd.grad(
         value, list(parameters), retain_graph=True, create_graph=create_graph, materialize_grads=True
@@ -180,6 +180,6 @@ def flat_gradient(value: Tensor, parameters: Sequence[nn.Parameter], create_grap
 
 @torch.no_grad()
 def set_parameters(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
-    """Writes `[P]` into parameters, end to end, where they are in memory."""
+    """Copies `[P]` into the parameters in place."""
     for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
         parameter.copy_(part.view_as(parameter))

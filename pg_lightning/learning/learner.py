@@ -1,9 +1,10 @@
-"""The learner: everything that happens to a gradient, behind two calls that an algorithm cannot get wrong."""
+"""The learner: all steps from a loss to the optimizer, behind two calls that are safe on every rank."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,7 +13,7 @@ from torch import Tensor, nn, optim
 
 from pg_lightning.collectives import Alone, Collectives
 from pg_lightning.learning.backward import Backward, are_watched, loss_scaler
-from pg_lightning.learning.compiled import CompiledStep, Loss, Stats
+from pg_lightning.learning.compiled import CompiledStep, Loss, Stats, compiled
 from pg_lightning.learning.divergence import refuse_divergence
 from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterGradient
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
@@ -20,6 +21,7 @@ from pg_lightning.learning.progress import Progress
 from pg_lightning.lightning_private import count_step, step_without_hooks
 from pg_lightning.rollout import Batch
 
+Result = TypeVar("Result")
 STEP_HOOKS = ("on_before_optimizer_step",)
 
 
@@ -30,21 +32,21 @@ class Learner:
         for minibatch in self.learner.minibatches(batch, num_epochs, num_minibatches):
             self.learner.step(self.loss, minibatch)
 
-    With several ranks the gradient is the mean over the rows of all of them. Every rank takes equally many steps; one
-    that has too few rows, or none, takes some without.
+    With several ranks the gradient is the mean over the rows of all ranks. Every rank takes the same number of steps; a
+    rank with too few rows, or none, takes some steps without rows.
 
     Args:
         settings: optimizers, learning rates and schedule.
-        progress: of the training, which schedules are functions of.
+        progress: of the training, which determines the schedules.
         max_grad_norm: bound on the norm of the whole gradient.
         compiles: whether losses are compiled.
-        micro_batch_size: rows of one backward pass; None for all at once.
+        micro_batch_size: rows per backward pass; None for all at once.
 
     Attributes:
         collectives: of this training; `Alone` until `start`.
-        module: what hooks, precision and optimizers are those of, from `start` on.
+        module: with the hooks, precision and optimizers, from `start` on.
         rates: the learning rates.
-        gradient: flat, or tensor by tensor where an optimizer is not known to work element by element.
+        gradient: flat, or per parameter if an optimizer is not known to be elementwise.
         rows: valid rows in the rollout of each rank.
     """
 
@@ -63,48 +65,46 @@ class Learner:
         self.settings = settings
         self.progress = progress
         self.max_grad_norm = max_grad_norm
+        self.compiles = compiles
         self.backward = Backward(compiles, micro_batch_size)
         self.collectives: Collectives = Alone()
         self.rows = [0]
         self.steps: list[tuple[int, Stats]] = []
         self._step_is_watched = True
         self._one_call: CompiledStep | None = None
-
-    @property
-    def compiles(self) -> bool:
-        """Whether losses are compiled."""
-        return self.backward.compiles
+        self._functions: dict[Callable[..., object], Callable[..., object]] = {}
 
     def configure(self, groups: Mapping[str, list[nn.Parameter]]) -> LearningRates:
-        """Takes the parameters of `actor` and `critic` as they are now, where they are now; makes the optimizers."""
+        """Sets the parameters of `actor` and `critic`, in their current place; creates the optimizers."""
         self.gradient = FlatGradient(groups) if self.settings.is_elementwise else PerParameterGradient(groups)
         self.rates = LearningRates(self.settings, self.make_optimizers())
         return self.rates
 
     def make_optimizers(self) -> list[optim.Optimizer]:
-        """Those that step along the gradient."""
+        """The optimizers of the gradient step."""
         return self.settings.make(self.gradient.groups)
 
     def start(self, module: LightningModule, collectives: Collectives) -> None:
-        """When training begins."""
+        """Starts training."""
         self.module = module
         self.collectives = collectives
         self.backward.start(module, self.gradient, self.max_grad_norm)
         self._step_is_watched = are_watched(module, STEP_HOOKS)
         self.rates.start()
-        # Where nothing comes between the backward pass and the optimizer: no other rank, no callback.
-        compiled, alone = self.backward.compiled, collectives.world_size == 1 and not self._step_is_watched
-        is_one_call = compiled is not None and alone and compiled.can_step(self.rates.optimizers)
-        self._one_call = compiled if is_one_call else None
+        # If nothing is between the backward pass and the optimizer: no other rank, no callback.
+        step, alone = self.backward.compiled, collectives.world_size == 1 and not self._step_is_watched
+        is_one_call = step is not None and alone and step.can_step(self.rates.optimizers)
+        self._one_call = step if is_one_call else None
+        self._functions.clear()
 
     def begin(self, rows: list[int]) -> None:
-        """When an update begins, from rollouts with so many valid rows on each rank."""
+        """Starts an update on rollouts with this number of valid rows on each rank."""
         self.rows = rows
         self.steps.clear()
         self.rates.before_update(self.progress.remaining)
 
     def end(self, metrics: Stats) -> None:
-        """When an update has ended, before anything else sees the weights.
+        """Ends an update, before anything else sees the weights.
 
         Raises:
             UserError: if the update was not finite.
@@ -113,9 +113,9 @@ class Learner:
         self.rates.after_update()
 
     def minibatches(self, batch: Batch, num_epochs: int, num_minibatches: int) -> Iterator[Batch]:
-        """Those of `num_epochs` passes, each over a permutation of its own; equally many on every rank.
+        """The minibatches of `num_epochs` passes, each with its own permutation; the same number on every rank.
 
-        With several ranks some minibatches may have no rows on this one: `step` takes them all the same.
+        With several ranks some minibatches may have no rows on this rank: pass them to `step` like all others.
         """
         if self.collectives.world_size == 1:
             return batch.epochs(num_epochs, num_minibatches)
@@ -125,24 +125,24 @@ class Learner:
         """One gradient step.
 
         Args:
-            loss: maps a batch to a mean over its rows and the statistics to log of it.
+            loss: maps a batch to a mean over its rows and the statistics to log.
             batch: the rows.
 
         Returns:
-            The statistics of the loss and `train/grad_norm`, the norm of the gradient before the clip, as tensors that
-            have not been synchronised.
+            The statistics of the loss and `train/grad_norm`, the norm of the gradient before the clip, as device
+            tensors, not yet synchronised.
         """
         self.step_unless(loss, batch)
         return self.steps[-1][1]
 
     def step_unless(self, loss: Loss, batch: Batch, name: str = "", limit: float = math.inf) -> bool:
-        """One gradient step, unless the mean of a statistic over the rows of all ranks passes a limit.
+        """One gradient step, unless the mean of a statistic over the rows of all ranks exceeds a limit.
 
         Args:
             loss: as for `step`.
             batch: the rows.
-            name: of the statistic; with a limit of ∞ none is looked at.
-            limit: what it must not pass.
+            name: of the statistic; with a limit of ∞ it is not computed.
+            limit: maximum of the statistic.
 
         Returns:
             Whether the step was taken.
@@ -160,22 +160,31 @@ class Learner:
         taken = self.backward(loss, self.gradient, batch, None if limit == math.inf else is_past)
         if taken is None:
             return False
-        stats = {name: value.detach() for name, value in taken.items()}  # else they would keep the graph
+        stats = {name: value.detach() for name, value in taken.items()}  # otherwise they would keep the graph
         stats["train/grad_norm"] = self.descend(batch)
         self.steps.append((len(batch), stats))
         return True
 
+    @torch.no_grad()
+    def compute(self, function: Callable[..., Result], *arguments: object) -> Result:
+        """The result of a function, without gradient; one compiled call if gradient steps are."""
+        if self.backward.compiled is None:
+            return function(*arguments)
+        if function not in self._functions:
+            self._functions[function] = compiled(function)
+        return cast(Result, self._functions[function](*arguments))
+
     def mean_stats(self) -> Stats:
-        """The mean of each statistic over the steps of this update, of those that had rows unless none had."""
+        """The mean of each statistic over the steps of this update that had rows; over all steps if none had rows."""
         steps = [stats for rows, stats in self.steps if rows] or [stats for _, stats in self.steps]
         return {name: torch.stack([stats[name] for stats in steps]).mean() for name in steps[0]}
 
     def number(self, value: float) -> float | Tensor:
-        """A number that a loss reads and that changes between updates: a compiled loss would recompile for a float."""
+        """A changing number in a loss, as a tensor if compiled: a changing float would cause recompilation."""
         return torch.tensor(value, device=next(iter(self.weights().values()))[0].device) if self.compiles else value
 
     def mean(self, value: Tensor, batch: Batch) -> Tensor:
-        """The mean of a scalar over the rows of all ranks: decide by this, and all ranks decide alike."""
+        """The mean of a scalar over the rows of all ranks; base decisions on it, so that all ranks branch alike."""
         return self.collectives.mean(value, len(batch))
 
     def mean_vector(self, vector: Tensor, batch: Batch) -> Tensor:
@@ -191,18 +200,18 @@ class Learner:
         return norm
 
     def clip(self, batch: Batch) -> Tensor:
-        """The gradient of the rows of all ranks, scaled down to the norm that is allowed; returns its norm before."""
+        """Clips the gradient of the rows of all ranks to the maximum norm; returns its norm before the clip."""
         if self.collectives.world_size > 1:
             self.gradient.average_(self._share(batch), self.collectives)
         norm = self.gradient.norm()
         scaler = loss_scaler(self.module)
-        if scaler is not None:  # the step unscales the gradient, by a factor that a clip commutes with
+        if scaler is not None:  # the step unscales the gradient by a factor, which commutes with the clip
             norm = norm / scaler.scale(torch.ones_like(norm))
         self.gradient.scale_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     def step_optimizers(self) -> None:
-        """Steps along the gradient as it is."""
+        """Steps the optimizers with the current gradient."""
         for optimizer in _optimizers_of(self.module):
             if self._step_is_watched:
                 optimizer.step()
@@ -210,11 +219,11 @@ class Learner:
                 step_without_hooks(optimizer)
 
     def weights(self) -> dict[str, list[Tensor]]:
-        """What the optimizers change: the tensors of `actor` and `critic`."""
+        """The tensors of `actor` and `critic` that the optimizers change."""
         return {name: [parameter.detach() for parameter in group] for name, group in self.gradient.groups.items()}
 
     def refuse_divergence(self, metrics: Stats) -> None:
-        """Raises `UserError` where metrics or weights are not finite."""
+        """Raises `UserError` if metrics or weights are not finite."""
         is_scaled = loss_scaler(self.module) is not None
         refuse_divergence(metrics, self.weights(), self.progress.env_steps, self.collectives.world_size, is_scaled)
 

@@ -1,4 +1,4 @@
-"""Metrics: episodes of training and of evaluations, and how values of several ranks become one."""
+"""Metrics: episodes of training and of evaluations, and the reduction of values over ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pg_lightning.policies import RunningMeanVar
 from pg_lightning.statistics import weighted_mean
 
 Reduction = Literal["mean", "sum", "max"]
-# Over ranks; a metric that is not here is a mean over rows.
+# Reduction over ranks; other metrics are means over rows.
 REDUCTIONS: dict[str, Reduction] = {"env/restarts": "sum", "train/policy_lag": "max"}
 
 
@@ -42,7 +42,7 @@ class EvaluationEpisodes(Metric):
         return dim_zero_cat(self.returns), dim_zero_cat(self.lengths)
 
     def collect(self) -> tuple[Tensor, Tensor]:
-        """What `compute` gives, `[E]` even for one episode, which torchmetrics would squeeze; then starts anew."""
+        """The result of `compute`, `[E]` even for one episode, which torchmetrics would squeeze; then resets."""
         returns, lengths = self.compute()
         self.reset()
         return torch.atleast_1d(returns), torch.atleast_1d(lengths)
@@ -56,7 +56,7 @@ class TrainingEpisodes:
         self._lengths: list[Tensor] = []
 
     def add(self, returns: Tensor, lengths: Tensor) -> None:
-        """`[E]` undiscounted returns and `[E]` lengths in env steps."""
+        """Adds `[E]` undiscounted returns and `[E]` lengths in env steps."""
         if len(returns):
             self._returns.append(returns)
             self._lengths.append(lengths)
@@ -70,7 +70,7 @@ class TrainingEpisodes:
         return returns, lengths
 
     def clear(self) -> None:
-        """Forgets them."""
+        """Clears them."""
         self._returns.clear()
         self._lengths.clear()
 
@@ -78,12 +78,12 @@ class TrainingEpisodes:
 def of_all_ranks(
     metrics: dict[str, Tensor], episodes: TrainingEpisodes, rows: Sequence[int], collectives: Collectives
 ) -> dict[str, Tensor]:
-    """The metrics of an update over all ranks, and the means over the episodes that have ended on any of them.
+    """The metrics of an update over all ranks, and the means over the episodes that ended on any rank.
 
     Args:
         metrics: scalars of this rank.
         episodes: of this rank.
-        rows: valid rows of each rank: the weights of means.
+        rows: valid rows of each rank, the weights of the means.
         collectives: of the training.
     """
     device = next(iter(metrics.values())).device
@@ -104,11 +104,11 @@ def of_all_ranks(
 
 
 def refuse_drift(module: nn.Module, updates: int, collectives: Collectives) -> None:
-    """Compares what must be the same on all ranks: weights, running statistics and the algorithm's own buffers.
+    """Compares the state that must be equal on all ranks: weights, running statistics and the algorithm's own buffers.
 
     Args:
         module: the algorithm.
-        updates: how many there have been.
+        updates: number of updates so far.
         collectives: of the training.
 
     Raises:
@@ -121,7 +121,7 @@ def refuse_drift(module: nn.Module, updates: int, collectives: Collectives) -> N
     finite = [x.detach().double().nan_to_num() for x in state]
     gathered = collectives.all_gather(torch.stack([f(x) for x in finite for f in (torch.sum, _size)]))
     sums, sizes = gathered[:, 0::2], gathered[:, 1::2]
-    # Not to the last bit, which may differ between kinds of processors.
+    # With a tolerance: the last bits may differ between kinds of processors.
     apart = ((sums - sums[0]).abs() > 1e-6 * sizes[0]).any(1).nonzero().flatten().tolist()
     if apart:
         raise UserError(

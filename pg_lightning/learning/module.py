@@ -1,6 +1,6 @@
-"""What every policy-gradient algorithm shares: a LightningModule whose training step is one update.
+"""The base class of all algorithms: a LightningModule whose training step is one update.
 
-An algorithm overrides `update`, and as little else as it can.
+An algorithm overrides `update`, and little else.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
     """An actor-critic that learns from rollouts: one Lightning batch is one `Rollout`, one `training_step` one update.
 
     Args:
-        observation_space: of one environment; the command line fills it in from the data.
-        action_space: of one environment; filled in likewise.
-        total_steps: the budget in env steps over all ranks, which schedules refer to and at which training stops.
+        observation_space: of one environment; on the command line it is set from the data.
+        action_space: of one environment; set likewise.
+        total_steps: the budget in env steps over all ranks; schedules refer to it, and training stops at it.
         gamma: discount factor γ.
         lr: learning rate of the actor.
-        critic_lr: learning rate of the critic; that of the actor if not given.
+        critic_lr: learning rate of the critic; by default that of the actor.
         lr_schedule: `linear` falls to 0 over the budget; `plateau` halves the rate whenever `val/return_mean` has not
             risen for 5 evaluations; or the class path of a `torch.optim.lr_scheduler`, which steps once per update.
-        optimizer: `adam`, or `rmsprop` with the decay of the paper on A3C, 0.99; both with ε = 1e-5, outside the root.
+        optimizer: `adam`, or `rmsprop` with the decay of the A3C paper, 0.99; both with ε = 1e-5, outside the root.
             Or the class path of any `torch.optim` class, with `init_args`.
-        critic_optimizer: of the critic, if it is another than the actor's.
+        critic_optimizer: optimizer of the critic, if it differs from the actor's.
         max_grad_norm: bound on the norm of the whole gradient; `inf` for none.
-        micro_batch_size: rows of one backward pass, where the activations of a minibatch do not fit into memory; the
-            gradient is the same. Passes without a gradient, such as that for V, are over all rows.
+        micro_batch_size: rows per backward pass, if the activations of a minibatch do not fit into memory; the
+            gradient is the same. Passes without a gradient, such as that for V, use all rows.
         ent_coef: weight of the entropy bonus.
         vf_coef: weight of the value loss.
         scale_rewards: divide rewards by the running standard deviation of the discounted return.
-        compile: have `torch.compile` make one kernel or few of the loss and one of its gradient. It takes 10 to 25 s
-            when training begins, which pays in runs of millions of steps: see docs/performance.md.
+        compile: compile the gradient step with `torch.compile`. This takes 10 to 25 s at the start of training, which
+            pays off in runs of millions of steps: see docs/performance.md.
         **network: see `ActorCritic`.
 
     Attributes:
         network: the policy and its critic.
-        actor: the policy as data collection sees it.
-        learner: what happens to a gradient.
+        actor: the policy for data collection.
+        learner: takes the gradient steps.
         progress: env steps, updates and the budget.
         evaluation: returns and lengths of the last evaluation's episodes.
 
@@ -104,7 +104,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         )
         settings.check()
         self.automatic_optimization = False
-        # In plain types where Lightning makes the module from the `hyper_parameters` of a checkpoint.
+        # In plain types if Lightning creates the module from the `hyper_parameters` of a checkpoint.
         observation_space, action_space = made_space(observation_space), made_space(action_space)
         self.network = ActorCritic(observation_space, action_space, critic=self.has_critic, **network)
         if compile and self.network.has_memory:
@@ -123,7 +123,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         self.evaluation_episodes = EvaluationEpisodes()
         self._is_logged = True
 
-    # What an algorithm is: its update.
+    # Methods of an algorithm.
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """Improves the policy with one rollout. To be overridden.
@@ -134,12 +134,12 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         raise NotImplementedError
 
     def targets(self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize) -> Batch:
-        """The valid rows with values, GAE(λ) advantages and λ-returns, by the critic as it is before the update."""
+        """The valid rows with values, GAE(λ) advantages and λ-returns, from the critic before the update."""
         targets = gae_targets(self.network, rollout, self.gamma, gae_lambda)
         return make_batch(self.network, rollout, targets, normalize_advantage, self.learner.collectives)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """−mean( A log π(a|s) ), the squared error of V and the entropy bonus; and what is to be logged of it.
+        """−mean( A log π(a|s) ), the squared error of V and the entropy bonus; and the values to log.
 
         A and the targets of V are constants: no gradient flows through them.
         """
@@ -161,7 +161,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
 
     @property
     def wants_metrics(self) -> bool:
-        """Whether a loss should compute what is only logged; one that is compiled always does, to be compiled once."""
+        """Whether a loss should compute values that are only logged; a compiled loss always does."""
         return self.learner.compiles or self._is_logged
 
     @property
@@ -182,23 +182,23 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
     # The loop around an update.
 
     def setup(self, stage: str) -> None:
-        """Checks, before any environment starts, that data and strategy are what the algorithm needs."""
+        """Checks, before any environment starts, that data and strategy meet the requirements of the algorithm."""
         self.actor.precision = partial(precision_of, self.trainer)
         if stage == "fit":
             check_data(self, getattr(self.trainer, "datamodule", None))
             check_strategy(self)
 
     def configure_optimizers(self) -> Any:
-        """One optimizer with a group for actor and critic each, or two of different kinds."""
+        """One optimizer with one group each for actor and critic, or two of different kinds."""
         rates = self.learner.configure(self.parameter_groups())
         return (rates.optimizers, rates.schedulers) if rates.schedulers else rates.optimizers
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """What the optimizers are to change, by `actor` and `critic`."""
+        """The parameters of the optimizers, by `actor` and `critic`."""
         return dict(zip(("actor", "critic"), self.network.parameter_groups(), strict=True))
 
     def on_train_start(self) -> None:
-        """Connects the ranks and starts the clock; refuses to continue a run that has spent its budget."""
+        """Connects the ranks and starts the clock; refuses to continue a run that has used its budget."""
         self.progress.start(is_stopping=self.trainer.should_stop)
         self.learner.start(self, connect_ranks(self.trainer, self.device, self.learner.weights()))
         self.statistics.start(self.device, episodes_go_on(self.trainer))
@@ -207,7 +207,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         self.reports.start(self.env_steps)
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
-        """Learns from one rollout, then moves counters, statistics and logs."""
+        """Learns from one rollout, then updates counters, statistics and logs."""
         self.progress.expect(rollout, self.corrects_any_lag)
         seen = self.statistics.reduce(rollout, self.learner.collectives)
         if seen.env_steps == 0:
@@ -224,7 +224,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         if self._is_logged or self.trainer.should_stop:
             report_update(self, metrics, rollout)
 
-    # Lightning asks for the signature with every batch; one that is written down takes a third of the time.
+    # Lightning inspects the signature for every batch; a stored one takes a third of the time.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     # Evaluation: one batch is one whole episode.
@@ -236,11 +236,11 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
     test_step = validation_step
 
     def predict_step(self, episode: Episode, batch_idx: int) -> Episode:
-        """Hands the trajectory on."""
+        """Returns the episode with its trajectory."""
         return episode
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `val/…` and shows it to the schedulers that wait for a plateau."""
+        """Logs `val/…` and passes it to the schedulers for `plateau`."""
         if self.trainer.sanity_checking:
             self.evaluation_episodes.reset()
             return
@@ -259,18 +259,18 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         self.actor.precision = as_it_is
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the counters, the spaces, and what every rank knows of its episodes; every rank must call it."""
+        """Adds counters, spaces, and the current episodes of every rank. A collective: all ranks must call it."""
         checkpoint["pg_lightning"] = checkpoint_state.saved(self)
         key = self.CHECKPOINT_HYPER_PARAMS_KEY
         checkpoint[key] = {**checkpoint.get(key, {}), **plain_arguments(self.init_args)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the counters and what this rank knew of its episodes.
+        """Restores the counters and this rank's state of its episodes.
 
         Raises:
-            UserError: if the checkpoint is not one of ours or was trained on something else.
+            UserError: if the checkpoint is not from this package, or belongs to another task.
         """
-        trainer = trainer_of(self)  # none where only the weights are loaded
+        trainer = trainer_of(self)  # None if only the weights are loaded
         checkpoint_state.restore(self, checkpoint, fits=trainer is not None and trainer.state.fn == "fit")
         ranks = checkpoint["pg_lightning"].get("ranks", [])
         if trainer is None or len(ranks) != trainer.world_size or getattr(trainer.strategy, "num_workers", 1) > 1:

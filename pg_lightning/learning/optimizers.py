@@ -17,10 +17,10 @@ from pg_lightning.errors import UserError, one_line
 
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": partial(optim.Adam, eps=1e-5, fused=True),
-    "rmsprop": partial(optim.RMSprop, alpha=0.99, eps=1e-5, foreach=False),  # of one vector a group
+    "rmsprop": partial(optim.RMSprop, alpha=0.99, eps=1e-5, foreach=False),  # one vector per group
 }
 SCHEDULES = ("constant", "linear", "plateau")
-# They take the same step on a vector as on its parts.
+# Elementwise optimizers: they take the same step on a vector as on its parts.
 ELEMENTWISE = (
     optim.Adam,
     optim.AdamW,
@@ -37,11 +37,11 @@ Scheduler = lr_scheduler.LRScheduler | lr_scheduler.ReduceLROnPlateau
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """What the user asked for.
+    """The optimizers, learning rates and schedule of the config.
 
     Attributes:
-        actor: short name or class path of the actor's optimizer, and of the critic's unless that has its own.
-        critic: of the critic's optimizer, if it is another.
+        actor: short name or class path of the actor's optimizer, and of the critic's unless `critic` is set.
+        critic: of the critic's optimizer, if it differs.
         lr: learning rate of the actor.
         critic_lr: learning rate of the critic.
         schedule: `constant`, `linear`, `plateau`, or the class path of a scheduler.
@@ -67,7 +67,7 @@ class OptimizerSettings:
 
     @property
     def name(self) -> str:
-        """What a checkpoint says of them: moments of one optimizer mean nothing to another."""
+        """The name in a checkpoint, because the state of one optimizer is incompatible with another."""
         return " and ".join(_name(spec) for _, spec in self._specs)
 
     @property
@@ -81,7 +81,7 @@ class OptimizerSettings:
         return [("model.optimizer", self.actor), *other]
 
     def check(self) -> None:
-        """Refuses, before anything is made, what is no optimizer or no schedule.
+        """Refuses an invalid optimizer or schedule, before anything is created.
 
         Raises:
             UserError: naming the field.
@@ -101,7 +101,7 @@ class OptimizerSettings:
         return self.critic_lr if group == "critic" else self.lr
 
     def make(self, groups: Mapping[str, list[nn.Parameter]]) -> list[optim.Optimizer]:
-        """One optimizer with a group for each of `actor` and `critic`, or, where they are of different kinds, two."""
+        """One optimizer with a group for each of `actor` and `critic`, or two optimizers if they differ."""
         named = [{"name": name, "params": group, "lr": self.rate(name)} for name, group in groups.items()]
         if self.is_one:
             return [_made(*self._specs[0], named)]
@@ -114,10 +114,10 @@ class LearningRates:
 
     Args:
         settings: base rates and schedule.
-        optimizers: as `OptimizerSettings.make` has made them.
+        optimizers: the result of `OptimizerSettings.make`.
 
     Attributes:
-        schedulers: what Lightning is to keep in checkpoints.
+        schedulers: to be saved by Lightning in checkpoints.
     """
 
     def __init__(self, settings: OptimizerSettings, optimizers: list[optim.Optimizer]) -> None:
@@ -125,7 +125,7 @@ class LearningRates:
         self.optimizers = optimizers
         self.schedulers: list[Scheduler] = []
         if settings.schedule == "plateau":
-            # The default threshold, relative to the best, would call any return near a negative best an improvement.
+            # With the default threshold, relative to the best, any return near a negative best is an improvement.
             self.schedulers = [
                 lr_scheduler.ReduceLROnPlateau(x, mode="max", factor=0.5, patience=4, threshold_mode="abs")
                 for x in optimizers
@@ -135,30 +135,30 @@ class LearningRates:
             self.schedulers = [_scheduler(make, arguments, x) for x in optimizers]
 
     def start(self) -> None:
-        """A run that is resumed may ask for another constant rate than its checkpoint."""
+        """Sets the constant rate, which may differ from that of the checkpoint of a resumed run."""
         if self.settings.schedule == "constant":
             self._scale(1.0)
 
     def before_update(self, remaining: float) -> None:
-        """`linear`: falls with the share of the budget that is left, 1 to 0."""
+        """`linear`: proportional to the remaining share of the budget, 1 to 0."""
         if self.settings.schedule == "linear":
             self._scale(remaining)
 
     def after_update(self) -> None:
-        """A scheduler of the user's steps once per update."""
+        """Steps a scheduler given by class path once per update."""
         for scheduler in self.schedulers:
             if not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
                 scheduler.step()
 
     def after_evaluation(self, return_mean: float) -> None:
-        """`plateau` waits for `val/return_mean` to rise."""
+        """Passes `val/return_mean` to `plateau`."""
         for scheduler in self.schedulers:
             if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
                 scheduler.step(return_mean)
 
     @property
     def current(self) -> float:
-        """Of the first group: the actor's, where it has one."""
+        """The rate of the first group: the actor's, if it has one."""
         rate: float = self.optimizers[0].param_groups[0]["lr"]
         return rate
 
@@ -169,9 +169,9 @@ class LearningRates:
 
 
 def make_moments(optimizer: optim.Optimizer) -> None:
-    """Has an optimizer make the zero moments that it would make in its first step; it keeps those that it has.
+    """Creates the zero moments of an optimizer before its first step; existing moments are kept.
 
-    By a step along no gradient at rate 0, which moves no weight.
+    Uses a step with zero gradient at rate 0, which changes no weight.
     """
     if optimizer.state:
         return
@@ -200,7 +200,7 @@ def _resolved(field: str, spec: ClassPath) -> tuple[Any, dict[str, Any]]:
 
 
 def _no_scheduler() -> None:
-    """Stands for the schedules that are functions of env steps, in the list of short names."""
+    """The placeholder for schedules that are functions of env steps, in the list of short names."""
 
 
 def _made(field: str, spec: ClassPath, groups: list[dict[str, Any]]) -> optim.Optimizer:

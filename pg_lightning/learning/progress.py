@@ -1,4 +1,4 @@
-"""How far a training has come: env steps, updates, replaced environments, and the share of the budget that is left."""
+"""The progress of a training: env steps, updates, replaced environments, and the remaining share of the budget."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Progress:
     Attributes:
         env_steps: so far, of all ranks.
         updates: number of updates: the version of the policy.
-        previous: the version of the policy before the last update began; what a rollout played ahead is of.
-        restarts: environments replaced since training began or was resumed, of this rank.
+        previous: the version of the policy before the last update, which collected the rollout of `data.overlap`.
+        restarts: environments of this rank replaced since training started or was resumed.
         restarts_at_resume: of all ranks, before that.
     """
 
@@ -32,22 +32,22 @@ class Progress:
 
     @property
     def remaining(self) -> float:
-        """Share of the budget that is left, 1 to 0: what schedules are functions of."""
+        """Remaining share of the budget, 1 to 0; schedules are functions of it."""
         return max(0.0, 1.0 - self.env_steps / self.total_steps)
 
     @property
     def is_over(self) -> bool:
-        """Whether the budget is spent."""
+        """Whether the budget is used up."""
         return self.env_steps >= self.total_steps
 
     def start(self, is_stopping: bool = False) -> None:
-        """When training begins.
+        """Starts training.
 
         Args:
-            is_stopping: the Trainer stops before the first update for a reason of its own.
+            is_stopping: whether the Trainer stops before the first update for another reason.
 
         Raises:
-            UserError: if the budget is spent already.
+            UserError: if the budget is already used up.
         """
         if self.is_over and not is_stopping:
             raise UserError(
@@ -57,16 +57,16 @@ class Progress:
         self.restarts = 0
 
     def expect(self, rollout: Rollout, any_lag: bool = False) -> None:
-        """Refuses a rollout of another policy than it is meant to be of, and notes this policy's version.
+        """Refuses a rollout of a wrong policy version, and stores the current version.
 
         Args:
-            rollout: what is to be learned from.
+            rollout: the rollout to learn from.
             any_lag: the algorithm corrects for every older policy whose log-probabilities are in the rollout.
 
         Raises:
             RuntimeError: if it was collected too early.
         """
-        # A rollout that brings its log-probabilities was begun when the one before was handed over.
+        # Collection of a rollout with log-probabilities started when the previous rollout was returned.
         expected = self.updates if rollout.log_probs is None else self.previous
         is_corrected = any_lag and rollout.log_probs is not None and rollout.policy_version <= self.updates
         if rollout.policy_version != expected and not is_corrected:
@@ -78,18 +78,18 @@ class Progress:
         self.previous = self.updates
 
     def is_logged(self, env_steps: int, every: int) -> bool:
-        """Whether the update that comes, with so many env steps, is to be logged: every so many, and the last."""
+        """Whether the next update, with `env_steps` env steps, is logged: every `every` updates, and the last."""
         return self.env_steps + env_steps >= self.total_steps or bool(every and (self.updates + 1) % every == 0)
 
     def advance(self, env_steps: int, restarts: int | None) -> None:
-        """After an update with so many env steps of all ranks; `restarts` of this rank so far."""
+        """Counts an update with `env_steps` env steps of all ranks; `restarts` of this rank so far."""
         self.updates += 1
         self.env_steps += env_steps
         if restarts is not None:
             self.restarts = restarts
 
     def state_dict(self, restarts: int) -> dict[str, int]:
-        """For the checkpoint, with the restarts of all ranks."""
+        """The counters for the checkpoint, with the restarts of all ranks."""
         return {
             "env_steps": self.env_steps,
             "env_restarts": self.restarts_at_resume + restarts,
@@ -98,7 +98,7 @@ class Progress:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restores the counters."""
         self.env_steps = state["env_steps"]
         self.updates = state["policy_version"]
         self.previous = state.get("previous_version", self.updates)

@@ -1,4 +1,4 @@
-"""What is logged of updates and evaluations: reduced over ranks, at the Trainer's interval, against env steps."""
+"""Logs updates and evaluations: reduced over ranks, at the Trainer's interval, against env steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TrainingReports:
     """The clock and the episodes of training since the last report.
 
     Attributes:
-        episodes: that have ended on this rank since.
+        episodes: that ended on this rank since then.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class TrainingReports:
         self._steps_then = 0
 
     def start(self, env_steps: int) -> None:
-        """Starts the clock behind `time/steps_per_second`."""
+        """Starts the clock for `time/steps_per_second`."""
         self._then, self._steps_then = time.perf_counter(), env_steps
 
     def reduce(
@@ -43,7 +43,7 @@ class TrainingReports:
         collectives: Collectives,
         counts_restarts: bool,
     ) -> dict[str, float]:
-        """The metrics of an update over all ranks, in one synchronisation with the device, and those of the clock.
+        """The metrics of an update over all ranks, in one synchronisation with the device, and timing metrics.
 
         Args:
             metrics: of this rank.
@@ -67,7 +67,7 @@ class TrainingReports:
 
 
 def report_update(module: PolicyGradientModule, metrics: dict[str, Tensor], rollout: Rollout) -> None:
-    """Logs an update; compares the ranks on that occasion.
+    """Logs an update, and compares the ranks.
 
     Raises:
         UserError: if weights or statistics of the ranks differ.
@@ -83,7 +83,7 @@ def report_update(module: PolicyGradientModule, metrics: dict[str, Tensor], roll
 
 
 def report_evaluation(module: PolicyGradientModule, prefix: str) -> dict[str, float]:
-    """Logs an evaluation under `prefix`: mean and deviation of returns, mean of lengths; returns what it has logged."""
+    """Logs an evaluation under `prefix`: mean and deviation of returns, mean of lengths; returns the logged values."""
     returns, lengths = module.evaluation = module.evaluation_episodes.collect()
     metrics = {
         f"{prefix}/return_mean": returns.mean().item(),
@@ -95,10 +95,10 @@ def report_evaluation(module: PolicyGradientModule, prefix: str) -> dict[str, fl
 
 
 def publish(module: PolicyGradientModule, metrics: Mapping[str, float]) -> None:
-    """To callbacks, and to loggers directly: their x-axis is env steps, exact beyond 2²⁴.
+    """Sends metrics to callbacks, and directly to loggers: their x-axis is env steps, exact beyond 2²⁴.
 
-    Past `self.log`, which costs 0.1 to 0.3 ms per key, except outside `fit`, where its results are what the Trainer
-    returns.
+    Does not use `self.log`, which costs 0.1 to 0.3 ms per key, except outside `fit`, where the Trainer returns its
+    results.
     """
     published = {**metrics, "time/env_steps": float(module.env_steps)}
     trainer: Trainer = module.trainer

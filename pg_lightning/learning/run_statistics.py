@@ -1,4 +1,4 @@
-"""Running statistics of rewards and observations: reduced over ranks once a rollout, applied around its update."""
+"""Running statistics of rewards and observations: reduced over ranks once per rollout, applied around its update."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pg_lightning.statistics import Moments, merge_moments, moments, partial_mom
 
 @dataclass
 class RolloutMoments:
-    """What all ranks have seen in their rollouts.
+    """The moments of the rollouts of all ranks.
 
     Attributes:
         rows: valid rows of each rank.
-        returns: moments of the discounted returns, where rewards are scaled.
-        obs: moments of the observations, where these are normalised.
+        returns: moments of the discounted returns, if rewards are scaled.
+        obs: moments of the observations, if they are normalised.
     """
 
     rows: list[int]
@@ -29,15 +29,15 @@ class RolloutMoments:
 
     @property
     def env_steps(self) -> int:
-        """Of all ranks."""
+        """Env steps of all ranks."""
         return sum(self.rows)
 
 
 class RunStatistics:
-    """The statistics that move once per rollout: those of rewards before the update, those of observations after it.
+    """The statistics that are updated once per rollout: of rewards before the update, of observations after it.
 
     Args:
-        reward_scaler: or None where rewards are taken as they are.
+        reward_scaler: or None if rewards are not scaled.
         normalizer: of observations, or None.
     """
 
@@ -46,7 +46,7 @@ class RunStatistics:
         self.normalizer = normalizer
 
     def start(self, device: torch.device, episodes_go_on: bool) -> None:
-        """When training begins: discounted returns go on with the episodes that go on, or start from 0."""
+        """Starts training: discounted returns continue with continued episodes, or start from 0."""
         if self.reward_scaler is None:
             return
         if not episodes_go_on:
@@ -55,7 +55,7 @@ class RunStatistics:
             self.reward_scaler.discounted_returns = self.reward_scaler.discounted_returns.to(device)
 
     def reduce(self, rollout: Rollout, collectives: Collectives) -> RolloutMoments:
-        """One message: the rows and moments of all ranks' rollouts."""
+        """The rows and moments of the rollouts of all ranks, in one message."""
         batches: dict[str, Tensor] = {}
         if self.reward_scaler is not None:
             batches["returns"] = self.reward_scaler.follow(rollout.rewards, rollout.done, rollout.valid)
@@ -71,7 +71,7 @@ class RunStatistics:
         return RolloutMoments(rows, **found)
 
     def scale_rewards(self, rollout: Rollout, seen: RolloutMoments) -> Rollout:
-        """The rollout with scaled rewards, by statistics that its own returns are part of."""
+        """The rollout with scaled rewards; the statistics include its own returns."""
         if self.reward_scaler is None:
             return rollout
         if seen.returns is not None:
@@ -79,6 +79,6 @@ class RunStatistics:
         return replace(rollout, rewards=self.reward_scaler(rollout.rewards))
 
     def normalize_next(self, seen: RolloutMoments) -> None:
-        """From the next rollout on observations are normalised by statistics that those of this one are part of."""
+        """Updates the observation statistics with this rollout, for the next rollout."""
         if self.normalizer is not None and seen.obs is not None:
             self.normalizer.statistics.merge(*seen.obs)

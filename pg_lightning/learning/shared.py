@@ -1,4 +1,4 @@
-"""One set of weights for many workers: what A3C's learner steps along, and counters of all workers."""
+"""Shared weights for asynchronous workers: the learner of A3C, and the counters of all workers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pg_lightning.rollout import Batch
 
 
 class SharedWeights:
-    """What the workers have in common: tensors in memory that is inherited by forked processes, and a lock.
+    """The shared state of the workers: tensors in memory that forked processes inherit, and a lock.
 
     Args:
         groups: parameters of `actor` and `critic`.
-        normalizers: whose statistics are of all workers.
+        normalizers: with statistics over all workers.
 
     Attributes:
         weights: of `actor` and `critic`, one vector each.
@@ -34,8 +34,8 @@ class SharedWeights:
         updates: gradient steps of all workers.
         env_steps: of all workers.
         env_restarts: environments that all workers have replaced.
-        fit: the call of `Trainer.fit` that the counters belong to: its starting time, in nanoseconds.
-        over: worker 0 has ended: at the budget, or because a callback such as `EarlyStopping` said so.
+        fit: the `Trainer.fit` call of the counters: its starting time, in nanoseconds.
+        over: whether worker 0 has ended: at the budget, or because of a callback such as `EarlyStopping`.
     """
 
     def __init__(self, groups: Mapping[str, list[nn.Parameter]], normalizers: Sequence[RunningMeanVar]) -> None:
@@ -50,7 +50,7 @@ class SharedWeights:
         self.lock = multiprocessing.get_context("fork").Lock()
 
     def share_moments(self, optimizers: Sequence[optim.Optimizer]) -> None:
-        """Has optimizers make the moments that they will keep, in shared memory."""
+        """Makes optimizers create their moments in shared memory."""
         for optimizer in optimizers:
             make_moments(optimizer)
             for stepped, state in optimizer.state.items():
@@ -58,7 +58,7 @@ class SharedWeights:
                 self.moments[stepped] = {name: x.share_memory_() for name, x in moments.items()}
 
     def use_moments(self, optimizer: optim.Optimizer, bring: bool) -> None:
-        """Has an optimizer keep its moments in shared memory; those that it comes with are brought there or dropped."""
+        """Makes an optimizer keep its moments in shared memory; existing moments are copied there or dropped."""
         for group in optimizer.param_groups:
             for weights in group["params"]:
                 moments = self.moments.get(weights, {})
@@ -82,12 +82,12 @@ class SharedProgress(Progress):
         self._own_restarts = 0
 
     def start(self, is_stopping: bool = False) -> None:
-        """When training begins."""
+        """Starts training."""
         super().start(is_stopping)
         self._own_restarts = 0
 
     def advance(self, env_steps: int, restarts: int | None) -> None:
-        """After an update of this worker."""
+        """Counts an update of this worker."""
         self.updates += 1
         with self.shared.lock:
             self.shared.env_steps += env_steps
@@ -99,7 +99,7 @@ class SharedProgress(Progress):
 
 
 class SharedLearner(Learner):
-    """Differentiates on the worker's copy of the weights and steps the shared ones, as they are by then.
+    """Computes gradients at the worker's copy of the weights and steps the current shared weights.
 
     Args:
         settings: optimizers, learning rates and schedule.
@@ -124,7 +124,7 @@ class SharedLearner(Learner):
         micro_batch_size: int | None = None,
     ) -> None:
         super().__init__(settings, progress, max_grad_norm, compiles, micro_batch_size)
-        if not settings.is_elementwise or "NAdam" in settings.name:  # whose state begins with a 1
+        if not settings.is_elementwise or "NAdam" in settings.name:  # the state of NAdam starts with a 1
             raise UserError(f"model.optimizer: {settings.name} cannot step weights that workers share; use adam")
         self.shared = shared
         self.locked = locked
@@ -135,15 +135,15 @@ class SharedLearner(Learner):
         self._copied_at = 0
 
     def make_optimizers(self) -> list[optim.Optimizer]:
-        """Of the shared weights."""
+        """The optimizers of the shared weights."""
         return self.settings.make({name: [weights] for name, weights in self.shared.weights.items()})
 
     def weights(self) -> dict[str, list[Tensor]]:
-        """The shared ones."""
+        """The shared weights."""
         return {name: [weights.detach()] for name, weights in self.shared.weights.items()}
 
     def start(self, module: LightningModule, collectives: Collectives) -> None:
-        """The first worker to come brings what it has, be it from a checkpoint; all then share that."""
+        """Starts training: the first worker copies its state, possibly from a checkpoint, to shared memory."""
         super().start(module, collectives)
         self._normalizers = [x for x in module.modules() if isinstance(x, RunningMeanVar)]
         shared, progress = self.shared, self.progress
@@ -169,7 +169,7 @@ class SharedLearner(Learner):
     def descend(self, batch: Batch) -> Tensor:
         """One step of the shared weights along the gradient of the copy; returns the gradient's norm."""
         norm = self.clip(batch)
-        if not norm.isfinite():  # before it reaches weights and moments that worker 0 may be about to save
+        if not norm.isfinite():  # before it reaches weights and moments that worker 0 may save
             self.refuse_divergence({"train/grad_norm": norm})
         for weights, copy in self._pairs():
             weights.grad = copy.grad
@@ -178,14 +178,14 @@ class SharedLearner(Learner):
         return norm
 
     def count_update(self) -> Tensor:
-        """Counts an update of this worker; returns its staleness: updates of others since the weights were copied."""
+        """Counts an update of this worker; returns its staleness: updates by others since the weights were copied."""
         with self.shared.lock:
             staleness = self.shared.updates - self._copied_at
             self.shared.updates += 1
         return staleness
 
     def share_statistics(self) -> None:
-        """Adds what this worker's normalisers have seen to those of all, and takes over the sum."""
+        """Adds the data of this worker's normalisers to the shared sums, and copies the sums back."""
         with self.shared.lock:
             for i, normalizer in enumerate(self._normalizers):
                 self.shared.sums[i] += normalizer.sums() - self._sums[i]
@@ -194,15 +194,15 @@ class SharedLearner(Learner):
 
     @torch.no_grad()
     def copy_weights(self) -> None:
-        """Makes this worker's copy fresh."""
+        """Refreshes this worker's copy of the weights."""
         with self._exclusively():
             self._copied_at = int(self.shared.updates)
             for weights, copy in self._pairs():
                 copy.copy_(weights)
-        self.refuse_divergence({})  # of any worker: worker 0 is about to evaluate and to save
+        self.refuse_divergence({})  # of any worker, because worker 0 is about to evaluate and to save
 
     def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        """The shared weights of each group, and this worker's copy."""
+        """Pairs of the shared weights of each group and this worker's copy."""
         return [(self.shared.weights[name], copy) for name, (copy,) in self.gradient.groups.items()]
 
     def _exclusively(self) -> AbstractContextManager[object]:

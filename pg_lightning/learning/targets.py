@@ -1,7 +1,8 @@
-"""From a rollout to a batch: values, advantages, returns, and the normalisation of both."""
+"""Makes a batch of a rollout: values, advantages, returns, and the normalisation of both."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -20,7 +21,7 @@ Normalize = bool | Literal["per_rank"]
 def gae_targets(
     network: ActorCritic, rollout: Rollout, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """GAE(λ) advantages, λ-returns and values, `[T, N]` each, by the critic as it is before the update."""
+    """GAE(λ) advantages, λ-returns and values, `[T, N]` each, from the critic before the update."""
     values, next_values = network.values(rollout)
     advantages = gae(
         rollout.rewards,
@@ -39,18 +40,18 @@ def gae_targets(
 def make_batch(
     network: ActorCritic,
     rollout: Rollout,
-    targets: tuple[Tensor, Tensor, Tensor],
+    targets: Sequence[Tensor],
     normalize_advantage: Normalize,
     collectives: Collectives,
 ) -> Batch:
-    """The valid rows of a rollout with their targets, in the critic's unit; moves the statistics of returns.
+    """The valid rows of a rollout with their targets, in the critic's unit; updates the statistics of returns.
 
     Args:
-        network: whose critic learns.
+        network: with the critic.
         rollout: of this rank.
         targets: advantages, returns and values `[T, N]`, in the unit of the rewards.
         normalize_advantage: shift and scale advantages to mean 0 and standard deviation 1, over the rows of all ranks
-            or, with `per_rank`, of each by itself.
+            or, with `per_rank`, of each rank separately.
         collectives: of the training.
     """
     batch = Batch.of(rollout, *targets)
@@ -63,7 +64,7 @@ def make_batch(
 
 
 def normalized(advantages: Tensor, how: Normalize, collectives: Collectives) -> Tensor:
-    """`[B]` as they are, or standardised over the rows of all ranks, or of each by itself."""
+    """`[B]` unchanged, or standardised over the rows of all ranks, or of this rank."""
     if how == "per_rank":
         return standardize(advantages)
     return collectives.standardize(advantages) if how else advantages

@@ -1,4 +1,4 @@
-"""Actor and critic: two networks, or one torso with two heads; each with a memory if asked for."""
+"""Actor and critic: two networks, or one torso with two heads; optionally recurrent."""
 
 from __future__ import annotations
 
@@ -28,29 +28,31 @@ class ActorCritic(nn.Module):
     Args:
         observation_space: a `Box`.
         action_space: see `make_head`.
-        torso: what turns observations into features: `mlp`, `nature_cnn` for images, or the class path of a module that
-            is made with the observation space (a `Box` of floats where observations are normalised), maps `[B, *obs]`
-            floats to `[B, F]` features and says F in `out_features`.
+        torso: maps observations to features: `mlp`, `nature_cnn` for images, or the class path of a module. Its
+            constructor gets the observation space (a `Box` of floats if observations are normalised); it maps
+            `[B, *obs]` floats to `[B, F]` features and has F as `out_features`.
         hidden_sizes: widths of the hidden layers of actor and critic (`mlp`).
         activation: of the hidden layers (`mlp`).
         layer_norm: normalise the units of every hidden layer (`mlp`).
-        memory: `lstm` or `gru` for tasks in which the past matters; gradients flow back through one rollout.
-        memory_size: width of the memory.
+        memory: `lstm` or `gru` for tasks that need information from earlier observations; gradients flow back through
+            one rollout.
+        memory_size: width of the recurrent cell.
         shared_torso: actor and critic share torso and memory.
-        head: what turns features into π; null picks by the action space. For `Box`: `gaussian`, `squashed_gaussian` or
+        head: maps features to π; null chooses by the action space. For `Box`: `gaussian`, `squashed_gaussian` or
             `beta`. Or a class path.
         log_std_init: initial log standard deviation of Gaussian actions.
         state_dependent_std: the standard deviation of Gaussian actions comes from the network.
         normalize_obs: scale observations by their running mean and variance.
         normalize_values: the critic learns targets scaled by their running mean and variance.
-        obs_groups: which entries of a `Dict` observation actor and critic see, as in `{actor: [state], critic: [state,
-            privileged_state]}`. By default the first is the actor's and the second the critic's where there are two
-            entries, `policy` and `critic`, `actor` and `critic` or `state` and `privileged_state`; else both see all.
+        obs_groups: the entries of a `Dict` observation that actor and critic see, as in `{actor: [state], critic:
+            [state, privileged_state]}`. By default, if there are two entries, `policy` and `critic`, `actor` and
+            `critic` or `state` and `privileged_state`, the first is the actor's and the second the critic's; else both
+            see all.
         critic: whether there is one.
 
     Attributes:
-        init_args: the arguments it was made with.
-        groups: the names of the groups that actor and critic see; None of observations without groups.
+        init_args: the constructor's arguments.
+        groups: the names of the groups that actor and critic see; None if observations have no groups.
 
     Raises:
         UserError: if a space is not supported or a number out of range.
@@ -84,7 +86,7 @@ class ActorCritic(nn.Module):
             raise UserError(f"data.env_id: observation space {observation_space} has no vector form")
         self.normalizer = ObservationNormalizer(observation_space.shape) if normalize_obs else None
         self.value_normalizer = ValueNormalizer() if normalize_values else None
-        # The torso's input space: bytes become floats once they are normalised.
+        # The torso's input space: uint8 images become floats if they are normalised.
         clip = None if self.normalizer is None else self.normalizer.clip
         seen = observation_space if clip is None else spaces.Box(-clip, clip, observation_space.shape, np.float32)
         self.groups = resolve_groups(observation_space, obs_groups, critic, shared_torso)
@@ -112,7 +114,7 @@ class ActorCritic(nn.Module):
             orthogonal_(self.critic_head, 1.0)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The actor's parameters and the critic's; what they share belongs to the actor's."""
+        """The actor's parameters and the critic's; shared parameters belong to the actor's."""
         actor = [p for part in (self.actor_torso, self.actor_memory, self.actor_head) for p in _parameters(part)]
         critic = [p for part in (self.critic_torso, self.critic_memory, self.critic_head) for p in _parameters(part)]
         known = set(map(id, actor))
@@ -120,11 +122,11 @@ class ActorCritic(nn.Module):
 
     @property
     def has_memory(self) -> bool:
-        """Whether the policy sees more than the present."""
+        """Whether the policy is recurrent."""
         return self.actor_memory is not None
 
     def initial_state(self, num_envs: int) -> Tensor | None:
-        """The empty memory `[N, S]`, the actor's and then the critic's if it has its own; None without one."""
+        """The initial state `[N, S]`, the actor's and then the critic's if it has its own; None unless recurrent."""
         if self.actor_memory is None:
             return None
         weight = self.actor_head.linear.weight
@@ -147,7 +149,7 @@ class ActorCritic(nn.Module):
         action_mask: Tensor | None = None,
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Actions `[N, *action]` drawn from π(·|s) for observations `[N, *obs]`, and the memory `[N, S]` after them."""
+        """Actions `[N, *action]` drawn from π(·|s) for observations `[N, *obs]`, and the next state `[N, S]`."""
         if self._sampler is not None and action_mask is None and len(obs) <= FEW_ROWS:
             return self._sampler(obs, generator), None
         pi, state = self.act(obs, action_mask, state)
@@ -156,7 +158,7 @@ class ActorCritic(nn.Module):
     def mode(
         self, obs: Tensor, action_mask: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The actions `[N, *action]` of a policy that does not explore, and the memory `[N, S]` after them."""
+        """The deterministic actions `[N, *action]`, and the next state `[N, S]`."""
         pi, state = self.act(obs, action_mask, state)
         return pi.mode, state
 
@@ -167,7 +169,7 @@ class ActorCritic(nn.Module):
     def act(
         self, obs: Tensor, action_mask: Tensor | None = None, state: Tensor | None = None
     ) -> tuple[Distribution, Tensor | None]:
-        """π(·|s) for observations `[N, *obs]`, and the memory `[N, S]` after them."""
+        """π(·|s) for observations `[N, *obs]`, and the next state `[N, S]`."""
         x = self._input(obs)
         features = self.actor_torso(x)
         if self.actor_memory is None or state is None:
@@ -199,7 +201,7 @@ class ActorCritic(nn.Module):
     def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """V(s_t) and V(s_{t+1}) `[T, N]`, in the unit of the rewards.
 
-        Where an episode was cut, s_{t+1} is its final observation, not the first of the next.
+        At a truncation, s_{t+1} is the final observation, not the first of the next episode.
         """
         T, N = rollout.rewards.shape
         K = len(rollout.final_rows)
@@ -208,7 +210,7 @@ class ActorCritic(nn.Module):
         if rollout.state is not None:
             memory = self.critic_memory
             assert memory is not None
-            # The last row has no start: where it begins an episode, nothing asks for its value.
+            # The last row has no entry in `starts`: if it starts an episode, its value is not used.
             starts = torch.cat([rollout.starts, torch.zeros_like(rollout.starts[:1])])
             rows, final = features[: (T + 1) * N].unflatten(0, (T + 1, N)), features[(T + 1) * N :]
             outputs, states = memory.unroll(rows, _own_state(self, rollout.state, of_critic=True), starts)
@@ -259,7 +261,7 @@ class ActorCritic(nn.Module):
 
 
 def _existing(part: nn.Module | None) -> nn.Module:
-    """A part of the critic."""
+    """A part of the critic, which must exist."""
     if part is None:
         raise RuntimeError("this policy was made without a critic, so it has no values")
     return part
@@ -275,7 +277,7 @@ def _own_state(network: ActorCritic, state: Tensor, of_critic: bool) -> Tensor:
 
 
 def _rows(samples: Batch) -> Tensor:
-    """Observations `[B, *obs]`, of sequences all rows one after the other."""
+    """Observations `[B, *obs]`; for sequences, all rows in order."""
     return samples.obs if samples.sequences is None else samples.obs.flatten(0, 1)
 
 

@@ -1,7 +1,7 @@
-"""What a policy and its spaces are, in plain types: what a checkpoint holds beside the weights.
+"""A policy and its spaces in plain types, as stored in a checkpoint besides the weights.
 
-Plain types are None, booleans, numbers, strings, and lists and dicts of them: `torch.load(weights_only=True)` reads
-them, and so does anything else.
+Plain types are None, booleans, numbers, strings, and lists and dicts of them, which
+`torch.load(weights_only=True)` can read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def described_space(space: Space[Any]) -> Plain:
     """A space in plain types, from which `made_space` makes an equal one.
 
     Raises:
-        UserError: if it is another than Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these.
+        UserError: if it is not Box, Discrete, MultiDiscrete, MultiBinary, or Dict or Tuple of these.
     """
     match space:
         case FlattenedBox():
@@ -54,7 +54,7 @@ def described_space(space: Space[Any]) -> Plain:
 
 
 def made_space(space: Space[Any] | Plain) -> Space[Any]:
-    """The space that `described_space` has described; a space is returned as it is."""
+    """The space of a description by `described_space`; a space is returned unchanged."""
     if isinstance(space, Space):
         return space
     match space["space"]:
@@ -81,9 +81,9 @@ def made_space(space: Space[Any] | Plain) -> Space[Any]:
 
 
 def described_policy(policy: nn.Module) -> Plain:
-    """The class of an `ActorCritic` and the arguments it was made with, as `{class_path, init_args}`.
+    """The class of an `ActorCritic` and the arguments of its constructor, as `{class_path, init_args}`.
 
-    Of another module, or where an argument is not plain, `{refused}` with a line that says why: training goes on
+    For another module, or if an argument is not plain, `{refused}` with the reason in one line: training continues
     without a description.
     """
     if not isinstance(policy, ActorCritic):
@@ -98,9 +98,9 @@ def described_policy(policy: nn.Module) -> Plain:
 
 
 def made_policy(description: Plain) -> ActorCritic:
-    """The policy that `described_policy` has described, with fresh weights.
+    """The policy of a description by `described_policy`, with new weights.
 
-    A description names classes, which are imported; only torch modules are made.
+    The classes named in a description are imported; only torch modules are created.
 
     Raises:
         UserError: if one of its classes cannot be imported or does not take the arguments.
@@ -114,7 +114,7 @@ def made_policy(description: Plain) -> ActorCritic:
         _refuse_other_than_modules("model.torso", resolve("model.torso", torso, TORSOS)[0])
     try:
         made = {name: made_space(arguments[name]) for name in ("observation_space", "action_space")}
-        seen = {"obs_groups": every_group(made["observation_space"])}  # by policies from before there were groups
+        seen = {"obs_groups": every_group(made["observation_space"])}  # for policies from before observation groups
         policy: ActorCritic = make(**{**seen, **arguments, **made})
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"policy: cannot make {make.__name__}: {named_cause_of(error)}") from error
@@ -122,10 +122,10 @@ def made_policy(description: Plain) -> ActorCritic:
 
 
 def plain(name: str, value: Any) -> Any:
-    """A value in plain types: lists for tuples, numbers for NumPy's, descriptions for spaces.
+    """A value in plain types: lists for tuples, Python numbers for NumPy's, descriptions for spaces.
 
     Raises:
-        UserError: naming what has none.
+        UserError: naming a value that has no plain type.
     """
     match value:
         case np.generic():  # first: some are floats too
@@ -147,35 +147,35 @@ def plain(name: str, value: Any) -> Any:
 
 
 def plain_arguments(arguments: Mapping[str, Any]) -> Plain:
-    """Those that have plain types, in plain types: the `hyper_parameters` of a checkpoint."""
+    """The arguments that have plain types, converted: the `hyper_parameters` of a checkpoint."""
 
     def described() -> Iterator[tuple[str, Any]]:
         for name, value in arguments.items():
             try:
                 yield name, plain(name, value)
-            except UserError:  # whoever loads the checkpoint must give it
+            except UserError:  # must be passed when the checkpoint is loaded
                 continue
 
     return dict(described())
 
 
 class KeepsArguments:
-    """Keeps the arguments that an object of a subclass is made with, by name, in `init_args`.
+    """Stores the constructor's arguments of an object of a subclass, by name, in `init_args`.
 
-    Those of the outermost constructor: what it hands on to the constructors that it inherits is its own business.
+    Only those of the outermost constructor, not those that it passes to inherited constructors.
     """
 
     init_args: dict[str, Any]
 
     def __new__(cls: type[T], *args: Any, **kwargs: Any) -> T:
-        """Makes the object; arguments that the constructor does not take are left for it to refuse."""
+        """Creates the object; invalid arguments are refused by the constructor."""
         made: T = object.__new__(cls)
         made.__dict__["init_args"] = _by_name(inspect.signature(cls.__init__), (made, *args), kwargs)
         return made
 
 
 def _by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name, without the first, `self`; none where the signature does not take them."""
+    """Arguments by name, without the first, `self`; empty if the signature does not accept them."""
     try:
         bound = signature.bind_partial(*args, **kwargs).arguments
     except TypeError:
@@ -189,7 +189,7 @@ def _by_name(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[s
 
 
 def _numbers(bounds: np.ndarray) -> Any:
-    """One number if all are equal, else all of them: an image has very many bounds."""
+    """One number if all are equal, else all numbers, because an image has very many bounds."""
     first = bounds.reshape(-1)[:1]
     return first.item() if len(first) and (bounds == first).all() else bounds.tolist()
 

@@ -1,7 +1,7 @@
 """The NumPy fast path: actions of a small MLP on the CPU.
 
-A step of the environments is bound by the number of calls, not by arithmetic. NumPy's calls cost a third of torch's,
-and noise is drawn for many steps at once. `ActorCritic.acting` uses it where it can; everything else acts in torch.
+A step of the environments is limited by the number of calls, not by arithmetic. NumPy's calls cost a third of torch's,
+and noise is drawn for many steps at once. `ActorCritic.acting` uses it if possible; all other policies act in torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pg_lightning.policies.normalizers import ObservationNormalizer
 from pg_lightning.policies.obs_groups import Columns, GroupTorso
 from pg_lightning.policies.torsos import MLP
 
-FEW_ROWS = 64  # rows up to which NumPy beats torch; torch uses one thread for as few
+FEW_ROWS = 64  # rows up to which NumPy is faster than torch; torch uses one thread for so few rows
 NOISE_STEPS = 16  # steps for which noise is drawn at once
 
 Sampler: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
@@ -44,12 +44,12 @@ class _Sampling(NamedTuple):
 def numpy_sampler(torso: nn.Module, head: nn.Module, normalizer: ObservationNormalizer | None) -> Sampler | None:
     """A function that samples actions `[N, *action]` for observations `[N, *obs]` without a mask.
 
-    It reads the weights where they are in memory: it is valid as long as they are not moved. Changes in place are seen,
+    It reads the weights in place: it is valid until they are moved. Changes in place take effect,
     except those of log σ, which is read once.
 
     Returns:
-        None where NumPy cannot express the policy: another torso than an `MLP` with tanh or ReLU and no layer norm, a
-        head or a last layer whose class is not known here, a σ that depends on the state, weights that are not float32
+        None if NumPy does not support the policy: another torso than an `MLP` with tanh or ReLU and no layer norm, a
+        head or a last layer of an unknown class, a σ that depends on the state, weights that are not float32
         on the CPU, or autocast.
     """
     mlp = torso.torso if type(torso) is GroupTorso else torso
@@ -84,7 +84,7 @@ def numpy_sampler(torso: nn.Module, head: nn.Module, normalizer: ObservationNorm
 
 
 def _of_columns(features: Callable[[np.ndarray], np.ndarray], parts: Columns) -> Callable[[np.ndarray], np.ndarray]:
-    """The same function for `[N, D]`, of which it is shown some columns."""
+    """The same function for `[N, D]`, applied to some columns."""
     columns = parts[0] if len(parts) == 1 else np.r_[parts]
     return lambda x: features(x[:, columns])
 
@@ -106,7 +106,7 @@ def _features(torso: MLP) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _sampling(head: Head) -> _Sampling | None:
-    """How NumPy samples from the head's distribution; None if it, or a subclass, does it in a way of its own."""
+    """The head's sampling in NumPy; None if it, or a subclass, samples in another way."""
     distribution = type(head).distribution
     if type(head).forward is not Head.forward:
         return None

@@ -1,4 +1,4 @@
-"""Torsos: from observations to features."""
+"""Torsos: map observations to features."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 # tanh x ≈ x P(x²) / Q(x²), the minimax approximation that Eigen and XLA use; highest power first.
 TANH_P = (-2.76076847e-16, 2.00018790e-13, -8.60467152e-11, 5.12229709e-8, 1.48572236e-5, 6.37261929e-4, 4.89352456e-3)
 TANH_Q = (1.19825839e-6, 1.18534705e-4, 2.26843463e-3, 4.89352519e-3)
-TANH_CLAMP = 7.90531111  # beyond which tanh is 1 in float32
+TANH_CLAMP = 7.90531111  # above it tanh is 1 in float32
 
 
 def rational_tanh(x: Tensor) -> Tensor:
-    """tanh to 4e-7 by arithmetic that a compiled kernel vectorises; its gradient is 1 − y², as that of tanh."""
+    """tanh to 4e-7, in operations that a compiled kernel vectorises; the gradient is 1 − y², as for tanh."""
     x = x.clamp(-TANH_CLAMP, TANH_CLAMP)
     z = x.detach()
     square = z * z
@@ -52,7 +52,7 @@ def orthogonal_(layer: nn.Module, gain: float) -> None:
 
 
 def _has_slow_tanh(x: Tensor) -> bool:
-    """Compiled code for a CPU calls a library for the tanh of a float32. An exported graph is for other machines."""
+    """Whether compiled code calls a library for tanh: float32 on a CPU. An exported graph may run on other machines."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_exporting()
 
 
@@ -61,7 +61,7 @@ class MLP(nn.Module):
 
     Args:
         in_features: numbers in an observation.
-        hidden_sizes: widths of the layers; none leaves the observation as it is.
+        hidden_sizes: widths of the layers; an empty list leaves the observation unchanged.
         activation: of every layer.
         layer_norm: normalise the units of every layer before its activation.
     """
@@ -79,12 +79,12 @@ class MLP(nn.Module):
             orthogonal_(layer, math.sqrt(2))
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Features of the last hidden layer, activated."""
-        x = obs.reshape(obs.shape[0], self.in_features)  # not -1: there may be no rows
+        """Activations of the last hidden layer."""
+        x = obs.reshape(obs.shape[0], self.in_features)  # not -1: the batch may be empty
         norms, activation = self.norms, self.activation
         if activation is torch.tanh and torch.compiler.is_compiling() and _has_slow_tanh(x):
             activation = rational_tanh
-        # Acting calls this once per environment step with a handful of rows: calling each layer as a module would
+        # Acting calls this once per environment step with few rows: calling each layer as a module would
         # double its cost.
         for i, layer in enumerate(self.linears):
             x = linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
@@ -96,8 +96,8 @@ class NatureCNN(nn.Module):
     """The convolutions of Mnih et al. 2015 (Nature DQN): 32 8×8/4, 64 4×4/2, 64 3×3/1, then 512 units, all ReLU.
 
     Args:
-        observation_space: images `[C, H, W]` or `[H, W, C]` (the smallest of the three is taken for the channels), or
-            `[H, W]`; of at least 36 × 36. Bytes are divided by 255.
+        observation_space: images `[C, H, W]` or `[H, W, C]` (the smallest dimension is the channels), or
+            `[H, W]`; at least 36 × 36. uint8 images are divided by 255.
 
     Raises:
         UserError: if the observations are not such images.
@@ -150,7 +150,7 @@ def make_torso(
     """A torso for observations of a space; see `ActorCritic`.
 
     Raises:
-        UserError: if it cannot be made for them, or does not say how many features it has.
+        UserError: if it cannot be created for them, or has no `out_features`.
     """
     make, arguments = resolve("model.torso", torso, TORSOS)
     if make is MLP:
@@ -164,5 +164,5 @@ def make_torso(
 
 
 def out_features(part: nn.Module | None) -> int:
-    """The number of features that a torso or a memory gives."""
+    """The number of output features of a torso or a recurrent cell."""
     return cast(Any, part).out_features

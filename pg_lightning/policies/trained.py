@@ -1,4 +1,4 @@
-"""A policy from a checkpoint, for a loop of one's own: NumPy in, NumPy out, without a Trainer."""
+"""A policy from a checkpoint, for your own loop: NumPy in, NumPy out, without a Trainer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pg_lightning.policies.heads.base import space_name
 from pg_lightning.policies.obs_groups import ObsGroups, columns_of, seen_space
 from pg_lightning.spaces import FlattenedBox
 
-Observation: TypeAlias = Any  # an array or a number, or a dict or tuple of these, as the environment's space is
+Observation: TypeAlias = Any  # an array or a number, or a dict or tuple of these, according to the environment's space
 CHECKPOINTS = ("best.ckpt", "last.ckpt")  # of a run, in this order
-PREFIX = "network."  # of the policy's weights among those of the algorithm
+PREFIX = "network."  # of the policy's weights among the algorithm's weights
 
 
 def load(path: str | Path, seed: int = 0) -> TrainedPolicy:
@@ -28,14 +28,14 @@ def load(path: str | Path, seed: int = 0) -> TrainedPolicy:
 
     Args:
         path: a checkpoint, or the folder of a run: then its `best.ckpt`, else its `last.ckpt`.
-        seed: of the actions that are sampled.
+        seed: seed of sampled actions.
 
     Raises:
-        UserError: if there is no checkpoint, or it cannot be read, or its policy cannot be made.
+        UserError: if there is no checkpoint, or it cannot be read, or its policy cannot be created.
     """
     file = _checkpoint(Path(path))
     try:
-        if zipfile.is_zipfile(file):  # torch writes checksums, and does not look at them
+        if zipfile.is_zipfile(file):  # torch writes checksums, but does not verify them
             with zipfile.ZipFile(file) as archive:
                 if damaged := archive.testzip():
                     raise zipfile.BadZipFile(f"damaged at {damaged}")
@@ -70,22 +70,22 @@ def load(path: str | Path, seed: int = 0) -> TrainedPolicy:
 
 
 class TrainedPolicy:
-    """A policy that acts on what an environment gives, one observation or a batch of them.
+    """A policy that acts on observations of an environment, one or a batch.
 
     Args:
         policy: on the CPU.
-        observation_space: that it was made with.
+        observation_space: of the policy's constructor.
         action_space: of the environment.
-        env_steps: that it was trained for.
-        seed: of the actions that are sampled.
-        obs_groups: names of the entries of a `Dict` observation that its `actor` sees; None for all.
+        env_steps: of its training.
+        seed: seed of sampled actions.
+        obs_groups: names of the entries of a `Dict` observation that its actor sees; None for all.
 
     Attributes:
-        policy: torch in, torch out; see `Policy`.
-        observation_space: what `predict` takes: that of the environment, after its wrappers, and before observations
-            were flattened. Of a `Dict` it has the groups that the actor sees.
-        action_space: what `predict` gives.
-        env_steps: that it was trained for.
+        policy: the torch module; see `Policy`.
+        observation_space: of the input of `predict`: that of the environment, after its wrappers, and before
+            observations were flattened. A `Dict` contains the groups that the actor sees.
+        action_space: of the output of `predict`.
+        env_steps: of its training.
     """
 
     def __init__(
@@ -106,9 +106,9 @@ class TrainedPolicy:
         self._generator = torch.Generator().manual_seed(seed)
 
     def initial_state(self, num_envs: int | None = None) -> np.ndarray | None:
-        """The state that an episode begins with, `[S]`, or `[N, S]` of N environments; None unless recurrent.
+        """The initial state of an episode, `[S]`, or `[N, S]` for N environments; None unless recurrent.
 
-        It is all zeros: where one of N episodes has ended, `state[n] = 0` begins the next.
+        It is zero: when one of N episodes has ended, `state[n] = 0` starts the next.
         """
         state = self.policy.initial_state(1 if num_envs is None else num_envs)
         if state is None:
@@ -125,15 +125,15 @@ class TrainedPolicy:
         """The action for an observation, or the actions for a batch of them.
 
         Args:
-            obs: an observation of `observation_space`, or N of them: every array with one dimension more, in front.
-                More entries of a `Dict`, such as a critic's group, are not looked at.
-            state: of a recurrent policy, `[S]` or `[N, S]`: `initial_state` where an episode begins, after that what
-                the step before returned.
+            obs: an observation of `observation_space`, or N of them: every array with an additional first dimension.
+                Other entries of a `Dict`, such as a critic's group, are ignored.
+            state: for a recurrent policy, `[S]` or `[N, S]`: `initial_state` at the start of an episode, then the
+                state returned by the previous step.
             action_mask: `[A]` or `[N, A]`, non-zero where a choice is allowed.
             deterministic: the mode of π; else a sample.
 
         Returns:
-            The action as the environment takes it, in the shape and dtype of `action_space` and within its bounds, or
+            The action for the environment, in the shape and dtype of `action_space` and within its bounds, or
             N of them, and the next state, None unless recurrent.
 
         Raises:
@@ -157,7 +157,7 @@ class TrainedPolicy:
         return chosen[0], None if following is None else following[0]
 
     def _vectors(self, obs: Observation, batched: bool) -> np.ndarray:
-        """Observations as the policy takes them; of what its actor does not see, zeros."""
+        """Observations in the policy's input format; entries that its actor does not see are zero."""
         if not isinstance(self._given_space, FlattenedBox):
             return _array("obs", self.observation_space, obs, batched)
         rows = _rows(self.observation_space, obs, batched)
@@ -186,7 +186,7 @@ class TrainedPolicy:
 
 
 def _checkpoint(path: Path) -> Path:
-    """The file itself, or that of a run's folder."""
+    """The file itself, or the checkpoint in a run folder."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -203,7 +203,7 @@ def _with_batch(array: np.ndarray, batched: bool) -> np.ndarray:
 
 
 def _count(space: Space[Any], obs: Observation, name: str = "obs") -> int | None:
-    """The number of observations in a batch; None of one alone. All parts of a `Dict` or `Tuple` must agree."""
+    """The number of observations in a batch; None for a single one. All parts of a `Dict` or `Tuple` must agree."""
     parts = _parts(space, obs, name)
     if parts is not None:
         counts = {_count(part, x, f"{name}[{key!r}]") for key, part, x in parts}
@@ -221,7 +221,7 @@ def _count(space: Space[Any], obs: Observation, name: str = "obs") -> int | None
 
 
 def _parts(space: Space[Any], obs: Observation, name: str) -> list[tuple[Any, Space[Any], Observation]] | None:
-    """Key, space and observation of each part of a `Dict` or `Tuple`; None of another space."""
+    """Key, space and observation of each part of a `Dict` or `Tuple`; None for another space."""
     if isinstance(space, spaces.Dict):
         if not isinstance(obs, Mapping) or (missing := [key for key in space.spaces if key not in obs]):
             lacking = f"one without {missing[0]!r}" if isinstance(obs, Mapping) else type(obs).__name__
@@ -247,7 +247,7 @@ def _array(name: str, space: Space[Any], obs: Observation, batched: bool) -> np.
 
 
 def _rows(space: Space[Any], obs: Observation, batched: bool, name: str = "obs") -> np.ndarray:
-    """`[N, D]` observations, flattened as `gymnasium.spaces.flatten` does it, one-hot where they are categories."""
+    """`[N, D]` observations, flattened as by `gymnasium.spaces.flatten`, categories one-hot."""
     parts = _parts(space, obs, name)
     if parts is not None:
         return np.concatenate([_rows(part, x, batched, f"{name}[{key!r}]") for key, part, x in parts], axis=1)
