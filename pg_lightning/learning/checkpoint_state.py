@@ -36,6 +36,7 @@ def saved(module: PolicyGradientModule) -> dict[str, Any]:
         "lr_schedule": module.learner.settings.schedule_name,
         "ranks": [*ranks],
         **module.spaces,
+        "obs_groups": groups_of(module),
         "policy": described_policy(module.network),
     }
 
@@ -72,6 +73,11 @@ def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: b
             f"model.lr_schedule: the checkpoint was trained with {before}, whose state is not that of {schedule}; "
             "give the one that it was trained with"
         )
+    if state.get("obs_groups", groups_of(module)) != groups_of(module):  # which may be of the same size
+        raise UserError(
+            f"model.obs_groups: the checkpoint was trained with {state['obs_groups']}, not {groups_of(module)}; give "
+            "those that it was trained with"
+        )
     theirs, ours = (
         {name: tuple(tensor.shape) for name, tensor in weights.items()}
         for weights in (checkpoint["state_dict"], module.state_dict())
@@ -83,6 +89,11 @@ def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: b
             f"{ours.get(name, 'missing')} here; give the model.* that it was trained with"
         )
     module.progress.load_state_dict(state)
+
+
+def groups_of(module: PolicyGradientModule) -> Any:
+    """The observation groups that actor and critic see, by name; None of a policy that knows none."""
+    return getattr(module.network, "groups", None)
 
 
 def restore_episodes(module: PolicyGradientModule, own: Mapping[str, Any]) -> None:
