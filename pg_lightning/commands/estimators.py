@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pg_lightning.errors import UserError
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.policies import ActorCritic, ValueNormalizer
 from pg_lightning.returns import episode_index, gae, mean_of_other_episodes, reward_to_go
@@ -32,7 +33,13 @@ CRITIC_STEPS, CRITIC_ROWS, CRITIC_LR = 3000, 256, 1e-3  # of Adam
 
 
 def give_critic(network: ActorCritic) -> None:
-    """A new critic, which shares nothing with the actor and begins with its features."""
+    """A new critic, which shares nothing with the actor and begins with its features.
+
+    Raises:
+        UserError: if the policy is not the built-in one.
+    """
+    if not isinstance(network, ActorCritic):
+        raise UserError("model.policy: a new critic can be given to the built-in network only; set fit_critic to false")
     network.critic_torso = deepcopy(network.actor_torso)
     network.critic_memory = deepcopy(network.actor_memory)
     weight = network.actor_head.linear.weight

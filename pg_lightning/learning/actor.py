@@ -95,3 +95,39 @@ class PolicyActor:
     def env_actions(self, actions: Tensor) -> Tensor:
         """Actions as the environment wants them."""
         return self.policy.actor_head.env_actions(actions)
+
+
+class OtherPolicyActor(PolicyActor):
+    """Acts with a policy of which nothing but `Policy` is known.
+
+    What `PolicyActor` asks of the parts of an `ActorCritic` saves a call in every step of the environments.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy computes."""
+        return self._device or next(self.policy.parameters()).device
+
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the memory after them."""
+        obs, mask = obs.to(self.device), None if action_mask is None else action_mask.to(self.device)
+        if deterministic:
+            return self.policy.mode(obs, mask, state)
+        return self.policy.sample(obs, generator, mask, state)
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        """Actions as the environment wants them."""
+        return self.policy.env_actions(actions)
+
+
+def actor_of(policy: ActorCritic, progress: Progress) -> PolicyActor:
+    """What acts with a policy, an `ActorCritic` or another."""
+    kind = PolicyActor if isinstance(policy, ActorCritic) else OtherPolicyActor
+    return kind(policy, progress)

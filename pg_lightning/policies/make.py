@@ -1,0 +1,84 @@
+"""The policy of an algorithm: the built-in `ActorCritic`, or a class of the user's own."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+from gymnasium import Space
+from torch import nn
+
+from pg_lightning.class_path import ClassPath, resolve
+from pg_lightning.errors import UserError, named_cause_of
+from pg_lightning.policies.actor_critic import ActorCritic
+from pg_lightning.policies.contract import Policy
+
+
+def make_policy(
+    policy: ClassPath | None, observation_space: Space, action_space: Space, critic: bool, **network: Any
+) -> ActorCritic:
+    """The policy that an algorithm improves.
+
+    Args:
+        policy: None for an `ActorCritic`; or the class path of a module that is a `Policy`, which is made with
+            `observation_space`, `action_space` and its `init_args`.
+        observation_space: of one environment, flattened.
+        action_space: of one environment.
+        critic: whether an `ActorCritic` is to have one.
+        **network: options of `ActorCritic`, which another policy does not have.
+
+    Returns:
+        Where it is another class, algorithms use no more of it than `Policy` has.
+
+    Raises:
+        UserError: if it cannot be made, is no policy, or is given options of `ActorCritic`.
+    """
+    if policy is None:
+        return ActorCritic(observation_space, action_space, critic=critic, **network)
+    parameters = inspect.signature(ActorCritic).parameters
+    if given := [name for name, value in network.items() if value != parameters[name].default]:
+        raise UserError(
+            f"model.{given[0]}: an option of the built-in network, which model.policy replaces; give your policy what "
+            "it needs in its init_args, or leave model.policy out"
+        )
+    make, arguments = resolve("model.policy", policy)
+    refuse_other_than_modules("model.policy", make)
+    try:
+        made = make(observation_space=observation_space, action_space=action_space, **arguments)
+    except (TypeError, AttributeError) as error:
+        raise UserError(
+            f"model.policy: cannot make {make.__name__}(observation_space, action_space, **init_args): "
+            f"{named_cause_of(error)}"
+        ) from error
+    require_policy("model.policy", made)
+    for normalizer in ("normalizer", "value_normalizer"):  # whose statistics an algorithm moves
+        if not hasattr(made, normalizer):
+            setattr(made, normalizer, None)
+    if make is not ActorCritic:  # which knows its own
+        made.init_args = {"observation_space": observation_space, "action_space": action_space, **arguments}
+    return cast(ActorCritic, made)
+
+
+def refuse_other_than_modules(field: str, make: Any) -> None:
+    """Refuses what is not a class of torch modules, before it is called.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if not (isinstance(make, type) and issubclass(make, nn.Module)):
+        raise UserError(
+            f"{field}: {getattr(make, '__name__', make)!r} is not a class of torch modules; it is not called"
+        )
+
+
+def require_policy(field: str, made: nn.Module) -> None:
+    """Refuses a module that is no `Policy`.
+
+    Raises:
+        UserError: naming the field and what is missing.
+    """
+    if missing := [name for name in vars(Policy) if not name.startswith("_") and not hasattr(made, name)]:
+        raise UserError(
+            f"{field}: {type(made).__name__} has no {', '.join(missing)}; a policy has every method of "
+            "pg_lightning.policies.Policy"
+        )
