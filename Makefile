@@ -19,11 +19,11 @@ train: $(VENV)/installed
 	@echo "  python -m pg_lightning fit --help"
 
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Before each commit: lint, and the tests that start no process and train nothing, in two minutes.
 quick: lint
-	$(BIN)/python -m pytest -n 2 tests/house tests/algorithms tests/policies tests/learning \
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/house tests/algorithms tests/policies tests/learning \
 	  tests/test_returns.py tests/test_losses.py tests/test_rollout.py tests/test_statistics.py
 
 lint: $(VENV)/installed-dev

@@ -1,7 +1,7 @@
-"""PPO, A2C and REINFORCE as plain PyTorch loops: what `pg_lightning` does, with neither Lightning nor a log.
+"""PPO, A2C and REINFORCE as plain PyTorch loops: the algorithms of `pg_lightning` without Lightning and without a log.
 
-Every loop is a generator without end: after each update it yields the env steps of the rollout behind it, and the
-returns of the episodes that ended in there. Hyperparameters have the names and the meaning that they have in
+Every loop is an endless generator: after each update it yields the env steps of its rollout, and the
+returns of the episodes that ended in it. Hyperparameters have the same names and meanings as in
 `pg_lightning.algorithms`. The environments have `Box` observations, `Discrete` or `Box` actions, and reset within the
 step.
 """
@@ -139,7 +139,7 @@ def reinforce(
 
 @dataclass
 class Rollout:
-    """T rows of N environments; `finals` holds, at `t * N + n`, the last observation of an episode that was cut."""
+    """T rows of N environments; `finals` holds, at `t * N + n`, the last observation of a truncated episode."""
 
     obs: Tensor
     actions: Tensor
@@ -151,7 +151,7 @@ class Rollout:
 
 
 def rollouts(env: VectorEnv, seed: int, policy: Policy, see: nn.Module, num_steps: int) -> Iterator[Rollout]:
-    """Rollouts without end, each under the policy of the moment."""
+    """An endless sequence of rollouts, each with the current policy."""
     T, N = num_steps, env.num_envs
     last, running = as_rows(env.reset(seed=seed)[0]), np.zeros(N)
     shape, dtype = ((), torch.int64) if policy.log_std is None else (policy.log_std.shape, torch.float32)
@@ -206,7 +206,7 @@ def standardize(x: Tensor) -> Tensor:
 
 
 class Policy(nn.Module):
-    """A softmax over `Discrete` actions, or normals with a σ of their own over `Box` actions."""
+    """A softmax over `Discrete` actions, or normals with a separate σ over `Box` actions."""
 
     def __init__(self, env: VectorEnv, log_std_init: float = 0.0) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class RunningStatistics:
 
 
 class ObservationNormalizer(nn.Module):
-    """The statistics move between rollouts only."""
+    """The statistics are updated between rollouts only."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

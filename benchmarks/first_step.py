@@ -1,4 +1,4 @@
-"""CartPole that prints the time of its first step and ends the process there: how long a start takes."""
+"""CartPole that prints the time of its first step and exits: measures the start-up time."""
 
 from __future__ import annotations
 

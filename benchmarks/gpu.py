@@ -1,20 +1,20 @@
-"""What works on a GPU, and how fast: correctness, precision, resume, learning and speed, with a table at the end.
+"""Checks and timings on a GPU: correctness, precision, resume, learning and speed, with a table at the end.
 
     python benchmarks/gpu.py                                       # some five minutes on one GPU
     python benchmarks/gpu.py --only equal precision --json gpu.json --markdown gpu.md
     python benchmarks/gpu.py --device cpu --small                  # the same script without a GPU, in a minute or two
 
-It needs no network and no package beyond those of `pip install pg_lightning`. A check that fails is a row of the table
-and exit status 1; the others still run.
+It needs no network and no packages besides those of `pip install pg_lightning`. A failed check is a row of the table
+and exit status 1; the other checks still run.
 
-- `equal`: five recorded rollouts are learned from on the CPU and on the device, in float64 and float32, for every
+- `equal`: learning from five recorded rollouts on the CPU and on the device, in float64 and float32, for every
   algorithm, head and memory. The largest difference of a weight is compared with a bound.
 - `precision`: PPO learns in every precision of Lightning; the first minibatch of an update must have ratio π/π_old = 1.
-- `commands`: the command line, each run a process of its own: every algorithm, normalisers, memory, `overlap`,
+- `commands`: the command line, each run in its own process: every algorithm, normalisers, memory, `overlap`,
   `compile`, and A3C, which must be refused in one line.
-- `resume`: a run that is stopped half-way and resumed equals one that was not, bit by bit.
+- `resume`: a run that is stopped half-way and resumed is bitwise equal to an uninterrupted one.
 - `learn`: `ppo_cartpole` and `ppo_pendulum` on the device, with their test scores and wall seconds.
-- `speed`: `fit` and an update alone, on the CPU and on the device, over sizes of rollouts and networks.
+- `speed`: `fit` and a single update, on the CPU and on the device, over sizes of rollouts and networks.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from torch.utils.data import IterableDataset
 from pg_lightning import A2C, PPO, REINFORCE, OneStepActorCritic, REINFORCEBaseline, Rollout, RolloutDataModule
 
 ROOT = Path(__file__).parents[1]
-# Of the largest difference of a weight, as a share of the largest change. In float32 Adam, which divides by the root of
-# small squares, makes much of a rounding where gradients are small; what tells a bug is float64.
+# Bounds on the largest difference of a weight, relative to the largest change. In float32, Adam divides by the root of
+# small squares and amplifies rounding errors of small gradients; a bug is visible in float64.
 BOUNDS = {"64-true": 1e-9, "32-true": 0.1}
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true")
 EQUAL = "equal bit by bit"
@@ -63,7 +63,7 @@ class Row:
 
 
 class Images(gymnasium.Env):
-    """84 × 84 × 4 bytes of noise, six actions: a Nature CNN's work without a game."""
+    """84 × 84 × 4 bytes of noise, six actions: the load of a Nature CNN without a game."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
     action_space = gymnasium.spaces.Discrete(6)
@@ -80,7 +80,7 @@ gymnasium.register("BenchmarkImages-v0", Images, max_episode_steps=1000)
 
 
 class Replayed(IterableDataset[Rollout]):
-    """Recorded rollouts, each handed over as if the policy of the moment had played it."""
+    """Recorded rollouts, each returned as if the current policy had collected it."""
 
     def __init__(self, rollouts: list[Rollout], module: Any, count: int) -> None:
         self.rollouts, self.module, self.count = rollouts, module, count
@@ -95,7 +95,7 @@ class Replayed(IterableDataset[Rollout]):
 
 
 class Record(Callback):
-    """Keeps every rollout that is learned from."""
+    """Keeps every rollout that is used for learning."""
 
     def __init__(self) -> None:
         self.rollouts: list[Rollout] = []
@@ -117,7 +117,7 @@ def make(algorithm: type, data: RolloutDataModule, **model: Any) -> Any:
 
 
 def record(algorithm: type, env_id: str, data: dict[str, Any], model: dict[str, Any], count: int) -> list[Rollout]:
-    """So many rollouts of a training on the CPU."""
+    """The first `count` rollouts of a training on the CPU."""
     seed_everything(1, verbose=False)
     rollouts = RolloutDataModule(env_id, total_steps=10**6, **data)
     recorder = Record()
@@ -129,7 +129,7 @@ def record(algorithm: type, env_id: str, data: dict[str, Any], model: dict[str, 
 def learn_from(
     rollouts: list[Rollout], device: str, precision: str, algorithm: type, env_id: str, model: dict[str, Any]
 ) -> tuple[torch.Tensor, float]:
-    """The weights `[P]` after one update with each rollout, and how far the farthest has moved."""
+    """The weights `[P]` after one update per rollout, and the largest change of a weight."""
     module = make(algorithm, RolloutDataModule(env_id, total_steps=10**6), **model)
     before = torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()
     trainer(device, precision).fit(module, Replayed(rollouts, module, len(rollouts)))
@@ -157,7 +157,7 @@ def equal(device: str, small: bool) -> Iterator[Row]:
         "PPO, beta": (PPO, "Pendulum-v1", steps, ppo | {"head": "beta"}),
         "PPO, Nature CNN": (PPO, "BenchmarkImages-v0", {"num_envs": 2, "num_steps": 8}, ppo | {"torso": "nature_cnn"}),
     }
-    torch.backends.cudnn.allow_tf32 = False  # convolutions of float32 would round to 10 bits
+    torch.backends.cudnn.allow_tf32 = False  # float32 convolutions would round to 10 bits
     for name, (algorithm, env_id, data, model) in cases.items():
         try:
             rollouts = record(algorithm, env_id, data, model, 5)
@@ -177,7 +177,7 @@ def equal(device: str, small: bool) -> Iterator[Row]:
 
 
 class FirstRatios(PPO):
-    """Notes |log π/π_old| in the first minibatch of every update."""
+    """Records |log π/π_old| in the first minibatch of every update."""
 
     def update(self, rollout: Rollout) -> dict[str, torch.Tensor]:
         self.noted = getattr(self, "noted", [])
@@ -211,7 +211,7 @@ def precision(device: str, small: bool) -> Iterator[Row]:
 
 
 def call(folder: Path, device: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """One command line in a process of its own, and its seconds."""
+    """Runs one command line in its own process; returns it and its seconds."""
     where = ["--trainer.accelerator", "gpu" if device == "cuda" else device, "--trainer.default_root_dir", str(folder)]
     command = [sys.executable, "-m", "pg_lightning", *arguments, *(where if arguments[0] == "fit" else where[:2])]
     start = time.perf_counter()
@@ -220,7 +220,7 @@ def call(folder: Path, device: str, *arguments: str) -> tuple[subprocess.Complet
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """What a command that failed said last; all of it goes to the error stream."""
+    """The last lines of a failed command; its whole output goes to stderr."""
     if done.returncode:
         print(" ".join(done.args), done.stderr[-4000:], sep="\n", file=sys.stderr, flush=True)
     lines = [line for line in (done.stderr + done.stdout).strip().splitlines() if line.strip()]
@@ -297,7 +297,7 @@ def resume(device: str, small: bool) -> Iterator[Row]:
 
 
 def resumed(device: str, config: str, half: int, more: list[str]) -> str:
-    """How a run that was resumed half-way compares with one that was not."""
+    """Compares a run that was resumed half-way with an uninterrupted one."""
     fit = ["fit", "--config", config, "--model.lr_schedule", "constant", "--data.eval_episodes", "4", *more]
     fit += ["--data.eval_every_steps", str(half)]
     with tempfile.TemporaryDirectory() as folder:
@@ -337,7 +337,7 @@ def fit_speed(device: str, env_id: str, data: dict[str, Any], rollouts: int, mod
     """Env steps per second of `fit` after three rollouts of warm-up."""
 
     class Clock(Callback):
-        laps: list[float] = []  # noqa: RUF012 - one for each class that is made here
+        laps: list[float] = []  # noqa: RUF012 - a new one for each class created here
 
         def on_train_batch_end(self, *arguments: Any) -> None:
             if device == "cuda":
@@ -356,7 +356,7 @@ def fit_speed(device: str, env_id: str, data: dict[str, Any], rollouts: int, mod
 def update_seconds(
     device: str, env_id: str, data: dict[str, Any], model: dict[str, Any], precision: str, count: int
 ) -> float:
-    """Of one update on a rollout that is there already."""
+    """Seconds of one update on an existing rollout."""
     module_data = RolloutDataModule(env_id, total_steps=10**9, **(data | {"backend": "sync"}))
     rollout = record(PPO, env_id, data | {"num_steps": 2}, model | {"num_epochs": 1, "num_minibatches": 1}, 1)[0]
     times = data["num_steps"] // 2
@@ -443,7 +443,7 @@ SECTIONS: dict[str, Callable[[str, bool], Iterator[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--small", action="store_true", help="few env steps: to see the script run to its end")
+    parser.add_argument("--small", action="store_true", help="few env steps, to test the script itself")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--seconds", type=positive, help="start no section after this many")
     parser.add_argument("--json", type=Path, help="where to write the rows")

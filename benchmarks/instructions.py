@@ -1,11 +1,11 @@
-"""Instructions per rollout of the systems in `throughput.py`, counted by valgrind: no load on the machine changes them.
+"""Instructions per rollout of the systems in `throughput.py`, counted by valgrind, independent of the machine's load.
 
     python benchmarks/instructions.py                                  # A2C on CartPole; a minute or two a system
     python benchmarks/instructions.py --workload ppo_cartpole --system "pg_lightning, fit"
 
-Two counts of one program differ by some 0.2 %, so that a change of 1 % shows, which no clock on a shared machine shows.
-They are not seconds: an instruction of a loop in C takes less time than one on the way to it, which also depends on
-what the caches hold. Valgrind's processor has no AVX-512.
+Two counts of one program differ by about 0.2 %, so a change of 1 % is visible, which no clock on a shared machine
+shows. They are not seconds: the time of an instruction depends on its kind and on the caches. Valgrind's processor has
+no AVX-512.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ SYSTEMS = (
 
 
 def run_counted(name: str, system: str, rollouts: int) -> None:
-    """Under valgrind: has the instructions counted of so many rollouts and the updates with them."""
+    """Runs under valgrind: counts the instructions of `rollouts` rollouts and their updates."""
     import throughput
 
     class Counter(throughput.Stopwatch):
-        """Counting starts at the end of one lap and stops at the end of another."""
+        """Starts counting at the end of one lap and stops at the end of another."""
 
         laps = 0
 
@@ -62,7 +62,7 @@ def run_counted(name: str, system: str, rollouts: int) -> None:
 
 
 def instructions(name: str, system: str, rollouts: int) -> int:
-    """Per rollout."""
+    """Instructions per rollout."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "callgrind.out"
         valgrind = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}"]
@@ -76,9 +76,11 @@ def instructions(name: str, system: str, rollouts: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", default="a2c_cartpole", help="of throughput.py (default: a2c_cartpole)")
+    parser.add_argument(
+        "--workload", default="a2c_cartpole", help="a workload of throughput.py (default: a2c_cartpole)"
+    )
     parser.add_argument("--system", nargs="+", default=SYSTEMS, metavar="NAME", help=", ".join(SYSTEMS))
-    parser.add_argument("--rollouts", type=int, default=60, help="counted ones (default: 60)")
+    parser.add_argument("--rollouts", type=int, default=60, help="number of counted rollouts (default: 60)")
     parser.add_argument("--counted", help=argparse.SUPPRESS)  # valgrind runs this script with it
     arguments = parser.parse_args()
     if arguments.counted:

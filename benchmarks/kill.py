@@ -1,11 +1,11 @@
-"""Kills runs with SIGKILL at random moments, resumes them, and compares them with one that was left alone.
+"""Kills runs with SIGKILL at random moments, resumes them, and compares them with an uninterrupted run.
 
     python benchmarks/kill.py --moments 20 --seed 1 --ranks 1
     python benchmarks/kill.py --ranks 2 --data.backend async
 
-Other arguments go to the command line. A moment is drawn evenly from the time between the run's folder and its end; the
-whole process group dies, and `fit --ckpt_path last` is all that follows. Equal means: every tensor of `last.ckpt` and
-`best.ckpt`, byte for byte, and every line of `metrics.csv` but for the wall-clock column.
+Other arguments are passed to the command line. The moment is uniform between the creation of the run's folder and its
+end; the whole process group is killed, and only `fit --ckpt_path last` follows. Equal means: every tensor of
+`last.ckpt` and `best.ckpt`, byte for byte, and every line of `metrics.csv` except the wall-clock column.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ data: {env_id: CartPole-v1, num_envs: 4, num_steps: 32, total_steps: 8000, eval_
 
 
 def start(folder: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """A run of the config in a folder, in a process group of its own."""
+    """Starts a run of the config in a folder, in its own process group."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "kill.yaml").write_text(CONFIG)
     return subprocess.Popen(
@@ -55,7 +55,7 @@ def version(folder: Path, number: int = 0) -> Path:
 
 
 def began(process: subprocess.Popen[bytes], run: Path) -> float:
-    """When the run's folder was there."""
+    """The time at which the run's folder exists."""
     while not (run / "config.yaml").exists():
         if process.poll() is not None:
             raise SystemExit(f"ended before it began, see {run.parents[2] / 'log.txt'}")
@@ -64,13 +64,13 @@ def began(process: subprocess.Popen[bytes], run: Path) -> float:
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Waits for a good end."""
+    """Waits for the end, which must be successful."""
     if process.wait() != 0:
         raise SystemExit(f"exited with {process.returncode}, see {folder / 'log.txt'}")
 
 
 def main() -> int:
-    """Prints a line for each moment; the exit status is 1 if any run differs."""
+    """Prints a line per moment; the exit status is 1 if any run differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
@@ -106,7 +106,7 @@ def main() -> int:
             found = [str(error)]
         killed += 1
         mismatches += bool(found)
-        how = "from the checkpoint" if saved else "afresh"
+        how = "from the checkpoint" if saved else "from the beginning"
         print(f"{killed:3d}  killed after {moment:5.2f} s, resumed {how}: {found or 'equal'}", flush=True)
     print(f"{mismatches} mismatches in {killed} moments")
     return int(mismatches > 0)

@@ -1,12 +1,12 @@
-"""Trains configs over seeds, tests each best checkpoint on fresh episodes, and prints the table of results.
+"""Trains configs over seeds, tests each best checkpoint on new episodes, and prints the table of results.
 
     python benchmarks/learning.py ppo_cartpole --seeds 1 2 3 4 5
     python benchmarks/learning.py ppo_cartpole --ranks 2 --workers 1    # by two processes that share the environments
-    python benchmarks/learning.py --json results.json    # all; takes hours, and goes on where it was interrupted
+    python benchmarks/learning.py --json results.json    # all; takes hours, can be interrupted and continued
 
-Every run goes through the command line, as a user's would: `fit --config configs/NAME.yaml --seed_everything S`, then
-`test` on `checkpoints/best.ckpt` with 100 episodes, the policy deterministic unless the config says otherwise. A config
-is held against its target, if it has one: the exit status is 1 if any of its seeds falls short.
+Every run uses the command line, like a user: `fit --config configs/NAME.yaml --seed_everything S`, then `test` on
+`checkpoints/best.ckpt` with 100 episodes, with the deterministic policy unless the config says otherwise. If a config
+has a target, the exit status is 1 if any of its seeds misses it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import yaml
 from scipy import stats
 
 ROOT = Path(__file__).parents[1]
-# What each seed is to reach; None where a result is reported and no more.
+# Target of each seed; None if the result is only reported.
 TARGETS: dict[str, float | None] = {
     "reinforce_cartpole": 475.0,
     "reinforce_baseline_cartpole": 475.0,
@@ -78,7 +78,7 @@ class Result:
 
 
 def among(ranks: int, path: Path) -> list[str]:
-    """What has so many processes train a config together, with as many environments in all as one has."""
+    """Arguments that make `ranks` processes train a config together, with the same total number of environments."""
     if ranks == 1:
         return []
     num_envs = yaml.safe_load(path.read_text())["data"]["num_envs"]
@@ -117,7 +117,7 @@ def run(config: str, seed: int, runs: Path, episodes: int, ranks: int) -> Result
 
 
 def table(results: list[Result]) -> str:
-    """Markdown, one row a config: the interquartile mean over seeds with a bootstrap interval, and every seed."""
+    """Markdown, one row per config: the interquartile mean over seeds with a bootstrap interval, and every seed."""
     lines = [
         "| config | env steps | return, IQM over seeds [95 %] | each seed | target | wall seconds a run |",
         "|---|---|---|---|---|---|",
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--ranks", type=int, default=1, help="processes that train one policy, under `ddp`")
     parser.add_argument("--runs", type=Path, help="keep the run folders here")
-    parser.add_argument("--json", type=Path, help="keep every result here; those it holds already are not run again")
+    parser.add_argument("--json", type=Path, help="keep every result here; existing results are not run again")
     arguments = parser.parse_args()
     known = {}
     if arguments.json and arguments.json.exists():

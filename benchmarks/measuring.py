@@ -1,4 +1,4 @@
-"""What the benchmarks share: versions, threads, intervals, and one line for a name that there is not."""
+"""Shared functions of the benchmarks: versions, threads, intervals, and the error for an unknown name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, int]:
-    """Threads of PyTorch, within an operation and between operations, beside the cores that this process may use."""
+    """PyTorch's threads within an operation and between operations, and the cores available to this process."""
     import torch
 
     try:
@@ -46,7 +46,7 @@ def bootstrap(
 
     Args:
         statistic: maps resamples `[R, n, ...]` to `[R]`.
-        samples: `[n, ...]`; what lies side by side is drawn together.
+        samples: `[n, ...]`; values along the other axes are resampled together.
         resamples: R.
     """
     picks = np.random.default_rng(0).integers(len(samples), size=(resamples, len(samples)))

@@ -1,9 +1,9 @@
-"""Memory of `fit` over thousands of iterations: the resident set of the process, which must stay flat.
+"""Memory of `fit` over thousands of iterations: the resident set of the process, which must stay constant.
 
     python benchmarks/memory.py                     # A2C on CartPole, 10,000 iterations; Linux; about a minute
 
-Prints the resident set every tenth of the run, and what a straight line through the second half gains per 1,000
-iterations; the first half may still fill caches.
+Prints the resident set at every tenth of the run, and the slope of a line through the second half per 1,000
+iterations; caches may still fill in the first half.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pg_lightning.data import RolloutDataModule
 
 
 class Memory(Callback):
-    """MiB resident after each hundredth of the run."""
+    """The resident set in MiB after each hundredth of the run."""
 
     def __init__(self, iterations: int) -> None:
         self.every = max(1, iterations // 100)

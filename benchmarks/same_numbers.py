@@ -1,12 +1,13 @@
-"""Whether a change of the code has moved a single bit of what training gives: weights and metrics, hashed.
+"""Checks that a change of the code changes no bit of the results of training: hashes of weights and metrics.
 
     python benchmarks/same_numbers.py --record before.json     # on the commit before a change; two minutes
     python benchmarks/same_numbers.py --compare before.json    # after it; exit status 1 where anything differs
 
-20,000 env steps of a configuration for every rung, head, memory and mask, with normalisers, overlap, two ranks, and A3C
-with one worker, each by the command line in a process of its own. Hashes depend on the machine and on the versions of
-torch and NumPy, so they are compared on one machine and kept in no repository. Tensors are compared as a set: a change
-may rename a parameter, and move it. So are the columns of `metrics.csv`, by name, without those that tell the time.
+20,000 env steps of a configuration for every algorithm, head, memory and mask, with normalisers, overlap, two ranks,
+and A3C with one worker, each run from the command line in its own process. Hashes depend on the machine and on the
+versions of torch and NumPy, so compare them on one machine and do not commit them. Tensors are compared as a set,
+because a change may rename a parameter, or move it. So are the columns of `metrics.csv`, by name, except those with
+times.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def digest(data: bytes) -> str:
 
 
 def fingerprint(case: str) -> dict[str, Any]:
-    """Hashes of the tensors and of the columns that a training leaves."""
+    """Hashes of the tensors and of the columns that a training writes."""
     budget = ["--data.total_steps", str(STEPS), "--data.eval_every_steps", str(STEPS // 2), "--data.eval_episodes", "4"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +109,7 @@ def fingerprint(case: str) -> dict[str, Any]:
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What has changed, in words; nothing where nothing has."""
+    """The differences in words; an empty string if there are none."""
     if "failed" in before or "failed" in after:
         return f"failed: {before.get('failed', 'not')} before, {after.get('failed', 'not')} now"
     lost = sum((Counter(before["tensors"]) - Counter(after["tensors"])).values())

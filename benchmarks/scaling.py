@@ -1,13 +1,13 @@
-"""Env steps per second of one process and of several that train one policy, each with the work that the one has.
+"""Env steps per second of one process and of several that train one policy, with the same work per process.
 
     python benchmarks/scaling.py [--configs ppo_cartpole a3c_cartpole] [--processes 2] [--repeats 5] [--json FILE]
 
-Every run is `python -m pg_lightning fit` with a log and checkpoints. Three things take turns: one process; K processes
-with one policy; and K processes that know nothing of each other, each with a policy of its own, which shows what the
-machine gives to K at a time. Ratios are taken within a repeat. Speeds come from `time/steps_per_second`, which counts
-the steps of all processes of a run; the first quarter of its lines is left out, and no evaluation falls between the
-others. Synchronous algorithms run under `ddp`, A3C under `hogwild`. One thread for each process. Last, how long the
-ranks of `ddp` take to add up a gradient, through gloo and through memory.
+Every run is `python -m pg_lightning fit` with a log and checkpoints. Three variants take turns: one process; K
+processes with one policy; and K independent processes, each with its own policy, which show what the machine gives to K
+processes at a time. Ratios are taken within a repeat. Speeds come from `time/steps_per_second`, which counts the steps
+of all processes of a run; the first quarter of its lines is left out, and the other lines contain no evaluation.
+Synchronous algorithms run under `ddp`, A3C under `hogwild`, with one thread per process. At the end, the time of an
+all-reduce of a gradient over the ranks of `ddp` is measured, through gloo and through shared memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MESSAGE = 9_155  # float32: the weights of two networks of 64-64 for CartPole, a
 
 
 def start(config: str, processes: int, folder: str) -> subprocess.Popen[str]:
-    """A run of so many processes, each of which takes as many env steps as the only one would."""
+    """Starts a run of `processes` processes, each of which takes as many env steps as a single process would."""
     arguments = [
         *("fit", "--config", config, "--trainer.default_root_dir", folder, "--trainer.devices", str(processes)),
         *("--data.total_steps", str(STEPS[config] * processes), "--data.eval_every_steps", str(10**9)),
@@ -54,7 +54,7 @@ def start(config: str, processes: int, folder: str) -> subprocess.Popen[str]:
 
 
 def steps_per_second(config: str, processes: int, runs: int = 1) -> float:
-    """Of all processes of all runs, which run beside each other."""
+    """Env steps per second of all processes of all runs, which run in parallel."""
     with tempfile.TemporaryDirectory() as folder:
         started = [start(config, processes, f"{folder}/{i}") for i in range(runs)]
         for run in started:
@@ -65,16 +65,17 @@ def steps_per_second(config: str, processes: int, runs: int = 1) -> float:
 
 
 def speed_of(log: Path) -> float:
-    """Env steps over seconds of the last three quarters of a run: a core that slows down now and then does count."""
+    """Env steps over seconds of the last three quarters of a run, so that temporary slowdowns of a core count."""
     steps, seconds = seconds_of(rows_of(log))
     later = len(steps) // 4
     return float((steps[-1] - steps[later]) / (seconds[-1] - seconds[later]))
 
 
 def exchange(rank: int, num_ranks: int, port: int, queue: multiprocessing.Queue[list[float]]) -> None:
-    """Adds up a vector over the ranks by gloo and by memory, in turns of 100, half a millisecond of work in between.
+    """All-reduces a vector by gloo and by shared memory, in turns of 100, with half a millisecond of work
+    in between.
 
-    Of each turn the first half is left out: ranks come from gloo at different times.
+    The first half of each turn is left out, because ranks leave gloo at different times.
     """
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -96,7 +97,7 @@ def exchange(rank: int, num_ranks: int, port: int, queue: multiprocessing.Queue[
 
 
 def seconds_to_add_up(num_ranks: int) -> list[float]:
-    """By gloo and by memory: means, for ranks wait for the slowest each time."""
+    """Mean seconds by gloo and by shared memory; means, because ranks wait for the slowest each time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

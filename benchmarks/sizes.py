@@ -1,9 +1,9 @@
-"""What an env step of `fit` costs against the number of environments, the length of rollouts and the width of layers.
+"""The time of an env step of `fit` against the number of environments, the length of rollouts and the layer width.
 
     python benchmarks/sizes.py --png sizes.png --json sizes.json             # takes about eight minutes
 
-PPO on CartPole with the hyperparameters of `throughput.py`'s `ppo_cartpole`, of which one size is changed at a time. A
-second of work is timed for each, in turn and again; points are medians, bars reach from the least to the greatest.
+PPO on CartPole with the hyperparameters of `ppo_cartpole` in `throughput.py`, with one size changed at a time. Each
+size is timed for one second of work, in turns; points are medians, bars reach from the minimum to the maximum.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LABELS = {"num_envs": "environments N, rollouts of 128 steps", "num_steps": "ste
 
 
 def sizes() -> dict[tuple[str, str, int], tuple[Workload, dict[str, Any], dict[str, Any]]]:
-    """Panel, curve and size, to the workload and the arguments of data and model that are not the usual ones."""
+    """Panel, curve and size, mapped to the workload and the changed arguments of data and model."""
     made = {}
     for backend in ("sync", "vector"):
         for n in NUM_ENVS:
@@ -50,7 +50,7 @@ def sizes() -> dict[tuple[str, str, int], tuple[Workload, dict[str, Any], dict[s
 
 
 def microseconds(workload: Workload, data: dict[str, Any], model: dict[str, Any], seed: int) -> float:
-    """Per env step of `fit`, over two rollouts at least."""
+    """Microseconds per env step of `fit`, over at least two rollouts."""
     warm_up = WARM_UP_ROLLOUTS * workload.rows
     stopwatch = Stopwatch(warm_up, warm_up + max(MIN_STEPS, 2 * workload.rows))
     gc.collect()
@@ -81,7 +81,7 @@ def draw(costs: dict[tuple[str, str, int], list[float]], png: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=positive, default=3, help="of every size (default: 3)")
+    parser.add_argument("--repeats", type=positive, default=3, help="repeats of every size (default: 3)")
     parser.add_argument("--png", type=Path, required=True, help="where to draw")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()

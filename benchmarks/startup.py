@@ -1,9 +1,9 @@
-"""Seconds from the start of a process to its first env step: `pg_lightning fit` beside Stable-Baselines3 and imports.
+"""Seconds from the start of a process to its first env step: `pg_lightning fit`, Stable-Baselines3 and imports.
 
     python benchmarks/startup.py [--config ppo_cartpole] [--repeats 5] [--json startup.json]
 
 Every start is a new Python process; the systems take turns, and ratios are taken within a repeat. A first repeat, which
-may find a cold disk, is not counted. `fit` has everything on that it has for a user: log, checkpoints, evaluation and
+may read from a cold disk, is not counted. `fit` has all features of a user's run: log, checkpoints, evaluation and
 progress.
 """
 
@@ -34,7 +34,7 @@ PPO("MlpPolicy", make_vec_env("{ENV_ID}", 8), n_steps=32, batch_size=256, device
 
 
 def systems(config: str) -> dict[str, list[str]]:
-    """What follows `python` on the command line; each prints `time.time()` when it is there."""
+    """The arguments of `python`; each program prints `time.time()` at the end."""
     fit = ["-m", "pg_lightning", "fit", "--config", config, "--data.env_id", ENV_ID]
     return {
         "import torch": ["-c", "import time, torch; print(time.time())"],
@@ -45,7 +45,7 @@ def systems(config: str) -> dict[str, list[str]]:
 
 
 def seconds_until_stamp(arguments: list[str]) -> float:
-    """From before the process to the time that is the last thing it prints."""
+    """Seconds from before the process to the time that it prints last."""
     paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +78,7 @@ def measure(commands: dict[str, list[str]], repeats: int) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown, one row a system."""
+    """Markdown, one row per system."""
     lines = [f"| from process start to | seconds [95 %] | ratio to {SB3} [95 %] |", "|---|--:|--:|"]
     for name, row in report.items():
         seconds, ratio = (with_interval(row[key], row[f"{key}_ci95"]) for key in ("seconds", "ratio"))
@@ -89,7 +89,7 @@ def table(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--config", default="ppo_cartpole", help="a path, or a shipped one's name (default: ppo_cartpole)"
+        "--config", default="ppo_cartpole", help="a path, or the name of a shipped config (default: ppo_cartpole)"
     )
     parser.add_argument("--repeats", type=positive, default=5, help="interleaved starts of each (default: 5)")
     parser.add_argument("--json", type=Path, help="where to write the numbers, of every repeat too")

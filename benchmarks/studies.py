@@ -1,10 +1,10 @@
-"""Runs the studies and the comparison that are shipped, and writes what they found into docs/studies.md.
+"""Runs the shipped studies and the comparison, and writes their results into docs/studies.md.
 
-    python benchmarks/studies.py                    # some hours on two cores; goes on where it was interrupted
+    python benchmarks/studies.py                    # some hours on two cores; can be interrupted and continued
     python benchmarks/studies.py lr_cartpole gamma_cartpole --output studies
 
-Each goes through the command line, as a user's would. The figures go to docs/images/studies; of the page everything
-below the line `<!-- found -->` is written anew.
+Each uses the command line, like a user. The figures are written to docs/images/studies; on the page, everything
+below the line `<!-- found -->` is replaced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MARK = "<!-- found -->\n"
 
 
 def section(name: str, folder: Path) -> str:
-    """What a study found: its question, the command, the figures, and the verdict."""
+    """The section of a study: its question, the command, the figures, and the verdict."""
     title = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ").removesuffix(".")
     command = command_of(name)
     lines = [f"## {title}", "", f"`python -m pg_lightning {command} {name}`", ""]
@@ -48,7 +48,7 @@ def main() -> None:
     shipped = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=shipped, metavar="STUDY", help=", ".join(shipped))
-    parser.add_argument("--output", type=Path, default=Path("studies"), help="folder of the studies' folders")
+    parser.add_argument("--output", type=Path, default=Path("studies"), help="parent folder of the studies")
     arguments = parser.parse_args()
     for name in arguments.names:
         command = [sys.executable, "-m", "pg_lightning", command_of(name), name, "--output", str(arguments.output)]

@@ -1,23 +1,24 @@
-"""Training speed in env steps per second, on a CPU: `pg_lightning` beside Stable-Baselines3, a bare loop and ceilings.
+"""Training speed in env steps per second, on a CPU: `pg_lightning`, Stable-Baselines3, a bare loop and upper bounds.
 
     python benchmarks/throughput.py                                  # everything; takes about ten minutes
     python benchmarks/throughput.py --workload ppo_cartpole a2c_cartpole --repeats 7 --json speed.json
 
 The systems of a workload do the same number of env steps with the same hyperparameters. The clock starts after a
-warm-up and stops after the update with the last rollout. All run in this one process, one after the other and again, so
-that the repeats of different systems lie seconds apart and share whatever else the machine is doing: ratios are taken
-within a repeat. They share nothing but the imported libraries and torch's random stream, which each seeds for itself.
-The mean return of the last 100 training episodes stands beside each speed, to show that none is fast by learning less.
+warm-up and stops after the update with the last rollout. All run in this one process, in turns, so
+that the repeats of different systems are seconds apart and see the same load of the machine: ratios are taken
+within a repeat. They only share the imported libraries and torch's random stream, which each seeds for itself.
+The mean return of the last 100 training episodes is reported with each speed, to show that no system is fast because
+it learns less.
 
-The ceilings are the environments alone, under random actions; the environments and the policy, with nothing learned;
-and `fit` on one rollout that it is handed again and again, with nothing collected.
+The upper bounds are the environments alone, with random actions; the environments and the policy, without learning;
+and `fit` on one rollout that is used repeatedly, without collection.
 
-What is not alike: Stable-Baselines3 standardises the advantages of PPO within each minibatch, not within the rollout,
-uses an Adam that is not fused, and moves the statistics that it normalises by with every step, not every rollout. Its
-A2C runs on `torch.optim.RMSprop` with α 0.99 and ε 1e-5, as ours does, and not on its `RMSpropTFLike`.
+Differences between the systems: Stable-Baselines3 standardises the advantages of PPO within each minibatch, not within
+the rollout, uses an Adam that is not fused, and updates its normalisation statistics with every step, not every
+rollout. Its A2C uses `torch.optim.RMSprop` with α 0.99 and ε 1e-5, as here, and not its `RMSpropTFLike`.
 
-One thread is the default because these tensors are small: a second gains little where a core is free for it, and where
-none is, the threads wait for each other at every operation.
+One thread is the default because these tensors are small: a second thread helps little on a free core, and without
+a free core the threads wait for each other at every operation.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ import gymnasium
 import numpy as np
 import stable_baselines3
 import torch
-import torch._dynamo
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -65,15 +65,15 @@ from pg_lightning.rollout import Actor, Rollout
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained, and how long.
+    """A training task and its length.
 
     Attributes:
         env_id: a Gymnasium id.
         algorithm: ours.
         num_envs: parallel environments.
-        num_steps: rows of a rollout; with whole episodes the least.
+        num_steps: rows of a rollout; the minimum with whole episodes.
         steps: env steps on the clock; seconds of work for the slowest system.
-        model: hyperparameters, by the names of ours. What is not here is alike by default: two networks of 64-64 tanh
+        model: hyperparameters, with our names. All others are equal by default: two networks of 64-64 tanh
             with orthogonal weights, and no entropy bonus.
         log_every: updates between rows of the log.
         whole_episodes: rollouts end with episodes.
@@ -94,7 +94,7 @@ class Workload:
 
     @property
     def warm_up(self) -> int:
-        """Env steps before the clock starts: a tenth of the work, and 3 rollouts at least."""
+        """Env steps before the clock starts: a tenth of the work, and at least 3 rollouts."""
         return max(3, self.steps // self.rows // 10) * self.rows
 
 
@@ -151,11 +151,11 @@ WORKLOADS = {
 
 @dataclass
 class Stopwatch:
-    """Counts env steps and returns by the lap, a lap being a rollout, and times those after the warm-up.
+    """Counts env steps and returns per lap, a lap being a rollout, and times the laps after the warm-up.
 
     Attributes:
-        warm_up: env steps before the lap from whose end on the clock runs.
-        total_steps: env steps that a run does, the warm-up included.
+        warm_up: env steps before the lap at whose end the clock starts.
+        total_steps: env steps of a run, including the warm-up.
     """
 
     warm_up: int
@@ -188,12 +188,12 @@ class Stopwatch:
 
     @property
     def return_mean(self) -> float | None:
-        """Of the last 100 episodes; None if none has ended."""
+        """Mean over the last 100 episodes; None if none has ended."""
         return float(np.mean(self.returns)) if self.returns else None
 
 
 def run_envs(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) -> None:
-    """Random actions drawn beforehand: no loop around these environments can be faster."""
+    """Random actions drawn beforehand: an upper bound for every loop around these environments."""
     env = make_vector_env(workload.env_id, workload.num_envs)
     env.reset(seed=seed)
     env.action_space.seed(seed)
@@ -213,7 +213,7 @@ def run_envs(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) 
 
 
 def run_collector(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) -> None:
-    """Rollouts under the policy as it was initialised, from which nothing is learned."""
+    """Rollouts with the initial policy, without learning."""
     seed_everything(seed, verbose=False)
     env = make_vector_env(workload.env_id, workload.num_envs)
     model = make_model(workload, env.single_observation_space, env.single_action_space, stopwatch.total_steps)
@@ -226,7 +226,7 @@ def run_collector(workload: Workload, stopwatch: Stopwatch, seed: int, folder: P
 
 
 class Replay:
-    """A collector that collects once and hands out that rollout for ever, as if the policy of the moment had acted."""
+    """A collector that collects once and returns that rollout for ever, as if the current policy had acted."""
 
     def __init__(self, collector: RolloutCollector) -> None:
         self.collector = collector
@@ -235,13 +235,13 @@ class Replay:
     def collect(self, actor: Actor) -> Rollout:
         if self.rollout is None:
             rollout = self.collector.collect(actor)
-            none = rollout.episode_returns[:0]  # episodes count once
+            none = rollout.episode_returns[:0]  # count episodes once
             self.rollout = replace(rollout, episode_returns=none, episode_lengths=none)
         return replace(self.rollout, policy_version=actor.policy_version)
 
 
 class ReplayDataModule(RolloutDataModule):
-    """With it, `fit` costs what learning costs: the environments step for the first rollout only."""
+    """With it, `fit` only costs learning: the environments step for the first rollout only."""
 
     def train_dataloader(self) -> RolloutDataset:
         dataset: Any = super().train_dataloader()
@@ -257,17 +257,17 @@ def run_fit(
     datamodule: Callable[..., RolloutDataModule] = RolloutDataModule,
     **model: Any,
 ) -> None:
-    """`fit` with the logger and the callbacks of the command line, those that only act when it ends left out.
+    """`fit` with the logger and the callbacks of the command line, except those that only act at the end.
 
-    No evaluation falls due before the budget is spent; the one at the end comes after the clock has stopped.
+    No evaluation is due before the end of the budget; the one at the end comes after the clock has stopped.
 
     Args:
         workload: what to train.
-        stopwatch: is told of every update.
+        stopwatch: is called after every update.
         seed: of the run.
         folder: for the log and the checkpoints.
-        datamodule: makes what rollouts come from; a `partial` of the class gives it other arguments.
-        **model: arguments of the algorithm, beside those of the workload or in their place.
+        datamodule: makes the datamodule; a `partial` of the class gives it other arguments.
+        **model: arguments of the algorithm that extend or replace those of the workload.
     """
 
     class Laps(Callback):
@@ -289,7 +289,7 @@ def run_fit(
 
 
 def make_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
-    """As the command line makes it for `fit`: a log, checkpoints and progress."""
+    """The Trainer of the command line for `fit`: a log, checkpoints and progress."""
     checkpoints = [
         ModelCheckpoint(filename="best", monitor="val/return_mean", mode="max", enable_version_counter=False),
         ModelCheckpoint(filename="last", enable_version_counter=False),
@@ -332,10 +332,10 @@ SB3_PEERS: dict[type[PolicyGradientModule], Any] = {PPO: stable_baselines3.PPO, 
 
 
 def run_sb3(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) -> None:
-    """With a CSV log at the same interval, and without Gymnasium's checker around each environment, as ours."""
+    """With a CSV log at the same interval, and without Gymnasium's checker around each environment, as here."""
 
     class Laps(BaseCallback):
-        """A rollout starts, or training ends, after the update with the rollout before."""
+        """A lap ends when the next rollout starts, or training ends, after the update."""
 
         def _on_step(self) -> bool:
             return True
@@ -362,7 +362,7 @@ def run_sb3(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) -
 
 
 def sb3_arguments(workload: Workload) -> dict[str, Any]:
-    """The hyperparameters by the names that Stable-Baselines3 has for them."""
+    """The hyperparameters with Stable-Baselines3's names."""
     model = workload.model
     arguments = {
         "n_steps": workload.num_steps,
@@ -384,18 +384,19 @@ def _falling(lr: float) -> Callable[[float], float]:
 
 
 def run_compiled(*run: Any, **data: Any) -> None:
-    """`fit` with `model.compile`, which the warm-up pays for; of earlier modules nothing is kept, as in a process."""
-    torch._dynamo.reset()
+    """`fit` with `model.compile`, whose time is in the warm-up; clears earlier compilations, as in a new process."""
+    torch.compiler.reset()
     run_fit(*run, datamodule=partial(RolloutDataModule, **data), compile=True)
 
 
-def run_vtrace(workload: Workload, *run: Any) -> None:
-    """V-trace in the place of A2C, with rollouts that a second process plays ahead; one core more than the others."""
-    run_fit(replace(workload, algorithm=VTrace), *run, datamodule=partial(RolloutDataModule, overlap=True))
+def run_vtrace(workload: Workload, *run: Any, **model: Any) -> None:
+    """V-trace instead of A2C, with rollouts collected by a second process; uses one more core than the others."""
+    torch.compiler.reset()
+    run_fit(replace(workload, algorithm=VTrace), *run, datamodule=partial(RolloutDataModule, overlap=True), **model)
 
 
 SB3, BARE = "Stable-Baselines3", "bare PyTorch loop"
-# A variant of `fit` is one more line: "fit, ReLU": partial(run_fit, activation="relu").
+# To add a variant of `fit`, add one line: "fit, ReLU": partial(run_fit, activation="relu").
 SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
     "envs, random actions": run_envs,
     "envs and inference": run_collector,
@@ -407,12 +408,13 @@ SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
     "fit, overlap": partial(run_fit, datamodule=partial(RolloutDataModule, overlap=True)),
     "fit, overlap, compile": partial(run_compiled, overlap=True),
     "V-trace, ahead": run_vtrace,
+    "V-trace, ahead, compile": partial(run_vtrace, compile=True),
     SB3: run_sb3,
 }
 
 
 def systems_of(workload: Workload) -> list[str]:
-    """Those that can run it: not every environment has vectorised code, nor may every algorithm learn a step late."""
+    """The systems that can run it: some environments have no vectorised code, and some algorithms allow no lag."""
     is_vectorised = gymnasium.spec(workload.env_id).vector_entry_point is not None
     able = {
         "vector": is_vectorised,
@@ -428,7 +430,7 @@ def systems_of(workload: Workload) -> list[str]:
 
 
 def measure(workload: Workload, repeats: int) -> dict[str, Any]:
-    """Every system once per repeat, in turn; a system's seed is the repeat's number."""
+    """Runs every system once per repeat, in turn; the seed is the number of the repeat."""
     reference = SB3 if workload.algorithm in SB3_PEERS else BARE
     names = systems_of(workload)
     runs: dict[str, list[Stopwatch]] = {name: [] for name in names}
@@ -462,7 +464,7 @@ def mean_of_known(returns: list[float | None]) -> float | None:
 
 
 def table(name: str, report: dict[str, Any]) -> str:
-    """Markdown, one row a system."""
+    """Markdown, one row per system."""
     of = report["settings"]
     lines = [
         f"### {name}\n",
@@ -485,7 +487,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=positive, help="env steps on the clock in each run (default: the workload's own)"
     )
-    parser.add_argument("--threads", type=positive, default=1, help="of PyTorch (default: 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
     parser.add_argument("--json", type=Path, help="where to write the numbers, of every repeat too")
     arguments = parser.parse_args()
     refuse_unknown(parser, "--workload", arguments.workload, WORKLOADS)

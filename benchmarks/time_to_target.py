@@ -1,14 +1,14 @@
-"""Seconds of training until CartPole is solved: configs of `pg_lightning` beside Stable-Baselines3 with its preset.
+"""Seconds of training until CartPole is solved: configs of `pg_lightning`, and Stable-Baselines3 with its preset.
 
     python benchmarks/time_to_target.py --config ppo_cartpole --seeds 1 2 3 --json time.json
 
-The clock starts just before the first env step and stands still while the policy is evaluated: deterministically, over
-20 episodes that are the same each time, after the first rollout at or past every 5,000 env steps, and at the end of the
-budget. It stops at the evaluation whose mean return reaches the target. Logs, checkpoints and progress of `fit` are on
-and on the clock. Seeds are interleaved: each is run by every system before the next begins.
+The clock starts just before the first env step and is stopped while the policy is evaluated: deterministically, over
+20 episodes that are always the same, after the first rollout at or past every 5,000 env steps, and at the end of the
+budget. It ends at the evaluation whose mean return reaches the target. Logs, checkpoints and progress of `fit` are
+included in the time. Seeds are interleaved: each is run by every system before the next seed starts.
 
-Stable-Baselines3 has the PPO preset that RL Baselines3 Zoo tuned for CartPole-v1. A run that never reaches the target
-counts as infinitely long; the interquartile mean leaves out a quarter of the seeds at either end.
+Stable-Baselines3 uses the PPO preset that RL Baselines3 Zoo tuned for CartPole-v1. A run that never reaches the target
+counts as infinitely long; the interquartile mean leaves out a quarter of the seeds at each end.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ class Goal:
 
 @dataclass
 class Race:
-    """The clock of one run, and where it was stopped.
+    """The clock of one run, and its state at the end.
 
     Attributes:
         seconds: on the clock; of training only.
-        env_steps: done when the clock stood still last.
+        env_steps: at the last stop of the clock.
         return_mean: of the last evaluation.
-        is_won: whether that reached the target.
+        is_won: whether it reached the target.
     """
 
     seconds: float = 0.0
@@ -93,14 +93,14 @@ class Race:
         self.env_steps = env_steps
 
     def judge(self, return_mean: float, target: float) -> None:
-        """Goes on unless the target is reached."""
+        """Continues unless the target is reached."""
         self.return_mean = return_mean
         self.is_won = return_mean >= target
         self.go()
 
 
 def run_fit(config: dict[str, Any], goal: Goal, seed: int, folder: Path) -> Race:
-    """`fit` with a config, evaluated as the goal says."""
+    """`fit` with a config, evaluated according to the goal."""
     race = Race()
 
     class Judge(Callback):
@@ -128,7 +128,7 @@ def run_sb3(goal: Goal, seed: int, folder: Path) -> Race:
     race = Race()
 
     class Judge(BaseCallback):
-        """A rollout starts, or training ends, after the update with the rollout before."""
+        """An update ends when the next rollout starts, or training ends."""
 
         due = goal.every
 
@@ -166,7 +166,7 @@ def interquartile_mean(x: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def measure(systems: dict[str, Callable[[Goal, int, Path], Race]], goal: Goal, seeds: list[int]) -> dict[str, Any]:
-    """Every system once per seed, in turn."""
+    """Runs every system once per seed, in turn."""
     races: dict[str, list[Race]] = {name: [] for name in systems}
     for seed in seeds:
         for name, run in systems.items():
@@ -195,14 +195,14 @@ def measure(systems: dict[str, Callable[[Goal, int, Path], Race]], goal: Goal, s
 
 
 def quotient(pairs: np.ndarray) -> np.ndarray:
-    """`[R]` IQM over seeds of the first of `[R, seeds, 2]`, over that of the second; NaN where both are infinite."""
+    """`[R]` ratio of the IQMs over seeds of the two columns of `[R, seeds, 2]`; NaN where both are infinite."""
     first, second = np.moveaxis(interquartile_mean(pairs, axis=1), -1, 0)
     with np.errstate(invalid="ignore"):
         return first / second
 
 
 def table(report: dict[str, Any], seeds: int) -> str:
-    """Markdown, one row a system."""
+    """Markdown, one row per system."""
     lines = [
         f"| system | seconds, IQM [95 %] | times faster than {SB3} [95 %] | env steps, IQM | seeds that reached it |",
         "|---|--:|--:|--:|--:|",
@@ -214,7 +214,7 @@ def table(report: dict[str, Any], seeds: int) -> str:
 
 
 def load_config(name: str) -> dict[str, Any]:
-    """A config by path, or by name among those shipped.
+    """A config by path, or by the name of a shipped config.
 
     Raises:
         UserError: if there is none, or if it is for another environment.
@@ -226,7 +226,7 @@ def load_config(name: str) -> dict[str, Any]:
 
 
 def finite(x: Any) -> Any:
-    """JSON has no infinity and no NaN: null."""
+    """Replaces infinity and NaN by null, because JSON has neither."""
     if isinstance(x, dict):
         return {key: finite(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):
@@ -240,13 +240,13 @@ def main() -> None:
         "--config",
         nargs="+",
         default=["ppo_cartpole_fast", "ppo_cartpole"],
-        help="paths, or names of shipped ones (default: ppo_cartpole_fast ppo_cartpole)",
+        help="paths, or names of shipped configs (default: ppo_cartpole_fast ppo_cartpole)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(1, 11)), help="(default: 1 to 10)")
     parser.add_argument("--target", type=float, default=475.0, help="mean return (default: 475)")
     parser.add_argument("--every", type=positive, default=5000, help="env steps between evaluations (default: 5000)")
-    parser.add_argument("--episodes", type=positive, default=20, help="of an evaluation (default: 20)")
-    parser.add_argument("--threads", type=positive, default=1, help="of PyTorch (default: 1)")
+    parser.add_argument("--episodes", type=positive, default=20, help="episodes per evaluation (default: 20)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
     parser.add_argument("--json", type=Path, help="where to write the numbers, of every seed too")
     arguments = parser.parse_args()
     try:

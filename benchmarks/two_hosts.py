@@ -1,12 +1,12 @@
-"""Trains one policy on two hosts: network namespaces of this machine, joined by a cable that is a pair of veth devices.
+"""Trains one policy on two hosts: network namespaces of this machine, connected by a pair of veth devices.
 
     python benchmarks/two_hosts.py [--config ppo_cartpole] [--total_steps 100_000] [--hang SECONDS]
 
-Linux with `unshare` (util-linux) and `ip` (iproute2); no privileges, and the machine's own network is left alone. Each
-host has an address, a loopback device and a host name of its own, and can reach the other through the cable only. On
+Linux with `unshare` (util-linux) and `ip` (iproute2); no privileges, and the machine's own network is not changed. Each
+host has its own address, loopback device and host name, and can only reach the other through the virtual cable. On
 each, `torchrun` starts one process; together they run the same `python -m pg_lightning fit` as one host with two
-processes, which is run beside them. They have no memory in common either, so that all messages take the cable; on one
-host they take memory. The exit status is 1 unless both ways end with the same weights, bit by bit.
+processes, which is run for comparison. The two hosts share no memory, so all messages use the cable; on one
+host they use shared memory. The exit status is 1 unless both runs end with bitwise equal weights.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ exec "$@"
 
 
 def fit(arguments: argparse.Namespace, root: Path, nodes: int) -> list[str]:
-    """What follows `torchrun`: the module and its arguments."""
+    """The arguments of `torchrun`: the module and its arguments."""
     return [
         *("-m", "pg_lightning", "fit", "--config", arguments.config),
         *("--data.total_steps", str(arguments.total_steps), "--data.num_envs", str(arguments.num_envs)),
@@ -64,7 +64,7 @@ def torchrun(nodes: int, *where: str) -> list[str]:
 
 
 def on_two_hosts(arguments: argparse.Namespace, root: Path) -> None:
-    """Inside the namespaces: one torchrun on each host, which meet at the first one's address."""
+    """Inside the namespaces: one torchrun per host, which connect at the address of the first host."""
     hosts = []
     for rank, (name, address) in enumerate(ADDRESSES.items()):
         launch = torchrun(2, f"--node_rank={rank}", f"--master_addr={ADDRESSES['alpha']}", "--master_port=29500")

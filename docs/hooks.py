@@ -1,8 +1,8 @@
-"""What MkDocs adds to the pages when it builds the site, so that they read as well in the repository itself.
+"""Hooks that MkDocs runs when it builds the site; the pages stay readable in the repository.
 
 - A link to a file outside of `docs/` leads to a page that shows the file.
 - A link alone on its line to a function, `[…](../pg_lightning/returns.py#gae)`, is followed by the function's source.
-- One titled `against`, `[…](../configs/a.yaml "against b.yaml")`, is followed by what changes from b, beside it, to a.
+- A link titled `against`, `[…](../configs/a.yaml "against b.yaml")`, is followed by the diff from b (same folder) to a.
 - Equations become MathML, which a browser shows without a script.
 """
 
@@ -52,7 +52,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Leads links to where the site has the file, and puts sources and differences behind those that ask for it."""
+    """Rewrites links to the pages of the site, and inserts sources and diffs after links that request them."""
     here = _shown.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     return with_sources(markdown, here) if here.endswith(".md") else markdown
 
@@ -63,7 +63,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def with_sources(markdown: str, here: str) -> str:
-    """The text of a page that is the file `here`, from the root of the repository, as the site has it."""
+    """The text of a page for the site; `here` is its file, relative to the root of the repository."""
     folder, folder_on_site = os.path.dirname(here), os.path.dirname(site_uri(here))
 
     def path_of(target: str) -> str:
@@ -88,7 +88,7 @@ def with_sources(markdown: str, here: str) -> str:
 
 
 def site_uri(path: str) -> str:
-    """Where the site has the page of a file of the repository."""
+    """The path of the page of a repository file on the site."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return f"{SHOWN}/{path}" if path.endswith(".md") else f"{SHOWN}/{path}.md"
@@ -112,7 +112,7 @@ def source(path: str, name: str) -> str:
 
 
 def difference(before: str, after: str) -> str:
-    """A block of code: the unified diff of two files, those of Python without their docstrings."""
+    """A block of code: the unified diff of two files; Python files without docstrings."""
     texts = []
     for path in (before, after):
         if not (ROOT / path).is_file():
@@ -124,7 +124,7 @@ def difference(before: str, after: str) -> str:
 
 
 def without_docstrings(text: str) -> str:
-    """The source of a module without its docstrings and without empty lines where they were."""
+    """The source of a module without docstrings and without the empty lines after them."""
     lines: list[str | None] = [*text.splitlines()]
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
@@ -135,12 +135,12 @@ def without_docstrings(text: str) -> str:
 
 
 def fence(text: str, title: str, options: str = "", language: str | None = None) -> str:
-    """A block of code; the marks around it are longer than any that a source would have inside."""
+    """A block of code; its fence is longer than any fence in a source."""
     language = language or LANGUAGES.get(os.path.splitext(title)[1], "text")
     return f'~~~~~~ {{.{language} title="{title}"{options}}}\n{text.rstrip()}\n~~~~~~'
 
 
 def mathml(latex: str, is_block: bool) -> str:
-    """An equation that a browser shows as it is."""
+    """An equation as MathML, which a browser shows without a script."""
     made = convert(html.unescape(latex).strip(), display="block" if is_block else "inline")
     return made.replace("<mi>log</mi>", '<mo lspace="0.17em" rspace="0.17em">log</mo>')  # a function's name has space

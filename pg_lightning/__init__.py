@@ -1,4 +1,4 @@
-"""Policy gradients on Lightning: rollouts in, every Trainer feature out."""
+"""Policy gradients on Lightning."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for: an environment in a process of its own needs no Lightning."""
+    """Imports a public name on first use, so that environment processes do not import Lightning."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'algorithms')}"), name)

@@ -1,4 +1,4 @@
-"""Classes named in a config: by a short name, by `package.module.Class`, or with arguments of their own."""
+"""Classes named in a config: by a short name, by `package.module.Class`, or with `init_args`."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ MOVED = {
 
 
 def new_name(path: str) -> str:
-    """What a class path or the id of an environment is called now, if its module has moved; else nothing."""
+    """The current name of a class path or an environment id whose module has moved; else an empty string."""
     old = next((old for old in MOVED if f"{path}.".startswith((f"{old}.", f"{old}:"))), None)
     return "" if old is None else MOVED[old] + path[len(old) :]
 
 
 def resolve(field: str, spec: ClassPath, names: Mapping[str, Callable[..., Any]] = {}) -> tuple[Any, dict[str, Any]]:
-    """The class that a config names, and the arguments that it gives.
+    """The class that a config names, and its arguments.
 
     Args:
-        field: the key in the config, for the complaint.
+        field: the key in the config, for the error message.
         spec: a class path, or `{class_path, init_args}`.
-        names: short names that stand for classes.
+        names: short names of classes.
 
     Raises:
         UserError: if there is no such class, naming the field.

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this": the command line prints it as a single line."""
+"""`UserError`, the exception for mistakes that the user can fix; the command line prints it as a single line."""
 
 import math
 from pathlib import Path
@@ -9,11 +9,11 @@ class UserError(ValueError):
 
 
 class ReportedElsewhere(Exception):
-    """The cause of an error that another process prints: this one ends in silence."""
+    """An error whose cause another process prints; this process exits without a message."""
 
 
 def one_line(text: object) -> str:
-    """What something says of itself, in one line."""
+    """The text of an object in one line."""
     return " ".join(str(text).split())
 
 
@@ -40,6 +40,6 @@ def require(field: str, value: float, low: float, high: float | None = None) -> 
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """What to raise where the folder of a run, or a file in it, cannot be written."""
+    """The error for a run folder, or a file in it, that cannot be written."""
     reason = error.strerror or str(error)
-    return UserError(f"trainer.default_root_dir: cannot write {str(path)!r}: {reason}; give a folder that takes it")
+    return UserError(f"trainer.default_root_dir: cannot write {str(path)!r}: {reason}; give a writable folder")

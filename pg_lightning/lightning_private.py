@@ -1,4 +1,4 @@
-"""Every private name of Lightning that the package uses, each behind a public one that says why it is needed.
+"""Every private name of Lightning that the package uses, each behind a public function or class with the reason.
 
 No other module may use them; those of torch are in `torch_private`. One test for each name in
 `tests/test_lightning_private.py` fails when Lightning moves it, and pyproject bounds Lightning's version from above.
@@ -20,13 +20,24 @@ from lightning.pytorch.strategies.launchers.launcher import _Launcher
 from lightning.pytorch.trainer.call import _call_and_handle_interrupt
 from torch import Tensor
 
-# The interface that a Trainer starts its entry points through; a strategy that forks workers must implement it.
+# The interface through which a Trainer starts its entry points; a strategy that forks workers must implement it.
 Launcher = _Launcher
 
-# What starts the ranks of DDP on one host; its `procs` are the only way to ask how a rank died.
+# The launcher that starts the ranks of DDP on one host; its `procs` are the only way to find out how a rank died.
 SubprocessLauncher = _SubprocessScriptLauncher
 
-# Runs one of the Trainer's entry points with its handling of exceptions, which each forked worker needs too.
+
+def dismiss_observer(launcher: SubprocessLauncher) -> None:
+    """Ends Lightning's watch over the ranks that it has started on this host.
+
+    It checks the ranks every five seconds, and if one has died it kills this process by SIGKILL, so that the dead rank
+    could not be named. It uses the launcher's list of processes, and ends when that is empty.
+    """
+    observed, launcher.procs = launcher.procs, list(launcher.procs)
+    observed.clear()
+
+
+# Runs one of the Trainer's entry points with its exception handling, which every forked worker needs too.
 call_and_handle_interrupt = _call_and_handle_interrupt
 
 
@@ -39,7 +50,7 @@ def trainer_of(module: LightningModule) -> Trainer | None:
 
 
 def step_without_hooks(optimizer: Any) -> None:
-    """One step of a `LightningOptimizer` under manual optimisation, past the hooks that nobody listens to.
+    """One step of a `LightningOptimizer` under manual optimisation, without hooks that nothing implements.
 
     The two calls around the step count `trainer.global_step`. Skipping the strategy's and the precision plugin's part
     of `LightningOptimizer.step` saves 3 % of an update of A2C.
@@ -49,28 +60,34 @@ def step_without_hooks(optimizer: Any) -> None:
     optimizer._on_after_step()
 
 
+def count_step(optimizer: Any) -> None:
+    """Counts a step in `trainer.global_step` that was taken without the optimizer."""
+    optimizer._on_before_step()
+    optimizer._on_after_step()
+
+
 # Strategies.
 
 
 def process_group_timeout(strategy: Strategy) -> timedelta:
-    """How long a collective waits for a rank before it fails; `DDPStrategy` keeps it to itself."""
+    """How long a collective waits for a rank before it fails; `DDPStrategy` has no public attribute for it."""
     return cast(Any, strategy)._timeout
 
 
 def set_process_group_timeout(strategy: DDPStrategy, timeout: timedelta) -> None:
-    """Sets it before the process group is initialised: a strategy given by its name has had no arguments."""
+    """Sets the timeout before the process group is initialised; a strategy given by name takes no arguments."""
     strategy._timeout = timeout
 
 
 class LaunchingStrategy(SingleDeviceStrategy):
-    """A strategy with a launcher of its own: Lightning asks for one by a private method."""
+    """A strategy with its own launcher; Lightning requests the launcher by a private method."""
 
     def make_launcher(self) -> Launcher:
         """The launcher of the Trainer's entry points. To be overridden."""
         raise NotImplementedError
 
     def drop_launcher(self) -> None:
-        """Entry points then run in this process, as in a worker that was launched already."""
+        """Makes entry points run in this process, as in a worker that is already launched."""
         self._launcher = None
 
     def _configure_launcher(self) -> None:
@@ -83,7 +100,7 @@ class LaunchingStrategy(SingleDeviceStrategy):
 def disable_signal_handlers(trainer: Trainer) -> None:
     """Keeps Lightning from handling SIGTERM and SIGUSR1 in a fit.
 
-    Its handlers would save in the midst of an update and end with status 0, and its all-reduce after every batch would
+    Its handlers would save during an update and exit with status 0, and its all-reduce after every batch would
     only agree on SIGTERM.
     """
     cast(Any, trainer)._signal_connector.register_signal_handlers = lambda: None
@@ -94,25 +111,25 @@ def disable_signal_handlers(trainer: Trainer) -> None:
 
 
 class FallibleModelCheckpoint(ModelCheckpoint):
-    """A `ModelCheckpoint` whose saves may fail: one that did is neither the last nor the best.
+    """A `ModelCheckpoint` whose saves may fail: a failed save counts neither as the last nor as the best.
 
-    Lightning takes every save to succeed. What was last saved and what is best is kept in private attributes, and
-    changed by private methods.
+    Lightning assumes that every save succeeds. It keeps the last and the best save in private attributes, which
+    private methods change.
     """
 
     _has_failed = False
 
     def save_succeeded(self, trainer: Trainer) -> bool:
-        """Whether the save just tried has succeeded, on any rank the same. To be overridden."""
+        """Whether the latest save succeeded; the same on all ranks. To be overridden."""
         return True
 
     @property
     def last_saved_path(self) -> str:
-        """The file of the last save that was tried; empty before the first."""
+        """The file of the latest attempted save; empty before the first."""
         return self._last_checkpoint_saved
 
     def save_now(self, trainer: Trainer) -> None:
-        """Saves as after an evaluation, unless this step was saved already or the Trainer saves nothing."""
+        """Saves as after an evaluation, unless this step was already saved or the Trainer does not save."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
@@ -132,7 +149,7 @@ class FallibleModelCheckpoint(ModelCheckpoint):
 
 
 def datamodule_state(checkpoint: dict[str, Any], datamodule: object) -> dict[str, Any]:
-    """The state of a datamodule in a checkpoint: under the name of its class, by an unwritten rule of Lightning's.
+    """The state of a datamodule in a checkpoint; Lightning stores it under the name of its class.
 
     Raises:
         KeyError: if there is none.
@@ -144,11 +161,11 @@ def datamodule_state(checkpoint: dict[str, Any], datamodule: object) -> dict[str
 
 
 class OpenWandbLogger(WandbLogger):
-    """A `WandbLogger` that can be told how to begin, and to begin again where that failed."""
+    """A `WandbLogger` whose start can be configured, and repeated after a failure."""
 
     @property
     def init_arguments(self) -> dict[str, Any]:
-        """The arguments of `wandb.init`, to be changed in place before the run begins."""
+        """The arguments of `wandb.init`, to be changed in place before the run starts."""
         return self._wandb_init
 
     @property
@@ -158,7 +175,7 @@ class OpenWandbLogger(WandbLogger):
 
     @property
     def run(self) -> Any:
-        """The W&B run, None before it begins; unlike `experiment` it begins none."""
+        """The W&B run, or None before it starts; unlike `experiment`, it does not start one."""
         return self._experiment
 
     @run.setter
@@ -170,21 +187,21 @@ class OpenWandbLogger(WandbLogger):
 
 
 class OpenCLI(LightningCLI):
-    """A `LightningCLI` with public names for what a subclass needs of it."""
+    """A `LightningCLI` with public names for the methods that a subclass needs."""
 
     def resolve_checkpoint(self) -> None:
-        """Looks at `ckpt_path` once all arguments are parsed, before anything is instantiated. To be overridden.
+        """Handles `ckpt_path` after all arguments are parsed, before anything is instantiated. To be overridden.
 
-        Lightning would load the whole checkpoint here for hyper-parameters that ours do not hold.
+        Lightning would load the whole checkpoint here to read hyper-parameters, which our checkpoints do not contain.
         """
 
     def parser_of(self, subcommand: str) -> LightningArgumentParser:
-        """The parser of a sub-command, which can write its config down."""
+        """The parser of a sub-command, which can save its config."""
         return self._parser(subcommand)
 
     @property
     def trainer_config(self) -> Any:
-        """The Trainer's arguments under the sub-command, with classes instantiated; changes are seen."""
+        """The Trainer's arguments of the sub-command, with classes instantiated; changes take effect."""
         return self._get(self.config_init, "trainer")
 
     def _parse_ckpt_path(self) -> None:

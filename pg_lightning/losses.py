@@ -1,4 +1,4 @@
-"""Losses: pure functions from `[B]` tensors to a scalar that is to be minimised. The sign is flipped in here."""
+"""Losses: pure functions from `[B]` tensors to a scalar that is minimised. The sign is flipped inside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def _same_shape(**tensors: Tensor) -> None:
-    """Refuses `[B]` against `[B, 1]`, which would broadcast to `[B, B]` without a word."""
+    """Refuses `[B]` against `[B, 1]`, which would silently broadcast to `[B, B]`."""
     if len({tuple(t.shape) for t in tensors.values()}) != 1:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
         raise ValueError(f"expected one shape [B], got {shapes}")
@@ -18,12 +18,12 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
 
         L = −mean( A log π(a|s) ),   −∇L = mean( A ∇log π(a|s) )
 
-    The mean over B steps, where the theorem has a sum over each episode: the same direction, and a step that does not
-    grow with the length of episodes. B / episodes times −∇L is the estimate of ∇J itself.
+    The theorem has a sum over each episode; this is the mean over B steps: the same direction, but the size of a step
+    does not depend on the length of episodes. B / episodes times −∇L is the estimate of ∇J itself.
 
     Args:
         log_probs: `[B]` log π(a|s), with gradient.
-        advantages: `[B]` A, G or whatever else stands in for them, without.
+        advantages: `[B]` A, or G, or another estimate; without gradient.
 
     Raises:
         ValueError: if the shapes differ.

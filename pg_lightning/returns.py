@@ -1,6 +1,6 @@
 """Targets: pure functions from rewards and values, time first, `[T, N]`.
 
-Two masks with different jobs run through this file. `terminated` stops the *bootstrap*: nothing follows the state, so
+This file uses two masks for different purposes. `terminated` stops the *bootstrap*: no reward follows the state, so
 its value is zero. `done` (terminated or truncated) stops the *recursion*: the next row belongs to another episode.
 """
 
@@ -24,14 +24,14 @@ def reward_to_go(rewards: Tensor, done: Tensor, valid: Tensor, gamma: float) -> 
         gamma: discount factor γ in [0, 1].
 
     Returns:
-        Returns `[T, N]`. Those of episodes that do not end within the T rows lack what was still to come: see
+        Returns `[T, N]`. For episodes that do not end within the T rows, later rewards are missing: see
         `unfinished`.
     """
     return discounted_sums(rewards * valid, gamma, valid & ~done)
 
 
 def unfinished(done: Tensor, valid: Tensor) -> Tensor:
-    """`[T, N]` bool; valid rows whose episode does not end within the T rows: their return is not known."""
+    """`[T, N]` bool; valid rows whose episode does not end within the T rows, so that their return is unknown."""
     ends_later = done.flip(0).cummax(0).values.flip(0)
     return valid & ~ends_later
 
@@ -80,13 +80,13 @@ def mean_of_other_episodes(
 ) -> Tensor:
     """For every row the mean of G over the rows of all *other* episodes: a baseline from the batch itself.
 
-    It does not depend on the row's own actions, so it leaves the mean of the gradient where it is. A mean that includes
+    It does not depend on the row's own actions, so it does not change the mean of the gradient. A mean that includes
     the row's own episode would shrink it.
 
     Args:
         returns: `[B]` G.
         episodes: `[B]` int64, the episode of every row, numbered from 0.
-        all_gather: `[*shape]` to `[K, *shape]` of all ranks, each of which has episodes of its own; by default K = 1.
+        all_gather: `[*shape]` to `[K, *shape]` of all ranks, each with different episodes; by default K = 1.
 
     Returns:
         `[B]`; 0 if there is only one episode.
@@ -115,11 +115,11 @@ def gae(
     Args:
         rewards: `[T, N]`.
         values: `[T, N]` V(s_t).
-        next_values: `[T, N]` V of the state that followed; at a truncation, of the episode's final observation.
+        next_values: `[T, N]` V of the next state; at a truncation, of the episode's final observation.
         terminated: `[T, N]` bool.
         truncated: `[T, N]` bool.
-        valid: `[T, N]` bool; rows that are not valid get advantage 0. They follow the end of an episode, where the
-            recursion has stopped already.
+        valid: `[T, N]` bool; rows that are not valid get advantage 0. They come after the end of an episode, where
+            the recursion has already stopped.
         gamma: discount factor γ in [0, 1].
         gae_lambda: λ in [0, 1]; 0 is the TD error, 1 the Monte-Carlo return minus the baseline.
 
@@ -138,10 +138,10 @@ def gae(
 
 
 def discounted_sums(terms: Tensor, discount: float | Tensor, goes_on: Tensor) -> Tensor:
-    """S_t = x_t + d_t S_{t+1} where the episode goes on, x_t where it ends, from the last row back.
+    """S_t = x_t + d_t S_{t+1} within an episode, x_t in its last row; computed from the last row backwards.
 
     Args:
-        terms: `[T, N]` x, which the sums replace.
+        terms: `[T, N]` x, overwritten with the sums.
         discount: d, one for all rows or `[T, N]`.
         goes_on: `[T, N]` bool; the next row belongs to the same episode.
     """
@@ -176,15 +176,15 @@ def vtrace(
     Args:
         rewards: `[T, N]`.
         values: `[T, N]` V(s_t).
-        next_values: `[T, N]` V of the state that followed; at a truncation, of the episode's final observation.
+        next_values: `[T, N]` V of the next state; at a truncation, of the episode's final observation.
         log_ratios: `[T, N]` log π(a|s) − log μ(a|s).
         terminated: `[T, N]` bool.
         truncated: `[T, N]` bool.
         valid: `[T, N]` bool; rows that are not valid get advantage 0.
         gamma: discount factor γ in [0, 1].
         gae_lambda: λ in [0, 1].
-        max_rho: ρ̄, which decides what policy the critic evaluates; `inf` for π itself.
-        max_c: c̄, which bounds how far a surprise travels back.
+        max_rho: ρ̄, which determines the policy that the critic evaluates; `inf` for π itself.
+        max_c: c̄, which bounds how far a TD error propagates backwards.
 
     Returns:
         Advantages and the critic's targets v, `[T, N]` each.

@@ -1,4 +1,4 @@
-"""The vocabulary: what the environments hand to an algorithm, and what they ask of it.
+"""The data classes and protocols shared by collection and learning.
 
 Time comes first in every tensor: T rows of N parallel environments. See `Rollout`.
 """
@@ -19,30 +19,30 @@ from torch import Tensor, nn
 class Rollout:
     """T steps of N environments under one policy.
 
-    Row t holds the action taken at `obs[t]` and what came of it. `obs[t + 1]` is the next observation, except where
-    the environment was reset within the step: there the observation that ended the episode is in `final_obs`.
+    Row t holds the action taken at `obs[t]` and its result. `obs[t + 1]` is the next observation, except if the
+    environment was reset within the step: then the last observation of the episode is in `final_obs`.
 
     Attributes:
-        obs: `[T + 1, N, *obs]`; the last row has only been observed.
+        obs: `[T + 1, N, *obs]`; no action was taken at the last row.
         actions: `[T, N, *action]`, as the policy sampled them (not clipped to the bounds of the action space).
-        rewards: `[T, N]` float32, as the environment gave them.
-        terminated: `[T, N]` bool; the task ended, so nothing follows: never bootstrap.
-        truncated: `[T, N]` bool; the episode was cut (time limit): bootstrap with V of its final observation. Where an
-            environment broke in row t, rows t − 1, whose `obs[t]` is the last that it gave, and t.
-        valid: `[T, N]` bool; False where the row is no experience: the environment ignored the action (the reset row of
-            next-step autoreset), waited for the others to end their episodes, or broke and was replaced.
-        timesteps: `[T, N]` int64; env steps that the row's episode had before it, 0 where it begins.
+        rewards: `[T, N]` float32, as the environment returned them.
+        terminated: `[T, N]` bool; the task ended and no rewards follow: never bootstrap.
+        truncated: `[T, N]` bool; the episode was stopped (time limit): bootstrap with V of its final observation. If an
+            environment failed in row t: rows t − 1 and t; `obs[t]` is its last observation.
+        valid: `[T, N]` bool; False if the row is not a transition: the environment ignored the action (the reset row of
+            next-step autoreset), waited for the others to end their episodes, or failed and was replaced.
+        timesteps: `[T, N]` int64; env steps of the episode before this row, 0 in its first row.
         final_obs: `[K, *obs]`; final observations of truncated episodes that were reset within the step.
-        final_rows: `[K]` int64; where they belong, as `t * N + n`.
+        final_rows: `[K]` int64; their rows, as `t * N + n`.
         episode_returns: `[E]` undiscounted returns of the episodes that ended in this rollout (metrics only).
         episode_lengths: `[E]` their lengths in env steps.
-        policy_version: number of updates behind the policy that acted.
+        policy_version: number of updates of the policy that acted.
         env_steps: number of valid rows.
-        env_restarts: environments that have been replaced so far; None where they cannot be.
-        action_mask: `[T, N, A]`, non-zero where an action was allowed; None if the environment does not say.
-        state: `[N, S]` of the policy's memory before the first row; None for a policy without memory.
-        log_probs: `[T, N]` log π(a|s) of the policy that acted, 0 where not valid; None unless that policy may be older
-            than the one that learns.
+        env_restarts: number of environments replaced so far; None if the back-end cannot replace them.
+        action_mask: `[T, N, A]`, non-zero where an action was allowed; None if the environment has no mask.
+        state: `[N, S]` recurrent state before the first row; None for a policy without memory.
+        log_probs: `[T, N]` log π(a|s) of the policy that acted, 0 in invalid rows; None unless that policy may be older
+            than the policy that learns.
     """
 
     obs: Tensor
@@ -70,11 +70,11 @@ class Rollout:
 
     @property
     def starts(self) -> Tensor:
-        """`[T, N]` bool; an episode begins in this row, with an empty memory."""
+        """`[T, N]` bool; an episode starts in this row, so the recurrent state is zero."""
         return (self.timesteps == 0) & self.valid
 
     def to(self, device: torch.device | str) -> Rollout:
-        """The same rollout with every tensor on `device`; from page-locked memory to a GPU, which waits for nothing."""
+        """The rollout with every tensor on `device`; copies to a GPU are asynchronous, from page-locked memory."""
         device = torch.device(device)
         if self.obs.device == device:
             return self
@@ -89,12 +89,12 @@ class Rollout:
 
 @dataclass
 class Sequences:
-    """How the rows of a policy with memory hang together: T rows of n environments.
+    """Sequence layout for recurrent policies: T rows of n environments.
 
     Attributes:
-        state: `[n, S]` of the memory before the first row.
-        starts: `[T, n]` bool; the memory is cleared before these rows.
-        valid: `[T, n]` bool; the rows that are samples. The memory runs through the others too, as it did in acting.
+        state: `[n, S]` recurrent state before the first row.
+        starts: `[T, n]` bool; the state is reset before these rows.
+        valid: `[T, n]` bool; the rows that are samples. The recurrence also runs through the other rows, as in acting.
     """
 
     state: Tensor
@@ -112,9 +112,9 @@ class Batch:
         advantages: `[B]`.
         returns: `[B]` the critic's regression targets.
         old_values: `[B]` V(s) before the update, in the unit of the targets.
-        old_log_probs: `[B]` log π(a|s) of the policy that acted; None where the rollout brings none and nothing asks.
+        old_log_probs: `[B]` log π(a|s) of the policy that acted; None if neither the rollout nor the algorithm set it.
         action_mask: `[B, A]` non-zero where an action is allowed, or None.
-        sequences: how rows hang together, for a policy with memory, else None.
+        sequences: the sequence layout for a policy with memory, else None.
     """
 
     obs: Tensor
@@ -165,9 +165,9 @@ class Batch:
         return replace(self, obs=self.obs[:, chosen], sequences=sequences, **self._rows(is_chosen[valid]))
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """Consecutive parts of at most `size` rows; for a policy with memory, of as many environments as have so many.
+        """Consecutive parts of at most `size` rows; for a policy with memory, parts of whole environments.
 
-        Every row is in one part. With a memory a single environment may have more rows than asked for.
+        Every row is in one part. With memory, a part of a single environment may have more than `size` rows.
         """
         if self.sequences is None:
             yield from (self[start : start + size] for start in range(0, len(self), size))
@@ -178,10 +178,10 @@ class Batch:
                 yield part
 
     def minibatches(self, num_minibatches: int, keep_empty: bool = False) -> Iterator[Batch]:
-        """Cuts a fresh random permutation into `num_minibatches` parts whose sizes differ by at most one row.
+        """Splits a new random permutation into `num_minibatches` parts whose sizes differ by at most one row.
 
-        No row is dropped. With fewer rows than minibatches there are as many minibatches as rows, unless those that
-        are left with none are to be kept. For a policy with memory whole sequences are dealt out instead of rows.
+        No row is dropped. With fewer rows than minibatches, empty minibatches are left out unless `keep_empty`. For a
+        policy with memory, whole sequences are distributed instead of rows.
         """
         whole = self.sequences is not None
         count = len(self.sequences.state) if self.sequences is not None else len(self)
@@ -194,7 +194,7 @@ class Batch:
                 yield batch
 
     def epochs(self, num_epochs: int, num_minibatches: int, keep_empty: bool = False) -> Iterator[Batch]:
-        """The minibatches of `num_epochs` passes, each over a permutation of its own."""
+        """The minibatches of `num_epochs` passes, each with its own permutation."""
         for _ in range(num_epochs):
             yield from self.minibatches(num_minibatches, keep_empty)
 
@@ -210,7 +210,7 @@ class Episode:
     Attributes:
         episode_return: `[1]` sum of rewards, undiscounted.
         episode_length: `[1]` L.
-        capped: the evaluation stopped the episode, not the environment.
+        capped: whether the evaluation stopped the episode, not the environment.
         trajectory: arrays `obs [L + 1, *obs]`, `actions [L, *action]` as the environment got them, `rewards`,
             `terminated`, `truncated` `[L]`; empty unless asked for.
     """
@@ -222,30 +222,30 @@ class Episode:
 
 
 class Actor(Protocol):
-    """What a collector asks of a policy: actions, in batches of N, and which version of it gave them.
+    """The interface of a policy for collectors: actions in batches of N, and the version of the weights.
 
     Attributes:
-        policy: the weights, which a process that plays ahead keeps a copy of.
+        policy: the weights, of which the process of `data.overlap` keeps a copy.
     """
 
     policy: nn.Module
 
     @property
     def policy_version(self) -> int:
-        """Number of updates that this policy has seen."""
+        """Number of updates of this policy so far."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where `act` computes, and where the generator given to it must live."""
+        """The device on which `act` computes, and of the generator passed to it."""
         ...
 
     def acting(self) -> AbstractContextManager[None]:
-        """The context (no gradients, the trainer's precision) in which `act` is to be called."""
+        """The context (no gradients, the trainer's precision) in which `act` must be called."""
         ...
 
     def initial_state(self, num_envs: int) -> Tensor | None:
-        """The empty memory `[N, S]` that an episode begins with; None for a policy without memory."""
+        """The initial recurrent state `[N, S]` of an episode; None for a policy without memory."""
         ...
 
     def act(
@@ -256,16 +256,16 @@ class Actor(Protocol):
         action_mask: Tensor | None = None,
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the memory after them.
+        """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the next recurrent state.
 
-        `action_mask` `[N, A]` is non-zero where an action is allowed; `state` `[N, S]` is the memory before.
+        `action_mask` `[N, A]` is non-zero where an action is allowed; `state` `[N, S]` is the state before this step.
         """
         ...
 
     def log_probs(self, rollout: Rollout) -> Tensor:
-        """log π(a|s) `[T, N]` of the actions of a rollout that this policy has played, 0 where not valid."""
+        """log π(a|s) `[T, N]` of the actions of a rollout that this policy collected, 0 in invalid rows."""
         ...
 
     def env_actions(self, actions: Tensor) -> Tensor:
-        """The actions as the environment wants them: inside the bounds, in the action space's shape and offset."""
+        """The actions for the environment: within the bounds, in the action space's shape and offset."""
         ...

@@ -1,4 +1,4 @@
-"""Observation spaces that were flattened, and what they were before."""
+"""Flattened observation spaces that keep their original space."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gymnasium import Space, spaces
 
 
 class FlattenedBox(spaces.Box):
-    """The `Box` of vectors that `gymnasium.spaces.flatten` makes of observations, which also knows their own space.
+    """The `Box` of observations flattened by `gymnasium.spaces.flatten`, with the original space as an attribute.
 
     Args:
         original: `Dict`, `Tuple`, `Discrete`, `MultiDiscrete`, `MultiBinary`, or a `Box` of numbers.
@@ -22,7 +22,7 @@ class FlattenedBox(spaces.Box):
 
     @property
     def groups(self) -> dict[str, slice]:
-        """The columns of each entry of a `Dict`, by name, in the order of the vector; none of another space."""
+        """The columns of each entry of a `Dict`, by name, in the order of the vector; empty for other spaces."""
         groups: dict[str, slice] = {}
         if isinstance(self.original, spaces.Dict):
             start = 0

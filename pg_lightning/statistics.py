@@ -40,7 +40,7 @@ def weighted_mean(x: Tensor, weights: Tensor) -> Tensor:
 
 
 def standardize(x: Tensor, moments: Moments | None = None) -> Tensor:
-    """`[B]` shifted to mean 0 and scaled to standard deviation 1; a single number has neither and stays.
+    """`[B]` shifted to mean 0 and scaled to standard deviation 1; a single number is returned unchanged.
 
     Args:
         x: `[B]`.
@@ -56,8 +56,8 @@ def standardize(x: Tensor, moments: Moments | None = None) -> Tensor:
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
     """Share of the variance of the returns that the critic explains, 1 − Var(G − V) / Var(G).
 
-    1 is a perfect critic, 0 one that is no better than a constant, below 0 one that is worse. NaN where the returns do
-    not vary or where there are fewer than two.
+    1 is a perfect critic, 0 is no better than a constant, a negative value is worse than a constant. NaN if the returns
+    do not vary or if there are fewer than two.
 
     Args:
         values: `[B]` V(s) before the update.

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed, nn, optim
 from torch.distributed.constants import default_pg_timeout
 
-# The timeout of a process group whose user gave none; its module is not part of torch's documentation.
+# The timeout of a process group without an explicit one; its module is not part of torch's documentation.
 DEFAULT_TIMEOUT: timedelta = default_pg_timeout
 
 
@@ -43,3 +43,13 @@ def default_store() -> distributed.Store:
         ValueError: if no process group is initialised.
     """
     return distributed.distributed_c10d._get_default_store()
+
+
+def has_step_hooks(optimizer: optim.Optimizer) -> bool:
+    """Whether a hook is registered before or after the steps of an optimizer."""
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
+def has_gradient_hooks(parameter: nn.Parameter) -> bool:
+    """Whether a hook is registered on the gradient of a parameter, as by `wandb.watch`."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)

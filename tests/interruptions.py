@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback
 from run_files import load
 
 from pg_lightning.errors import UserError
+from pg_lightning.lightning_private import process_group_timeout, set_process_group_timeout
 
 WALL_CLOCK = {"time/steps_per_second"}
 # Lightning forgets them and nothing reads them: how many batches validations had, the score of the last evaluation.
@@ -46,6 +48,18 @@ class RefuseOn(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_rank in self.ranks:
             raise UserError("model.lr: not today")
+
+
+class ShortenTimeout(Callback):
+    """Bounds the wait for other ranks anew once all have arrived, for which they need longer than for a rollout."""
+
+    def __init__(self, before: int, seconds: int) -> None:
+        self.before = timedelta(seconds=before)
+        self.seconds = seconds
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        assert process_group_timeout(trainer.strategy) == self.before
+        set_process_group_timeout(trainer.strategy, timedelta(seconds=self.seconds))
 
 
 class TellFolder(Callback):

@@ -64,7 +64,7 @@ class TensorCartPole:
         return {}
 
     def load_state_dict(self, state: dict[str, Any], obs: Tensor, returns: Tensor, lengths: Tensor) -> str:
-        return "its state is out of reach"
+        return "this back-end cannot save its state"
 
     def close(self) -> None:
         pass

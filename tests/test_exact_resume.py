@@ -3,13 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+import warm
 from interruptions import Interrupted, differences, interrupt_at
 from run_files import load, read_metrics
 
@@ -42,6 +40,7 @@ KINDS = {
     ),
     "async, next step": ("--data.backend", "async", "--data.num_envs", 2, "--data.autoreset_mode", "next_step"),
     "vector": ("--data.backend", "vector", "--data.num_steps", 13, "--model.num_minibatches", 1),
+    "device": ("--data.backend", "device", "--data.env_kwargs", "{max_episode_steps: 60}"),
     "LSTM": ("--model.memory", "lstm", "--model.kl_penalty", 1, "--model.target_kl", 0.01),
     "GRU, next step, cue": (
         *("--data.env_id", f"{TOY}Recall-v0", "--model.memory", "gru", "--model.shared_torso", "true"),
@@ -71,7 +70,7 @@ def test_nothing_differs(kind, train, tmp_path):
         train(stopped, *kinds, *interrupt_at(max(2, updates - 1)))
     assert load(stopped / "runs/tiny/version_0/checkpoints/last.ckpt")["pg_lightning"]["policy_version"] < updates
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*cannot be put back")
+        warnings.filterwarnings("error", message=".*cannot be restored")
         resumed = train(stopped, *kinds, *LAST)
     assert resumed == stopped / "runs/tiny/version_0"
     assert differences(whole, resumed) == []
@@ -128,13 +127,8 @@ def test_two_processes(tmp_path, tiny):
 
     def fit(folder, *arguments):
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "pg_lightning", "fit", "--config", tiny, *plain, *ranks, *arguments]
-        tests = Path(__file__).parent
-        paths = os.pathsep.join([str(tests), str(tests.parent)])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-        return subprocess.run(
-            list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, timeout=200
-        )
+        command = ["-m", "pg_lightning", "fit", "--config", tiny, *plain, *ranks, *arguments]
+        return warm.run(command, folder)
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert fit(whole).returncode == 0
@@ -154,17 +148,17 @@ def test_two_processes(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
-        (("--data.num_envs", 8), "data.num_envs was 4 and is 8; episodes start afresh"),
+        (("--data.num_envs", 8), "data.num_envs was 4 and is 8; new episodes start"),
         (
             ("--data.env_kwargs", "{max_episode_steps: 9}"),
-            "data.env_kwargs was None and is {'max_episode_steps': 9}; episodes start afresh",
+            "data.env_kwargs was None and is {'max_episode_steps': 9}; new episodes start",
         ),
-        (("--seed_everything", 2), "seed_everything was 1 and is 2; episodes start afresh"),
+        (("--seed_everything", 2), "seed_everything was 1 and is 2; new episodes start"),
     ],
 )
 def test_a_setting_that_forbids_it_is_named(changed, line, run, train, tmp_path, caplog):
     resumed = train(tmp_path, "--ckpt_path", run / "checkpoints/last.ckpt", "--data.total_steps", 1400, *changed)
-    assert [x.getMessage() for x in caplog.records if "afresh" in x.getMessage()] == [f"ckpt_path: {line}"]
+    assert [x.getMessage() for x in caplog.records if "new episodes" in x.getMessage()] == [f"ckpt_path: {line}"]
     assert load(resumed / "checkpoints/last.ckpt")["pg_lightning"]["env_steps"] >= 1400
 
 
@@ -174,8 +168,8 @@ def test_another_number_of_processes_is_named(run, train, tmp_path, caplog):
         part["ranks"] *= 2
     torch.save(checkpoint, tmp_path / "two.ckpt")
     train(tmp_path, "--ckpt_path", "two.ckpt", "--data.total_steps", 800)
-    lines = [x.getMessage() for x in caplog.records if "afresh" in x.getMessage()]
-    assert lines == ["ckpt_path: the checkpoint is of 2 processes, this run has 1; episodes start afresh"]
+    lines = [x.getMessage() for x in caplog.records if "new episodes" in x.getMessage()]
+    assert lines == ["ckpt_path: the checkpoint was saved by 2 processes, this run has 1; new episodes start"]
 
 
 @pytest.mark.parametrize(
@@ -190,11 +184,11 @@ def test_an_environment_that_does_not_repeat_itself_is_named_once(odd, train, tm
         train(tmp_path, *options, *interrupt_at(5, save=True))
     with warnings.catch_warnings(record=True) as caught:
         train(tmp_path, *options, *LAST)
-    lines = [str(x.message) for x in caught if "put back" in str(x.message)]
+    lines = [str(x.message) for x in caught if "cannot be restored" in str(x.message)]
     assert len(lines) == 1
     name = "Fading-v0" if "Fading" in odd[1] else "CartPole-v1"
-    assert f"{name} with data.backend sync cannot be put back where the checkpoint left it" in lines[0]
-    assert "the same actions lead elsewhere" in lines[0]
+    assert f"{name} with data.backend sync cannot be restored to its state in the checkpoint" in lines[0]
+    assert "the same actions lead to another state" in lines[0]
 
 
 # The word `last`.
@@ -212,7 +206,7 @@ def test_the_newest_of_several_runs_is_taken(run, cli, tmp_path, tiny):
 
 def test_without_a_checkpoint_training_starts_afresh_and_says_so(train, tmp_path, caplog):
     fresh = train(tmp_path, *SHORT, *LAST)
-    assert "ckpt_path: no last.ckpt in runs/tiny yet, so training starts afresh" in caplog.text
+    assert "ckpt_path: no last.ckpt in runs/tiny yet, so training starts from the beginning" in caplog.text
     assert fresh == tmp_path / "runs/tiny/version_0"
 
 
@@ -222,7 +216,7 @@ def test_a_run_that_is_done_is_left_alone(run, cli, tmp_path, tiny, caplog):
     before = {path: path.read_bytes() for path in done.rglob("*.*")}
     finished = cli(tmp_path, "fit", "--config", tiny, *LAST)
     assert finished.returncode == 0
-    assert "runs/tiny/version_0 has spent its data.total_steps of 700; nothing is left to do" in caplog.text
+    assert "runs/tiny/version_0 has used its data.total_steps of 700; there is nothing left to do" in caplog.text
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.*")} == before
 
 

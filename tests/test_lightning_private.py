@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import subprocess
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.vector.vector_env import VectorEnv
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
@@ -135,6 +138,26 @@ def test_ddp_starts_ranks_with_a_launcher_that_keeps_their_processes():
     assert lightning_private.SubprocessLauncher is _SubprocessScriptLauncher
     assert "self.procs" in inspect.getsource(_SubprocessScriptLauncher.__init__)
     assert "_SubprocessScriptLauncher(" in inspect.getsource(DDPStrategy._configure_launcher)
+
+
+def test_lightnings_watch_over_ranks_watches_the_launchers_list_and_ends_when_it_is_dismissed():
+    assert "_launch_process_observer(self.procs)" in inspect.getsource(_SubprocessScriptLauncher.launch)
+    main, rank = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+    try:
+        launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+        launcher.procs = [rank]
+        observer = _ChildProcessObserver(main.pid, launcher.procs, sleep_period=0.01)
+        observer.start()
+        lightning_private.dismiss_observer(launcher)
+        assert launcher.procs == [rank]
+        rank.kill()
+        observer.join(10)
+        assert not observer.is_alive()
+        assert main.poll() is None
+    finally:
+        for process in (main, rank):
+            process.kill()
+            process.wait()
 
 
 def test_an_entry_point_is_called_with_its_arguments_and_exceptions_are_raised_again(trainer):

@@ -1,4 +1,4 @@
-"""Algorithms: each a LightningModule in a file of its own."""
+"""Algorithms: each is a LightningModule in its own file."""
 
 from pg_lightning.algorithms.a2c import A2C
 from pg_lightning.algorithms.a3c import A3C

@@ -1,4 +1,4 @@
-"""Advantage actor-critic, synchronous (Mnih et al. 2016 without the asynchrony): many environments, a few steps."""
+"""Advantage actor-critic, synchronous (Mnih et al. 2016 without asynchrony): many environments, a few steps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pg_lightning.rollout import Rollout
 class A2C(PolicyGradientModule):
     """Actor and critic learn from advantages over several steps.
 
-    With λ = 1 these are the n-step advantages of the paper, r_t + γ r_{t+1} + … + γ^k V(s_{t+k}) − V(s_t), as far as
-    the rollout of `data.num_steps` reaches (Algorithm S3); with λ < 1 they are GAE(λ) (Schulman et al. 2016, eq. 16).
+    With λ = 1 these are the n-step advantages of the paper, r_t + γ r_{t+1} + … + γ^k V(s_{t+k}) − V(s_t), up to the
+    end of the rollout of `data.num_steps` (Algorithm S3); with λ < 1 they are GAE(λ) (Schulman et al. 2016, eq. 16).
 
     Args:
         gae_lambda: λ of the advantage estimates.
-        normalize_advantage: standardise the advantages of a rollout, those of all ranks together; with `per_rank`
-            each its own.
+        normalize_advantage: standardise the advantages of a rollout over all ranks; with `per_rank`, on each rank
+            separately.
         optimizer: `rmsprop` as in the paper, `adam`, or a class path.
         **kwargs: see `PolicyGradientModule`.
     """

@@ -15,20 +15,21 @@ from pg_lightning.rollout import Rollout
 
 
 class A3C(PolicyGradientModule):
-    """A2C in each of W workers, `--trainer.strategy hogwild --trainer.devices W`, none of which waits for another.
+    """A2C in each of W asynchronous workers, `--trainer.strategy hogwild --trainer.devices W`.
 
-    A worker copies the shared weights, plays a rollout and differentiates on its copy, and applies the gradient to the
-    shared weights as they are by then (Algorithm S3). How many updates of others came in between is `train/staleness`.
-    `network` is the worker's copy: what worker 0 evaluates and saves. Env steps are those of all workers, and so are
-    the statistics of normalisers.
+    A worker copies the shared weights, collects a rollout, computes the gradient at its copy, and applies it to the
+    current shared weights (Algorithm S3). `train/staleness` counts the updates by other workers in between.
+    `network` is the worker's copy; worker 0 evaluates and saves its own. Env steps and the statistics of normalisers
+    are those of all workers.
 
     Args:
         gae_lambda: λ of the advantage estimates; 1 for the n-step advantages of the paper.
         normalize_advantage: standardise the advantages of a rollout.
         optimizer: `rmsprop` as in the paper, `adam`, or a class path.
-        shared_statistics: the optimizer's moments are shared too ("Shared RMSProp" of the paper); else each worker has
-            its own.
-        locked: one worker at a time reads or writes the weights; else whoever comes, as in Hogwild (Recht et al. 2011).
+        shared_statistics: the optimizer's moments are shared too ("Shared RMSProp" of the paper); otherwise each worker
+            has its own.
+        locked: one worker at a time reads or writes the weights; otherwise without a lock, as in Hogwild (Recht et al.
+            2011).
         **kwargs: see `PolicyGradientModule`.
 
     Attributes:
@@ -51,10 +52,10 @@ class A3C(PolicyGradientModule):
         require("model.gae_lambda", gae_lambda, 0, 1)
         alone = self.learner
         if alone.settings.schedule == "plateau":
-            raise UserError("model.lr_schedule: only worker 0 evaluates, so none waits for a plateau; use linear")
+            raise UserError("model.lr_schedule: plateau needs evaluations in every worker; use linear")
         self.gae_lambda = gae_lambda
         self.normalize_advantage = normalize_advantage
-        # Made here, before the workers are forked, so that all of them write to the same memory.
+        # Created before the workers are forked, so that all of them use the same memory.
         normalizers = [module for module in self.modules() if isinstance(module, RunningMeanVar)]
         self.shared = SharedWeights(self.parameter_groups(), normalizers)
         self.progress = self.actor.progress = SharedProgress(self.total_steps, self.shared)
@@ -70,11 +71,11 @@ class A3C(PolicyGradientModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Refuses what the memory of one machine's CPUs cannot be shared over."""
+        """Refuses strategies, devices and precisions that cannot share the weights in the memory of one machine."""
         super().setup(stage)
         if stage == "fit" and (self.trainer.world_size > 1 or self.trainer.strategy.root_device.type != "cpu"):
             raise UserError(
-                "trainer.strategy: A3C's workers share memory; set it to hogwild, trainer.accelerator to cpu"
+                "trainer.strategy: A3C needs workers with shared memory; set it to hogwild, trainer.accelerator to cpu"
             )
         if stage == "fit" and self.trainer.precision in ("64-true", "bf16-true", "16-true"):
             raise UserError("trainer.precision: A3C's shared weights are float32; use 32-true or bf16-mixed")
@@ -86,17 +87,17 @@ class A3C(PolicyGradientModule):
         return stats | {"train/staleness": self.learner.count_update()}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Before the next rollout, and before an evaluation: the copy is fresh."""
+        """Refreshes the copy before the next rollout, and before an evaluation."""
         self.learner.share_statistics()
         self.learner.copy_weights()
         self.trainer.should_stop |= bool(self.shared.over)
 
     def on_validation_end(self) -> None:
-        """While worker 0 evaluated, the others went on."""
+        """Refreshes the copy of worker 0 after an evaluation, during which the other workers made updates."""
         if not self.trainer.sanity_checking:
             self.learner.copy_weights()
 
     def on_train_end(self) -> None:
-        """Where worker 0 ends, all end."""
+        """Ends all workers when worker 0 ends."""
         if self.trainer.is_global_zero:
             self.shared.over.fill_(True)

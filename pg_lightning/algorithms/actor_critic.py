@@ -1,4 +1,4 @@
-"""One-step actor-critic (Sutton & Barto 2018, §13.5): the return gives way to one reward and the critic's word."""
+"""One-step actor-critic (Sutton & Barto 2018, §13.5): one reward and the critic's estimate replace the return."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pg_lightning.rollout import Rollout
 class OneStepActorCritic(PolicyGradientModule):
     """Actor and critic learn from the TD error δ = r + γ V(s') − V(s) (eq. 13.12 to 13.14).
 
-    The actor takes δ for the advantage, the critic moves V(s) towards r + γ V(s'); neither δ nor the target carries a
+    The actor uses δ as the advantage, the critic moves V(s) towards r + γ V(s'); neither δ nor the target carries a
     gradient (a semi-gradient, §9.3). With `data.num_steps: 1` it learns after every step of the environments.
 
     Args:
-        normalize_advantage: standardise the TD errors of a rollout, those of all ranks together; with `per_rank`
-            each its own.
+        normalize_advantage: standardise the TD errors of a rollout over all ranks; with `per_rank`, on each rank
+            separately.
         **kwargs: see `PolicyGradientModule`.
     """
 

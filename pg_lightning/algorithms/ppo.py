@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017): several epochs on one rollout, held near the old policy."""
+"""Proximal policy optimisation (Schulman et al. 2017): several epochs on one rollout, close to the old policy."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class PPO(PolicyGradientModule):
         gae_lambda: λ of the advantage estimates; 0 is the TD error, 1 the Monte-Carlo return.
         num_epochs: passes over a rollout.
         num_minibatches: gradient steps per pass; must divide `data.num_steps * data.num_envs`.
-        clip_range: ε, how far π/π_old may move from 1 before its gradient stops.
-        clip_schedule: `linear` shrinks ε to 0 over the budget.
-        clip_range_vf: clips the change of the value function likewise, in units of the (scaled) return; off if null.
-        normalize_advantage: shift and scale the advantages of a rollout to mean 0 and standard deviation 1, those of
-            all ranks together; with `per_rank` each its own.
-        target_kl: ends an update when the estimated KL(π_old ‖ π) passes 1.5 times this; off if null.
+        clip_range: ε, how far π/π_old may move from 1 before its gradient becomes 0.
+        clip_schedule: `linear` reduces ε to 0 over the budget.
+        clip_range_vf: clips the change of the value function too, in units of the (scaled) return; off if null.
+        normalize_advantage: shift and scale the advantages of a rollout to mean 0 and standard deviation 1, over all
+            ranks; with `per_rank`, on each rank separately.
+        target_kl: ends an update when the estimated KL(π_old ‖ π) exceeds 1.5 times this; off if null.
         kl_penalty: β of the penalty (§4 of the paper), instead of clipping. With a `target_kl`, β is doubled after an
-            update that went further than 1.5 times it and halved after one that went less far than 1/1.5 of it; no
-            update is ended early. A resumed run goes on with the β that it had. `clip_range` then only says from where
-            on `train/clip_fraction` counts.
+            update with a KL above 1.5 times the target and halved after one below the target / 1.5; no
+            update ends early. A resumed run continues with its last β. `clip_range` is then only the threshold of
+            `train/clip_fraction`.
         **kwargs: see `PolicyGradientModule`.
     """
 
@@ -77,7 +77,7 @@ class PPO(PolicyGradientModule):
         self.register_buffer("kl_penalty", None if kl_penalty is None else torch.tensor(kl_penalty))
 
     def setup(self, stage: str) -> None:
-        """Checks, before any environment starts, that the minibatches come out even."""
+        """Checks, before any environment starts, that the minibatches have equal sizes."""
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or data is None:
@@ -85,8 +85,8 @@ class PPO(PolicyGradientModule):
         if self.network.has_memory:
             if data.num_envs % self.num_minibatches:
                 raise UserError(
-                    f"model.num_minibatches: with a memory minibatches are whole sequences, and {self.num_minibatches} "
-                    f"does not divide the {data.num_envs} of data.num_envs"
+                    f"model.num_minibatches: minibatches of a recurrent policy are whole sequences, and "
+                    f"{self.num_minibatches} does not divide data.num_envs {data.num_envs}"
                 )
         elif (data.num_steps * data.num_envs) % self.num_minibatches and not data.whole_episodes:
             raise UserError(
@@ -116,7 +116,7 @@ class PPO(PolicyGradientModule):
         return stats | {"train/kl_penalty": self.kl_penalty}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The surrogate, the squared error of V and the entropy bonus; and what is to be logged of it."""
+        """The surrogate, the squared error of V and the entropy bonus; and the values to log."""
         pi, values = self.network(batch)
         log_ratio = pi.log_prob(batch.actions) - batch.old_log_probs
         if self.kl_penalty is None:
@@ -141,7 +141,7 @@ class PPO(PolicyGradientModule):
 
     @torch.no_grad()
     def _adapt_penalty(self, batch: Batch) -> None:
-        """β for the next update, from how far this one went (§4)."""
+        """Sets β for the next update from the KL of this one (§4)."""
         if self.target_kl is None or self.kl_penalty is None or batch.old_log_probs is None:
             return
         log_ratio = self.network.policy(batch).log_prob(batch.actions) - batch.old_log_probs

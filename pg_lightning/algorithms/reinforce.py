@@ -19,22 +19,22 @@ Baseline = Literal["none", "batch_mean", "moving_average"]
 class REINFORCE(PolicyGradientModule):
     """Monte-Carlo policy gradient: ∇J = E[ Σ_t γ^t G_t ∇log π(a_t|s_t) ], without a critic.
 
-    Rollouts must hold whole episodes (`data.whole_episodes: true`). An episode that a time limit cuts counts as over:
-    what is maximised is the return within the limit.
+    Rollouts must hold whole episodes (`data.whole_episodes: true`). An episode truncated by a time limit counts as
+    finished: the objective is the return within the limit.
 
     Args:
-        causal: weigh each action by the reward that followed it, the reward-to-go G_t; else, as in the plainest form
+        causal: weigh each action by the return that follows it, the reward-to-go G_t; if false, as in the simplest form
             of the theorem, by the return G_0 of its whole episode, which has more variance and the mean of γ^t G_t
-            (of G_t, where γ = 1).
+            (of G_t if γ = 1).
         baseline: what is subtracted from the returns: nothing, the mean over the other episodes of the rollout, or a
-            moving average over the rollouts before. None of them changes the mean of the gradient.
-        baseline_decay: share of the old average that a rollout leaves (`moving_average`).
-        normalize_advantage: standardise the returns of a rollout, after the baseline; of all ranks together, with
-            `per_rank` each its own. Not with a moving average: it would cancel.
-        discount_objective: weigh G_t by γ^t, as the theorem has it for the discounted return from the first state
-            (Sutton & Barto, the algorithm in §13.3). Almost nobody does: late steps then hardly count. G_0 is
-            discounted from the first state as it is.
-        **kwargs: see `PolicyGradientModule`, but for what concerns a critic.
+            moving average over earlier rollouts. None of them changes the mean of the gradient.
+        baseline_decay: weight of the old average in each update of `moving_average`.
+        normalize_advantage: standardise the returns of a rollout, after the baseline, over all ranks; with `per_rank`,
+            on each rank separately. Not with a moving average, which would cancel.
+        discount_objective: weigh G_t by γ^t, as in the theorem for the discounted return from the first state
+            (Sutton & Barto, the algorithm in §13.3). Rarely used: late steps then have almost no weight. G_0 is
+            already discounted from the first state.
+        **kwargs: see `PolicyGradientModule`, except for the options of a critic.
     """
 
     has_critic = False
@@ -55,12 +55,10 @@ class REINFORCE(PolicyGradientModule):
         )
         require("model.baseline_decay", baseline_decay, 0, 1)
         if discount_objective and not causal:
-            raise UserError(
-                "model.discount_objective: the return of a whole episode is discounted already; leave it out"
-            )
+            raise UserError("model.discount_objective: with causal false, returns are discounted already; leave it out")
         if baseline == "moving_average" and normalize_advantage:
             raise UserError(
-                "model.baseline: standardised returns are the same whatever the moving average; "
+                "model.baseline: a moving average has no effect on standardised returns; "
                 "set model.normalize_advantage to false"
             )
         self.causal = causal

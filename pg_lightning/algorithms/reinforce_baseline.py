@@ -13,13 +13,13 @@ from pg_lightning.rollout import Rollout
 class REINFORCEBaseline(PolicyGradientModule):
     """Monte-Carlo policy gradient with a baseline: ∇J ∝ E[ (G_t − V(s_t)) ∇log π(a_t|s_t) ], V fitted to G.
 
-    Rollouts must hold whole episodes (`data.whole_episodes: true`). Where a time limit cuts an episode, V of its last
-    observation stands for what would have followed.
+    Rollouts must hold whole episodes (`data.whole_episodes: true`). If a time limit truncates an episode, V of its last
+    observation replaces the missing rest of the return.
 
     Args:
-        normalize_advantage: standardise the advantages of a rollout, those of all ranks together; with `per_rank`
-            each its own.
-        discount_objective: weigh step t by γ^t, as the theorem has it for the discounted return from the first state.
+        normalize_advantage: standardise the advantages of a rollout over all ranks; with `per_rank`, on each rank
+            separately.
+        discount_objective: weigh step t by γ^t, as in the theorem for the discounted return from the first state.
         **kwargs: see `PolicyGradientModule`.
     """
 

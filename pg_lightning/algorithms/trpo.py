@@ -1,4 +1,4 @@
-"""Trust region policy optimisation (Schulman et al. 2015): the largest natural step that stays within a KL ball."""
+"""Trust region policy optimisation (Schulman et al. 2015): the largest natural step within a KL trust region."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ BACKTRACK = 0.8  # per shortening of the line search
 
 
 class TRPO(PolicyGradientModule):
-    """The actor steps along the natural gradient F⁻¹g, within KL(π_old ‖ π) ≤ 1.5 δ; the critic by regression.
+    """The actor steps along the natural gradient F⁻¹g, within KL(π_old ‖ π) ≤ 1.5 δ; the critic uses regression.
 
-    g is the gradient of the surrogate mean( π/π_old A ), F the Fisher information, whose products with vectors are
-    second derivatives of the KL (appendix C of the paper). With several ranks g, F, surrogate and KL are those of the
-    rows of all ranks, and all ranks take the same step.
+    g is the gradient of the surrogate mean( π/π_old A ), F the Fisher information; its products with vectors are
+    second derivatives of the KL (appendix C of the paper). With several ranks, g, F, surrogate and KL are computed over
+    the rows of all ranks, and all ranks take the same step.
 
     Args:
         gae_lambda: λ of the advantage estimates.
         target_kl: δ, the size of the trust region.
         cg_steps: steps of the conjugate gradient method for F⁻¹g.
         cg_damping: multiple of the identity that is added to F.
-        line_search_steps: how often the step is shortened before the update is given up.
+        line_search_steps: how often the step is shortened before the actor is left unchanged.
         num_epochs: passes of the critic over a rollout.
         num_minibatches: gradient steps of the critic per pass.
-        normalize_advantage: standardise the advantages of all ranks together; with `per_rank` each rank's own.
-        **kwargs: see `PolicyGradientModule`; `lr`, `optimizer` and their kin are those of the critic.
+        normalize_advantage: standardise the advantages over all ranks; with `per_rank`, on each rank separately.
+        **kwargs: see `PolicyGradientModule`; `lr`, `optimizer` and related options are those of the critic.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TRPO(PolicyGradientModule):
         self.num_epochs, self.num_minibatches = num_epochs, num_minibatches
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The optimizer has the critic alone."""
+        """The optimizer updates only the critic."""
         return {"critic": super().parameter_groups()["critic"]}
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
@@ -75,12 +75,12 @@ class TRPO(PolicyGradientModule):
         return stats | self.learner.mean_stats() | {"train/explained_variance": explained}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The squared error of V: what the optimizer descends."""
+        """The squared error of V, which the optimizer minimises."""
         loss = value_loss(self.network(batch)[1], batch.returns)
         return loss, {"train/value_loss": loss.detach()}
 
     def natural_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Moves the actor along F⁻¹g until the surrogate has risen within the trust region, or not at all."""
+        """Moves the actor along F⁻¹g until the surrogate has improved within the trust region, or not at all."""
         actor = self.network.parameter_groups()[0]
         pi = self.network.policy(batch)
         with torch.no_grad():
@@ -118,17 +118,17 @@ class TRPO(PolicyGradientModule):
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """a · b of `[P]` vectors, in their own precision: `@` would be half under mixed precision."""
+    """a · b of `[P]` vectors, in their own precision: `@` would use half precision under mixed precision."""
     return (a * b).sum()
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, steps: int, tolerance: float = 1e-12) -> Tensor:
-    """x with A x ≈ b for a positive definite A of which only products A v are known (Hestenes & Stiefel 1952).
+    """x with A x ≈ b for a positive definite A that is only available as products A v (Hestenes & Stiefel 1952).
 
     Args:
         product: v `[P]` to A v `[P]`.
         b: `[P]`.
-        steps: at most; P of them solve it exactly. It ends where the squared residual is `tolerance` of that of x = 0.
+        steps: maximum number; P steps are exact. Stops when the squared residual is `tolerance` times that of x = 0.
     """
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     enough = tolerance * (squared := dot(residual, residual))

@@ -1,4 +1,4 @@
-"""V-trace actor-critic, the learner of IMPALA (Espeholt et al. 2018): corrects for a policy that has acted earlier."""
+"""V-trace actor-critic, the learner of IMPALA (Espeholt et al. 2018): corrects for actions of an older policy."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pg_lightning.rollout import Rollout
 class VTrace(PolicyGradientModule):
     """Actor and critic learn from rollouts of any older policy μ, weighted by truncated ratios π/μ.
 
-    With `data.overlap` a rollout is one update old; a loader of one's own may bring older ones, with `log_probs` of the
+    With `data.overlap` a rollout is one update old; a custom loader may provide older ones, with `log_probs` of the
     policy that acted. Without lag the ratios are 1, and with λ = 1 the update is that of A2C.
 
     Args:
         gae_lambda: λ of the targets (remark 2 of the paper).
         max_rho: ρ̄, at which the ratio in the TD error and in the policy gradient is truncated.
-        max_c: c̄, at which the ratio that carries a TD error back in time is truncated.
-        normalize_advantage: standardise the advantages of a rollout, those of all ranks together; with `per_rank`
-            each its own.
+        max_c: c̄, at which the ratio that propagates a TD error backwards is truncated.
+        normalize_advantage: standardise the advantages of a rollout over all ranks; with `per_rank`, on each rank
+            separately.
         optimizer: `rmsprop` as in the paper, `adam`, or a class path.
         **kwargs: see `PolicyGradientModule`.
     """

@@ -1,1 +1,1 @@
-"""What runs have come to: learning curves, estimates with intervals, and pictures of them."""
+"""Results of runs: learning curves, estimates with intervals, and plots."""

@@ -21,7 +21,7 @@ NUMBER = re.compile(r"\d+(\.\d*)?(e[+-]?\d+)?")
 
 @dataclass
 class Curve:
-    """One metric of one run: `values` `[M]` at `x` `[M]`, which grows."""
+    """One metric of one run: `values` `[M]` at increasing `x` `[M]`."""
 
     folder: Path
     config: dict[str, Any]
@@ -33,7 +33,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     """The folders with a `metrics.csv`, at or below these paths.
 
     Raises:
-        UserError: if there is none at or below one of them.
+        UserError: if one of the paths contains none.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -48,7 +48,7 @@ def read_curve(folder: Path, metric: str, x: XAxis) -> Curve:
     """A metric of a run.
 
     Raises:
-        UserError: if it was never logged, or there is no speed to tell seconds from.
+        UserError: if it was never logged, or the speed is missing, from which seconds are computed.
     """
     rows = rows_of(folder / "metrics.csv")
     points = points_of(rows, metric)
@@ -60,7 +60,7 @@ def read_curve(folder: Path, metric: str, x: XAxis) -> Curve:
     steps, values = np.array(points).T
     if x == "seconds":
         if not points_of(rows, SPEED):
-            raise UserError(f"x: {str(folder)!r} has no {SPEED!r} to tell seconds from; use env_steps")
+            raise UserError(f"x: {str(folder)!r} has no {SPEED!r} to compute seconds from; use env_steps")
         steps = np.interp(steps, *seconds_of(rows))
     return Curve(folder, config, steps, values)
 
@@ -77,13 +77,13 @@ def points_of(rows: list[dict[str, str]], metric: str) -> list[tuple[float, floa
 
 
 def seconds_of(rows: list[dict[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Env steps `[M]`, and the seconds `[M]` that playing and learning had taken by then."""
+    """Env steps `[M]`, and the cumulative seconds `[M]` of collection and learning."""
     steps, speeds = np.array([(0.0, 1.0), *points_of(rows, SPEED)]).T
     return steps, np.cumsum(np.diff(steps, prepend=0.0) / speeds)
 
 
 def group_of(curve: Curve, by: str) -> str:
-    """The group that a run belongs to: the value of a key, with its last name where that does not speak for itself.
+    """The group of a run: the value of a config key, prefixed with the key's last name if the value alone is unclear.
 
     Raises:
         UserError: if the run's config lacks the key.
@@ -103,10 +103,10 @@ def group_of(curve: Curve, by: str) -> str:
 
 
 def environments(groups: dict[str, list[Curve]]) -> str:
-    """The names of the environments that the runs are of."""
+    """The names of the environments of the runs."""
     return ", ".join(sorted({c.config.get("data", {}).get("env_id", "") for curves in groups.values() for c in curves}))
 
 
 def in_order(group: tuple[str, Any]) -> list[tuple[float, str]]:
-    """Sorts names as they are read: `lr 0.003` before `lr 0.01`."""
+    """A sort key in reading order: `lr 0.003` before `lr 0.01`."""
     return [(float(word) if NUMBER.fullmatch(word) else -1.0, word) for word in group[0].split()]

@@ -1,4 +1,4 @@
-"""Signal, noise and bias of estimators of one gradient, from the inner products of what they give on batches."""
+"""Signal, noise and bias of estimators of one gradient, from the inner products of their gradients on batches."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch import Tensor
 from pg_lightning.errors import UserError
 
 RESAMPLES = 1000
-TINY = np.finfo(float).tiny
+MIN_DIVISOR = np.finfo(float).tiny
 
 
 @dataclass
 class Estimate:
-    """What M gradients of one estimator, each of K episodes, say of it. An interval holds 95 %: see `compare`.
+    """Statistics of M gradients of one estimator, each from K episodes, with 95 % intervals: see `compare`.
 
     Attributes:
         estimator: its name.
         norm: |E g|, the length of its mean.
         variance: tr Cov(g) of one batch: the sum of the variances of all components.
         snr: |E g|² / tr Cov(g) of one batch.
-        noise: K / snr: how many episodes it takes until the noise is no longer than the signal.
-        cosine: between the gradients of two batches, its mean.
-        bias: |E g − E g_ref| / |E g_ref|, 0 where less is seen than chance gives.
-        bias_by_chance: what an estimator without bias would show in one diagnosis of twenty.
+        noise: K / snr: the number of episodes at which noise equals signal.
+        cosine: the mean cosine between the gradients of two batches.
+        bias: |E g − E g_ref| / |E g_ref|, 0 if it is not significant.
+        bias_by_chance: the value that an unbiased estimator exceeds in one of twenty diagnoses.
         direction: cosine between E g and E g_ref.
-        misdirection: the sine of that angle, and 1 beyond a right one: the bias min_c |c E g − E g_ref| / |E g_ref|
-            that is left for the best step size c ≥ 0.
+        misdirection: the sine of that angle, and 1 beyond 90°: the bias min_c |c E g − E g_ref| / |E g_ref|
+            that remains for the best step size c ≥ 0.
         misdirection_by_chance: like `bias_by_chance`.
     """
 
@@ -54,17 +54,17 @@ class Estimate:
 
     @property
     def is_biased(self) -> bool:
-        """Whether its mean is another vector by more than chance gives."""
+        """Whether its mean differs significantly from the reference."""
         return self.bias > self.bias_by_chance
 
     @property
     def is_misdirected(self) -> bool:
-        """Whether its mean points elsewhere by more than chance gives."""
+        """Whether the direction of its mean differs significantly from the reference."""
         return self.misdirection > self.misdirection_by_chance
 
 
 def inner_products(gradients: Sequence[Tensor]) -> np.ndarray:
-    """`[E, E, M, M]` of the gradients `[M, P]` of E estimators on M batches: all that the statistics need.
+    """`[E, E, M, M]` of the gradients `[M, P]` of E estimators on M batches: the input of all statistics.
 
     Raises:
         UserError: if all are zero.
@@ -73,12 +73,14 @@ def inner_products(gradients: Sequence[Tensor]) -> np.ndarray:
     parts = torch.cat([*gradients]).split(1 << 16, dim=1)
     products = np.sum([(part.double() @ part.double().T).cpu().numpy() for part in parts], axis=0)
     if not products.any():
-        raise UserError("data.env_id: the gradient is zero in every batch; no reward came that an action could change")
+        raise UserError(
+            "data.env_id: the gradient is zero in every batch: no reward depends on an action; check the rewards"
+        )
     return products.reshape(E, M, E, M).swapaxes(1, 2)
 
 
 def least_noisy(products: np.ndarray, candidates: Sequence[int]) -> int:
-    """The estimator with the least variance."""
+    """The estimator with the smallest variance."""
     once = np.ones((1, products.shape[-1]))
     return min(candidates, key=lambda e: (within(products[e, e], once) - between(products[e, e], once))[0])
 
@@ -86,10 +88,10 @@ def least_noisy(products: np.ndarray, candidates: Sequence[int]) -> int:
 def compare(names: Sequence[str], products: np.ndarray, episodes: int, reference: int, seed: int = 0) -> list[Estimate]:
     """Signal, noise and bias of every estimator.
 
-    The mean gradient ḡ of M batches is longer than E g: |ḡ|² expects |E g|² + tr Cov(g) / M. So |E g|² is estimated by
-    the mean of g_i·g_j over all pairs of different batches, and the bias by the same of the differences from the
-    reference on the same batches. Intervals are percentiles of bootstraps over batches. What bias chance gives is the
-    95 % point of what is found when the differences of batches get random signs.
+    The mean gradient ḡ of M batches is longer than E g: |ḡ|² has the expectation |E g|² + tr Cov(g) / M. So |E g|² is
+    estimated by the mean of g_i·g_j over all pairs of different batches, and the bias in the same way from the
+    differences to the reference on the same batches. Intervals are percentiles of bootstraps over batches. The bias by
+    chance is the 95 % point of the result when the differences of the batches get random signs.
 
     Variance as in Greensmith, Bartlett & Baxter 2004; signal to noise after Roberts & Tedrake 2008; the cosine as in
     Ilyas et al. 2020, §3.1.
@@ -98,7 +100,7 @@ def compare(names: Sequence[str], products: np.ndarray, episodes: int, reference
         names: of the E estimators.
         products: `[E, E, M, M]` inner products of their gradients of M batches.
         episodes: K, of a batch.
-        reference: index of an estimator that has no bias.
+        reference: index of an unbiased estimator.
         seed: of the resampling.
     """
     M, rng, ref = products.shape[-1], np.random.default_rng(seed), products[reference, reference]
@@ -119,13 +121,13 @@ def compare(names: Sequence[str], products: np.ndarray, episodes: int, reference
 
 
 def length_by_chance(products: np.ndarray, seed: int = 0) -> float:
-    """What `between` gives in one case of twenty for vectors with these inner products `[M, M]` but random signs."""
+    """The value that `between` exceeds in one of twenty cases if vectors with these products have random signs."""
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), (RESAMPLES, len(products)))
     return float(np.percentile(between(products, signs), 95))
 
 
 def is_seen(products: np.ndarray) -> bool:
-    """Whether the mean of vectors with these inner products `[M, M]` is longer than chance gives."""
+    """Whether the mean of vectors with these inner products `[M, M]` is significantly longer than 0."""
     return bool(between(products, np.ones((1, len(products))))[0] > length_by_chance(products))
 
 
@@ -141,10 +143,10 @@ def statistics(
         episodes: K, of a batch.
         counts: `[R, M]` how often each batch is in each sample.
     """
-    signal, lengths = between(own, counts), np.sqrt(own.diagonal().clip(TINY))
+    signal, lengths = between(own, counts), np.sqrt(own.diagonal().clip(MIN_DIVISOR))
     squared = within(own, counts)
-    # In a resample of few batches there may be next to none.
-    variance = np.maximum(squared - signal, 1e-6 * squared).clip(TINY)
+    # In a resample of few batches the variance may be almost 0.
+    variance = np.maximum(squared - signal, 1e-6 * squared).clip(MIN_DIVISOR)
     scale, together = size(ref, counts), between(cross, counts)
     step = (together / size(own, counts)).clip(0)
     left = scale - 2 * step * together + step**2 * signal
@@ -155,7 +157,7 @@ def statistics(
         "cosine": between(own / np.outer(lengths, lengths), counts),
         "noise": episodes * variance / size(own, counts),
         "bias": np.sqrt(between(difference(own, cross, ref), counts).clip(0) / scale),
-        "direction": (together / np.sqrt(size(own, counts) * scale).clip(TINY)).clip(-1, 1),
+        "direction": (together / np.sqrt(size(own, counts) * scale).clip(MIN_DIVISOR)).clip(-1, 1),
         "misdirection": np.sqrt(left.clip(0) / scale),
         "step": step,
     }
@@ -179,6 +181,6 @@ def within(products: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def size(products: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`[R]` |E g|², but no less than the variance of the mean gradient: what one can divide by."""
+    """`[R]` |E g|², but at least the variance of the mean gradient, so that it can be a divisor."""
     signal = between(products, counts)
-    return np.maximum(signal, (within(products, counts) - signal) / counts.shape[1]).clip(TINY)
+    return np.maximum(signal, (within(products, counts) - signal) / counts.shape[1]).clip(MIN_DIVISOR)

@@ -12,7 +12,7 @@ Estimate = Literal["mean", "iqm"]
 
 
 def confidence_interval(returns: np.ndarray, level: float = 0.95) -> list[float]:
-    """Student's t interval of the mean of independent episodes; the point itself where they are all equal or one."""
+    """Student's t interval of the mean of independent episodes; a point if all are equal or there is only one."""
     from scipy import stats
 
     mean = float(returns.mean())
@@ -25,8 +25,8 @@ def confidence_interval(returns: np.ndarray, level: float = 0.95) -> list[float]
 def summary(curves: list[Curve], estimate: Estimate) -> tuple[np.ndarray, ...]:
     """x `[M]`, the estimate over runs `[M]`, and its 95 % bootstrap interval, `[M]` each.
 
-    Runs are read off between their own points by straight lines, from where the last of them begins to where the first
-    of them ends.
+    Runs are interpolated linearly between their own points, from the latest first point to the earliest last point of
+    the runs.
     """
     from scipy import stats
 
@@ -41,6 +41,6 @@ def summary(curves: list[Curve], estimate: Estimate) -> tuple[np.ndarray, ...]:
     middle = of_runs(values)
     if len(curves) == 1 or not len(grid):
         return grid, middle, middle, middle
-    # Percentiles, as BCa divides by the spread of the runs, which is none where all are at the most.
+    # Percentiles, because BCa divides by the spread of the runs, which is 0 if all are at the maximum.
     drawn = stats.bootstrap((values,), of_runs, axis=0, n_resamples=2000, method="percentile", rng=0)
     return grid, middle, drawn.confidence_interval.low, drawn.confidence_interval.high

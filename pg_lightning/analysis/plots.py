@@ -1,4 +1,4 @@
-"""Pictures of learning curves, and the style that all pictures here have."""
+"""Plots of learning curves, and the common style of all plots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 UNITS = {"env_steps": "env steps", "seconds": "seconds of training"}
 LEGENDS: dict[Estimate, str] = {"iqm": "IQM (runs), 95 % over runs", "mean": "mean (runs), 95 % over runs"}
-PIXELS = 1200  # across a picture
+PIXELS = 1200  # width of a plot
 COLORS = ("#1f4e9c", "#c8553d", "#2e7d5b", "#8a5aa8", "#b8860b", "#4a4a4a", "#3a9ab5", "#b5477f")
 
 
@@ -29,7 +29,7 @@ def draw(
     output: Path,
     levels: dict[str, float] | None = None,
 ) -> list[Path]:
-    """One line and one band a group, and a dashed line for what does not learn, as PNG and as SVG."""
+    """One line and one band per group, and a dashed line for a baseline that does not learn, as PNG and as SVG."""
     figure, axes = new_figure(environments(groups), UNITS[x], metric)
     for name, level in (levels or {}).items():
         axes.axhline(level, color="#777777", linestyle="--", linewidth=1, label=name)
@@ -46,7 +46,7 @@ def draw(
 
 
 def draw_curves(axes: Axes, groups: dict[str, list[Curve]], estimate: Estimate) -> None:
-    """One line and one band a group, none of one without curves."""
+    """One line and one band per group; groups without curves are skipped."""
     for i, (name, curves) in enumerate(groups.items()):
         if not curves:
             continue
@@ -60,7 +60,7 @@ def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
     """Plots `rollout/return_mean` and `val/return_mean` of a `metrics.csv` against env steps.
 
     Raises:
-        OSError: if the picture cannot be written.
+        OSError: if the file cannot be written.
     """
     rows = rows_of(metrics_csv)
     figure, axes = new_figure(title, "env steps", "return")
@@ -76,7 +76,7 @@ def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
 
 
 def save(figure: Figure, output: Path) -> list[Path]:
-    """A picture as PNG and as SVG.
+    """Saves a plot as PNG and as SVG.
 
     Raises:
         UserError: if they cannot be written.
@@ -92,14 +92,14 @@ def save(figure: Figure, output: Path) -> list[Path]:
 
 
 def rendered(figure: Figure, suffix: str, dpi: float) -> bytes:
-    """A picture as the bytes of a file with this suffix."""
+    """A plot as the bytes of a file with this suffix."""
     content = io.BytesIO()
     figure.savefig(content, format=suffix.removeprefix("."), dpi=dpi)
     return content.getvalue()
 
 
 def new_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """An empty picture in the style of all pictures here; needs no screen."""
+    """An empty plot in the common style; needs no display."""
     figure = blank(8, 4.8)
     axes = figure.add_subplot()
     style(axes, title, xlabel, ylabel)
@@ -107,7 +107,7 @@ def new_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def blank(width: float, height: float) -> Figure:
-    """A sheet of so many inches."""
+    """An empty figure with this size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -117,7 +117,7 @@ def blank(width: float, height: float) -> Figure:
 
 
 def style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    """What all pictures here have in common."""
+    """Applies the common style of all plots."""
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Callbacks: evaluation and checkpoints by env steps, what a resume needs, signals, progress, reports and pictures."""
+"""Callbacks: evaluation and checkpoints by env steps, state for exact resume, signals, progress, reports and plots."""
 
 from pg_lightning.callbacks.checkpoints import RunCheckpoint
 from pg_lightning.callbacks.config import SaveConfig

@@ -8,26 +8,27 @@ from typing import Any, cast
 from lightning.pytorch import Trainer
 
 from pg_lightning.callbacks.evaluation import EvaluateEverySteps
+from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.lightning_private import FallibleModelCheckpoint
 from pg_lightning.processes.signals import Stopped
 from pg_lightning.run.folder import relative
 
 
 class RunCheckpoint(FallibleModelCheckpoint):
-    """`best.ckpt` and `last.ckpt`: of a class of their own, so that a `ModelCheckpoint` of the user's is told apart.
+    """`best.ckpt` and `last.ckpt`; a separate class, so that they differ from a `ModelCheckpoint` of the user.
 
-    Both are written after evaluations. `last.ckpt`, which monitors nothing, also at the first rollout boundary at or
-    past every multiple of `data.save_every_steps`, when training ends, and when a signal ends it.
+    Both are written after evaluations. `last.ckpt`, which monitors no metric, is also written at the first rollout
+    boundary at or past every multiple of `data.save_every_steps`, when training ends, and when a signal ends it.
 
     Args:
-        evaluations: the callback that knows when one is due; it must come before this one.
+        evaluations: the callback that schedules evaluations; it must come before this one.
         filename: of the checkpoint, without its suffix.
         monitor: the metric of the best; None for the last.
         mode: `max` or `min` of the metric.
 
     Attributes:
-        failed: the last save did.
-        saved_at: env steps of the last that did not.
+        failed: whether the last save failed.
+        saved_at: env steps of the last successful save.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class RunCheckpoint(FallibleModelCheckpoint):
         self._next: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Aims at the first multiple to come; tells loggers of the best so far."""
+        """Schedules the next save; passes the best checkpoint so far to loggers."""
         super().on_train_start(trainer, pl_module)
         self._aim(trainer, pl_module)
         if self._goes_on and self.monitor is not None and self.best_model_path and trainer.is_global_zero:
@@ -49,19 +50,19 @@ class RunCheckpoint(FallibleModelCheckpoint):
                 logger.after_save_checkpoint(self)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        """Saves if that is due, unless an evaluation is about to be made here, which is followed by a save."""
+        """Saves if a save is due, unless an evaluation follows at once, after which there is a save anyway."""
         if self.monitor is None and self._next is not None and pl_module.env_steps >= self._next:
             self._aim(trainer, pl_module)
             if not self._evaluations.is_due or not trainer.enable_validation:
                 self.save_now(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Saves what no evaluation has come after."""
+        """Saves, unless the last evaluation already did."""
         if self.monitor is None:
             self.save_now(trainer)
 
     def on_signal(self, trainer: Any, stop: Stopped) -> None:
-        """Saves, and says where the run can be taken up again."""
+        """Saves, and prints the command that resumes the run."""
         if self.monitor is not None:
             return
         if stop.consistent:
@@ -73,27 +74,27 @@ class RunCheckpoint(FallibleModelCheckpoint):
             )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Finds out whether a run goes on in its own folder."""
+        """Checks whether a run continues in its own folder."""
         path, folder = (Path(str(x)).resolve() for x in (trainer.ckpt_path, self.dirpath))
         self._goes_on = path.parent == folder
 
     def state_dict(self) -> dict[str, Any]:
-        """With what the main process of asynchronous workers must know."""
+        """Includes the state that the main process of asynchronous workers needs."""
         return super().state_dict() | {"failed": self.failed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Likewise; the folder of a run that goes on may have another name by now, or be named from elsewhere."""
+        """Restores the state; replaces the path of the run folder if it was moved, or is relative to another folder."""
         if self._goes_on:
             state_dict = _renamed(state_dict, state_dict["dirpath"], self.dirpath)
         super().load_state_dict(state_dict)
         self.failed = state_dict.get("failed", False)
 
-    def _aim(self, trainer: Any, pl_module: Any) -> None:
+    def _aim(self, trainer: Any, pl_module: PolicyGradientModule) -> None:
         every = trainer.datamodule.save_every_steps
         self._next = None if every is None else (pl_module.env_steps // every + 1) * every
 
     def save_succeeded(self, trainer: Trainer) -> bool:
-        """What rank 0, which writes, has found: the best is the best of those that were saved, on every rank."""
+        """The result of rank 0, which writes the file, on every rank: a failed save is not the best."""
         failure = getattr(trainer.strategy.checkpoint_io, "failure", None)
         self.failed = trainer.strategy.broadcast(failure is not None)
         if not self.failed:
@@ -102,7 +103,7 @@ class RunCheckpoint(FallibleModelCheckpoint):
 
 
 def _renamed(x: Any, old: Any, new: Any) -> Any:
-    """The paths in a state, those of a folder by its new name."""
+    """Replaces the old folder by the new one in all paths of a state."""
     if isinstance(x, dict):
         return {_renamed(key, old, new): _renamed(value, old, new) for key, value in x.items()}
     return new + x.removeprefix(old) if isinstance(x, str) and x.startswith(old) else x

@@ -1,4 +1,4 @@
-"""What re-creates a run, written down when it begins."""
+"""Saves the config of a run when it starts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pg_lightning.run.config_file import write_config
 
 
 class SaveConfig(Callback):
-    """Writes `config.yaml`, which re-creates the run, into its folder, and hands it to the trackers.
+    """Writes `config.yaml`, which re-creates the run, into its folder, and passes it to the trackers.
 
     Args:
-        parser: of `fit`, which writes the config down.
-        config: the arguments of `fit`, as they were parsed.
+        parser: of `fit`, which saves the config.
+        config: the parsed arguments of `fit`.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Any) -> None:
@@ -30,7 +30,7 @@ class SaveConfig(Callback):
         Raises:
             UserError: if the file cannot be written.
         """
-        folder = trainer.log_dir  # asks rank 0, so every rank must
+        folder = trainer.log_dir  # a collective: all ranks must read it
         if stage != "fit" or not trainer.is_global_zero or folder is None:
             return
         self.config.data.backend = trainer.datamodule.backend  # type: ignore[attr-defined]

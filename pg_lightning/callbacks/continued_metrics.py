@@ -1,4 +1,4 @@
-"""`metrics.csv` of a resumed run goes on where its checkpoint was written."""
+"""Continues `metrics.csv` of a resumed run after the rows of its checkpoint."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pg_lightning.run.metrics_file import MetricsFile, MetricsWriter
 
 
 class ContinuedMetrics(Callback):
-    """Has `metrics.csv` go on, in a run that is resumed in its own folder, after the row that its checkpoint knew of.
+    """Continues `metrics.csv` of a run that is resumed in its own folder, after the rows known to its checkpoint.
 
     Args:
         logger: of the run.
-        checkpoint: that the run is resumed from, or None; all ranks must have found the same.
+        checkpoint: from which the run is resumed, or None; it must be the same on all ranks.
     """
 
     def __init__(self, logger: MetricsFile, checkpoint: Path | None) -> None:
         self.logger = logger
         self.checkpoint = checkpoint
-        self._restored: dict[str, Any] = {}
+        self._restored: dict[str, object] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Has all ranks know the folder; compares what they have found, before any of them loads it.
+        """Shares the run folder with all ranks; compares the checkpoints that they found, before any rank loads one.
 
         Raises:
             UserError: if they disagree.
@@ -38,14 +38,14 @@ class ContinuedMetrics(Callback):
             raise UserError(f"ckpt_path: the processes have found different checkpoints: {', '.join(found)}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of rows in the file, and the rows that are not in it yet."""
+        """The number of rows in the file, and the rows that are not yet written."""
         rows = self.logger.experiment
-        if not isinstance(rows, MetricsWriter):  # another rank than the first, whose checkpoint is written
+        if not isinstance(rows, MetricsWriter):  # not rank 0; the checkpoint is that of rank 0
             return {}
         return {"rows": rows.count, "unwritten": [{k: str(v) for k, v in row.items()} for row in rows.metrics]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps it for when all is restored."""
+        """Keeps the state until everything is restored."""
         self._restored = state_dict
 
     @rank_zero_only

@@ -1,4 +1,4 @@
-"""The picture of a run that has ended."""
+"""The plot of a finished run."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class LearningCurve(Callback):
     """Draws `learning_curve.png` from `metrics.csv` in the run's folder when training ends; W&B gets it too."""
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """After a signal: of what there is."""
+        """Also draws the curve after a signal."""
         if isinstance(exception, Stopped) and exception.consistent:
             self.on_fit_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Return against env steps: of the training episodes, and of the evaluations."""
-        folder = Path(trainer.log_dir or ".")  # asks rank 0, so every rank must
+        """Draws the return against env steps: of the training episodes, and of the evaluations."""
+        folder = Path(trainer.log_dir or ".")  # a collective: all ranks must read it
         if trainer.is_global_zero and (folder / "metrics.csv").is_file():
             env_id = trainer.datamodule.env_id  # type: ignore[attr-defined]
             try:
                 draw_learning_curve(folder / "metrics.csv", folder / "learning_curve.png", env_id)
             except OSError as error:
-                rank_zero_warn(f"learning_curve.png was not drawn: {error}; metrics.csv has its numbers")
+                rank_zero_warn(f"learning_curve.png was not drawn: {error}; its numbers are in metrics.csv")
                 return
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):

@@ -1,9 +1,10 @@
-"""Evaluation by env steps: when Lightning's validation loop runs, and what is written down of its result."""
+"""Evaluation by env steps: when Lightning's validation loop runs, and the files with its results."""
 
 from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from pg_lightning.analysis.intervals import confidence_interval
+from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.rollout import Episode
 from pg_lightning.run.files import write_file, write_json
 
@@ -22,8 +24,8 @@ class EvaluateEverySteps(Callback):
     """Runs the validation loop at the first rollout boundary at or past every multiple of `data.eval_every_steps`,
     and when training ends.
 
-    Lightning counts batches, and a batch may hold fewer env steps than rows. Put this before callbacks that monitor
-    validation metrics: it tells them that validation is not tied to epochs.
+    Lightning counts batches, and the number of env steps in a batch may vary. Put this before callbacks that monitor
+    validation metrics: it makes validation independent of epochs for them.
     """
 
     def __init__(self) -> None:
@@ -32,29 +34,29 @@ class EvaluateEverySteps(Callback):
 
     @property
     def is_due(self) -> bool:
-        """Whether an evaluation is about to be made; true from the end of a rollout to that of its evaluation."""
+        """Whether an evaluation is about to start; True from the end of a rollout to the end of its evaluation."""
         return self._due
 
     @classmethod
-    def was_due(cls, checkpoint: dict[str, Any]) -> bool:
+    def was_due(cls, checkpoint: Mapping[str, Any]) -> bool:
         """Whether a checkpoint was written between a rollout and its evaluation."""
         return checkpoint.get("callbacks", {}).get(cls().state_key, {}).get("due", False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Unties validation from epochs: all of a training is one."""
+        """Makes validation independent of epochs: the whole training is one epoch."""
         if stage == "fit":
             trainer.check_val_every_n_epoch = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether an evaluation is due: a run may be stopped between a rollout and its evaluation."""
+        """Whether an evaluation is due, because a run may be stopped between a rollout and its evaluation."""
         return {"due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remembers it for when training starts."""
+        """Keeps the state until training starts."""
         self._due = state_dict["due"]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Makes up for an evaluation that was due; aims at the first multiple to come."""
+        """Runs an evaluation that was due; schedules the next one."""
         if self._due:
             if pl_module.env_steps >= pl_module.total_steps:
                 trainer.should_stop = True
@@ -66,7 +68,7 @@ class EvaluateEverySteps(Callback):
         self._aim(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        """Asks for validation after this rollout, or not."""
+        """Enables or disables validation after this rollout."""
         self._due = pl_module.env_steps >= self._next or pl_module.env_steps >= pl_module.total_steps
         self._due |= _ends_here(trainer)
         trainer.val_check_batch = 1 if self._due else sys.maxsize
@@ -74,16 +76,16 @@ class EvaluateEverySteps(Callback):
             self._aim(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """It is done, for those who save what it was."""
+        """Records that the evaluation is done, for callbacks that save its state."""
         self._due = False
 
-    def _aim(self, trainer: Any, pl_module: Any) -> None:
+    def _aim(self, trainer: Any, pl_module: PolicyGradientModule) -> None:
         every = trainer.datamodule.eval_every_steps
         self._next = (pl_module.env_steps // every + 1) * every
 
 
 def _ends_here(trainer: Trainer) -> bool:
-    """Whether one of the Trainer's own limits, `max_steps` or `max_epochs`, is reached with this batch."""
+    """Whether the Trainer's own limit, `max_steps` or `max_epochs`, is reached with this batch."""
     last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
     return (trainer.is_last_batch and last_epoch) or 0 <= trainer.max_steps <= trainer.global_step
 
@@ -148,12 +150,12 @@ class TrajectoryWriter(BasePredictionWriter):
         trainer: Trainer,
         pl_module: LightningModule,
         prediction: Episode,
-        batch_indices: Any,
-        batch: Any,
+        batch_indices: object,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """One file an episode, in the order in which they ended; ranks interleave."""
+        """One file per episode, in the order in which they ended; ranks interleave."""
         self.folder.mkdir(parents=True, exist_ok=True)
         index = batch_idx * trainer.world_size + trainer.global_rank
         arrays = {name: _array(values) for name, values in prediction.trajectory.items()}
@@ -162,7 +164,7 @@ class TrajectoryWriter(BasePredictionWriter):
         write_file(self.folder / f"episode_{index:04d}.npz", content.getvalue(), durable=False)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says where they are."""
+        """Prints the folder of the files."""
         if trainer.is_global_zero:
             print(f"predict: {len(list(self.folder.glob('episode_*.npz')))} episodes written to {self.folder}")
 

@@ -1,4 +1,4 @@
-"""Progress in env steps: a bar on a terminal, plain lines where there is none."""
+"""Progress in env steps: a bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from pg_lightning.learning import PolicyGradientModule
+
 
 class EnvStepProgress(ProgressBar):
-    """How far the budget is spent, the latest returns, the speed and the time left.
+    """Shows the used share of the budget, the latest returns, the speed and the remaining time.
 
     Args:
         seconds: between two plain lines.
@@ -57,7 +59,7 @@ class EnvStepProgress(ProgressBar):
             self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        """Moves the bar, or prints a line when it is time for one."""
+        """Moves the bar, or prints a line if enough time has passed."""
         if self._bar is not None:
             self._bar.update(
                 self._task,
@@ -76,24 +78,24 @@ class EnvStepProgress(ProgressBar):
             self._print(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the terminal back."""
+        """Restores the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def _print(self, trainer: Trainer, pl_module: Any) -> None:
+    def _print(self, trainer: Trainer, pl_module: PolicyGradientModule) -> None:
         now = time.perf_counter()
         self._printed = now
         done = pl_module.env_steps - self._start[1]
         left = (now - self._start[0]) * max(0, pl_module.total_steps - pl_module.env_steps) / max(1, done)
-        with suppress(OSError):  # the output may be a file on a disk that is full
+        with suppress(OSError):  # the output may be a file on a full disk
             print(
                 f"{pl_module.env_steps:,}/{pl_module.total_steps:,} env steps  {self._numbers(trainer, pl_module)}  "
                 f"{left:.0f} s left",
                 flush=True,
             )
 
-    def _numbers(self, trainer: Trainer, pl_module: Any) -> str:
+    def _numbers(self, trainer: Trainer, pl_module: PolicyGradientModule) -> str:
         seconds, steps = self._start
         speed = (pl_module.env_steps - steps) / max(1e-9, time.perf_counter() - seconds)
         metrics = trainer.callback_metrics

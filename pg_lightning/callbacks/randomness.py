@@ -1,4 +1,4 @@
-"""The random generators of every process, in the checkpoint: Lightning leaves them out."""
+"""Saves the random generators of every process in the checkpoint; Lightning does not."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from pg_lightning.strategies import HogwildStrategy
 
 
 class RandomStates(Callback):
-    """A resumed run draws the numbers that it would have drawn: from torch, NumPy, Python and the GPU, on every rank.
+    """Makes a resumed run draw the same random numbers, on every rank: from torch, NumPy, Python and the GPU.
 
-    Put this before callbacks that draw numbers when training starts. Another seed, or another number of processes, is
-    taken as a wish for other numbers.
+    Put this before callbacks that draw numbers when training starts. If the seed or the number of processes has
+    changed, the generators are not restored.
     """
 
     def __init__(self) -> None:
-        self._ranks: list[dict[str, Any]] = []
+        self._ranks: list[dict[str, object]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Those of all ranks; every rank must ask."""
+        """The generators of all ranks. A collective: all ranks must call it."""
         return {"ranks": all_gather_object(random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps them for when training starts: what is set up before may draw numbers."""
+        """Keeps the states until training starts, because the set-up before may draw numbers."""
         self._ranks = state_dict["ranks"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sets this rank's."""
+        """Restores the generators of this rank."""
         ranks, self._ranks = self._ranks, []
         if len(ranks) != trainer.world_size or isinstance(trainer.strategy, HogwildStrategy):
             return
@@ -41,7 +41,7 @@ class RandomStates(Callback):
             set_random_state(own)
 
 
-def random_state() -> dict[str, Any]:
+def random_state() -> dict[str, object]:
     """The generators of this process, in plain types and tensors."""
     name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - environments may draw from it
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
@@ -55,7 +55,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Sets the generators of this process as `random_state` had them."""
+    """Restores the result of `random_state` in this process."""
     torch.set_rng_state(state["torch"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy(), *rest))  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""What the policy does, to look at: an episode of every evaluation as a video."""
+"""A video of one episode per evaluation."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pg_lightning.errors import require
 
 
 class EvaluationVideo(Callback):
-    """Plays the first episode of every evaluation once more and keeps it as a video.
+    """Plays the first episode of every evaluation again and saves it as a video.
 
-    The files are `videos/env_steps_…-episode-0.mp4` in the run's folder; W&B gets them as `val/video`. Environment and
-    random numbers are the video's own, so training is what it would be without.
+    The files are `videos/env_steps_…-episode-0.mp4` in the run's folder; W&B gets them as `val/video`. The environment
+    and the random numbers are separate, so training is not affected.
 
     Args:
-        max_frames: where a long episode is cut.
+        max_frames: limit after which a long episode is stopped.
 
     Raises:
-        UserError: when training begins, if moviepy is not installed or the environment gives no pictures.
+        UserError: when training begins, if moviepy is not installed or the environment cannot render.
     """
 
     def __init__(self, max_frames: int = 500) -> None:
@@ -37,7 +37,7 @@ class EvaluationVideo(Callback):
         self._is_working = True
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Finds out before training begins whether there will be pictures."""
+        """Checks before training starts that videos can be recorded."""
         if stage != "fit" or not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -45,13 +45,13 @@ class EvaluationVideo(Callback):
         require_pictures(who, data.env_id, data.env_kwargs, data.wrappers, data.backend)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Records, on rank 0. A failure ends the videos, with a warning, and not the training."""
-        folder = trainer.log_dir  # asks rank 0, so every rank must
+        """Records, on rank 0. A failure ends the videos, with a warning, but not training."""
+        folder = trainer.log_dir  # a collective: all ranks must read it
         if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero or not self._is_working:
             return
         try:
             video = self.record(trainer, pl_module, Path(folder or ".") / "videos")
-        except StopIteration:  # a signal has cut the episode, and ends the run
+        except StopIteration:  # a signal has aborted the episode, and ends the run
             return
         except Exception as error:
             self._is_working = False
@@ -86,12 +86,12 @@ class EvaluationVideo(Callback):
         return folder / f"{name}-episode-0.mp4"
 
     def make_env(self, data: RolloutDataModule, folder: Path, name: str) -> VectorEnv:
-        """The environment of the evaluations, filmed into a folder."""
+        """The environment of the evaluations, with a recorder that writes into a folder."""
         wrappers = [
             *data.wrappers,
             {"class_path": "gymnasium.wrappers.TimeLimit", "init_args": {"max_episode_steps": self.max_frames}},
             camera(folder, name),
         ]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the folder has other videos in it
+            warnings.simplefilter("ignore")  # about other videos in the folder
             return make_vector_env(data.env_id, 1, rendering(data.env_kwargs), wrappers, autoreset_mode="disabled")

@@ -1,4 +1,4 @@
-"""Which device a policy learns on when that is left to measurement."""
+"""`trainer.accelerator auto`: measures which device is fastest."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pg_lightning.rollout import Batch, Rollout
 def choose_accelerator(
     module: PolicyGradientModule, data: Any, devices: tuple[str, ...] | None = None, repeats: int = 3
 ) -> tuple[str, str]:
-    """Measures acting and learning on each device with observations of the task, environments left out.
+    """Measures acting and learning on each device with observations of the task, without environments.
 
-    A small MLP is often faster on a CPU: what it computes is done sooner than a GPU is told to.
+    A small MLP is often faster on a CPU, because launching an operation on a GPU takes longer than the operation.
 
     Args:
-        module: the algorithm, which is left as it is, as are the random numbers to come.
+        module: the algorithm; its state and the state of the random generators are left unchanged.
         data: the `RolloutDataModule`.
-        devices: to choose among; by default the CPU and, if there is one, the GPU.
+        devices: candidates; by default the CPU and, if there is one, the GPU.
         repeats: of each measurement, of which the shortest counts.
 
     Returns:
@@ -32,16 +32,16 @@ def choose_accelerator(
     if devices is None:
         devices = ("cpu", "cuda") if torch.cuda.is_available() and not module.is_asynchronous else ("cpu",)
     if len(devices) == 1:
-        return devices[0], f"{devices[0]}, the only device that {type(module).__name__} can have here"
+        return devices[0], f"{devices[0]}, the only device available to {type(module).__name__}"
     seconds = {device: seconds_per_rollout(module, data, device, repeats) for device in devices}
     best = min(seconds, key=lambda device: seconds[device])
     measured = ", ".join(f"{device} {1000 * value:,.1f}" for device, value in seconds.items())
-    return best, f"{best}, the fastest at acting and learning ({measured} ms a rollout, environments left out)"
+    return best, f"{best}, the fastest at acting and learning ({measured} ms per rollout, without environments)"
 
 
 @torch.random.fork_rng(devices=[])
 def seconds_per_rollout(module: PolicyGradientModule, data: Any, device: str, repeats: int = 3) -> float:
-    """What the policy and its gradients take of one iteration: a choice of actions per step, a loss per minibatch."""
+    """Time of acting and learning in one iteration: one call of the policy per step, one loss per minibatch."""
     module = deepcopy(module).to(device)
     rollout = _random_rollout(module, data)
     generator = torch.Generator(device).manual_seed(0)
@@ -67,7 +67,7 @@ def seconds_per_rollout(module: PolicyGradientModule, data: Any, device: str, re
 
 
 def _random_rollout(module: PolicyGradientModule, data: Any) -> Rollout:
-    """Of the shape of the run's, with actions of the policy and nothing else in it."""
+    """A rollout of the run's shape with actions of the policy; all other fields are zero."""
     T, N, device = data.num_steps, data.num_envs, module.device
     obs = torch.as_tensor(np.stack([data.observation_space.sample() for _ in range(N)]), device=device)
     state = module.network.initial_state(N)

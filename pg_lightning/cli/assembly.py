@@ -1,4 +1,4 @@
-"""What the command line adds to a Trainer: the folder of the run, its loggers, its callbacks, safe checkpoints."""
+"""What the command line adds to a Trainer: run folder, loggers, callbacks, checkpoint plugin."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pg_lightning.data import RolloutDataModule
 from pg_lightning.lightning_private import process_group_timeout, set_process_group_timeout
 from pg_lightning.processes import signals
 from pg_lightning.run import MetricsFile, SafeCheckpointIO, run_folder
-from pg_lightning.run.folder import LAST
+from pg_lightning.run.folder import LAST_CHECKPOINT
 from pg_lightning.torch_private import DEFAULT_TIMEOUT
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -44,7 +44,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
-# How long ranks wait for one that hangs, unless the strategy is given with a timeout of its own.
+# How long ranks wait for a rank that hangs, unless the strategy has its own timeout.
 RANK_TIMEOUT = timedelta(minutes=5)
 REPORTS: dict[str, type[EvaluationReport | TrajectoryWriter]] = {
     "validate": EvaluationReport,
@@ -54,15 +54,15 @@ REPORTS: dict[str, type[EvaluationReport | TrajectoryWriter]] = {
 
 
 class FitAssembly:
-    """The parts of a `fit`.
+    """The components that the command line adds to `fit`.
 
     Args:
-        config: its arguments, parsed; loggers among them will write into the folder of the run.
+        config: the parsed arguments; loggers in it will write into the run folder.
         config_name: names the folder above that of the run.
-        continued: the checkpoint of a run that goes on in its own folder, or None.
+        continued: the checkpoint of a run that continues in its own folder, or None.
 
     Attributes:
-        metrics: the logger that `metrics.csv` is written by; it makes the folder of the run.
+        metrics: the logger that writes `metrics.csv`; it creates the run folder.
     """
 
     def __init__(self, config: Any, config_name: str, continued: Path | None) -> None:
@@ -76,9 +76,9 @@ class FitAssembly:
                 _write_into(folder, logger, config.ckpt_path)
 
     def choose_accelerator(self, trainer: Any, model: Any, data: RolloutDataModule) -> None:
-        """Settles `trainer.accelerator auto` by measurement, and has `config.yaml` say so.
+        """Chooses the device for `trainer.accelerator auto` by measurement, and records it in `config.yaml`.
 
-        Where several processes are asked for, each would measure for itself: the choice is Lightning's.
+        With several processes the choice is Lightning's, because each process would measure for itself.
         """
         alone = trainer.devices in ("auto", 1, "1") and trainer.num_nodes == 1 and "WORLD_SIZE" not in os.environ
         if trainer.accelerator == "auto" and alone:
@@ -88,7 +88,7 @@ class FitAssembly:
             rank_zero_info(f"trainer.accelerator auto: {reason}")
 
     def add_to(self, trainer: Any, parser: LightningArgumentParser) -> None:
-        """Puts loggers, callbacks and checkpoint plugin before those of the Trainer's arguments.
+        """Inserts loggers, callbacks and checkpoint plugin before those of the Trainer's arguments.
 
         Args:
             trainer: the arguments, instantiated.
@@ -113,14 +113,14 @@ class FitAssembly:
             callbacks.append(ContinuedMetrics(self.metrics, self._continued))
         if trainer.enable_checkpointing is not False:
             best = {"filename": "best", "monitor": "val/return_mean", "mode": "max"}
-            callbacks += [RunCheckpoint(evaluations, **best), RunCheckpoint(evaluations, filename=LAST)]
+            callbacks += [RunCheckpoint(evaluations, **best), RunCheckpoint(evaluations, filename=LAST_CHECKPOINT)]
         if trainer.enable_progress_bar is not False and not any(isinstance(x, ProgressBar) for x in given):
             callbacks.append(EnvStepProgress())
         return callbacks
 
 
 def add_reports(trainer: Any, subcommand: str, ckpt_path: str | None) -> None:
-    """Has a sub-command other than `fit` write what it finds into the folder of the run, and log nothing.
+    """Makes a sub-command other than `fit` write its result into the run folder, and disables logging.
 
     Args:
         trainer: the arguments of the Trainer, instantiated.
@@ -138,7 +138,7 @@ def add_reports(trainer: Any, subcommand: str, ckpt_path: str | None) -> None:
 
 
 def prepare_launch(trainer: Trainer) -> None:
-    """Bounds the wait for other ranks, and forwards signals to those that the Trainer will launch."""
+    """Sets the timeout for other ranks, and forwards signals to the ranks that the Trainer will launch."""
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and process_group_timeout(strategy) == DEFAULT_TIMEOUT:
         set_process_group_timeout(strategy, RANK_TIMEOUT)
@@ -146,9 +146,9 @@ def prepare_launch(trainer: Trainer) -> None:
 
 
 def _write_into(folder: Path, logger: Any, checkpoint: str | None) -> None:
-    """Has a logger write into the run's folder, under the run's name, or go on where an earlier part of the run ended.
+    """Makes a logger write into the run folder, under the run's name, or continue an earlier part of the run.
 
-    The latest checkpoint of a run, in whatever folder, is that run going on; any other begins a run of its own.
+    A run from the latest checkpoint of a run continues that run, in any folder; any other checkpoint starts a new run.
     """
     init_args = getattr(logger, "init_args", None)
     if init_args is None:

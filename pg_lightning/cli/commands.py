@@ -1,4 +1,4 @@
-"""The commands that are not about one policy: each reads its arguments and calls its function."""
+"""Commands that are not about a single policy: each parses its arguments and calls its function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pg_lightning.errors import UserError
 
 def run_plot(arguments: list[str]) -> None:
     """The command `plot`."""
-    parser = Parser(prog="pg-lightning plot", description="Learning curves of runs in one picture.")
+    parser = Parser(prog="pg-lightning plot", description="Draws the learning curves of runs in one figure.")
     plot.add_arguments(parser)
     for file in plot.plot(**parser.parse_args(arguments).as_dict()):
         print(file)
@@ -23,21 +23,21 @@ def run_plot(arguments: list[str]) -> None:
 def run_study(arguments: list[str]) -> None:
     """The command `study`."""
     settings = _read_study(
-        "study", study.add_arguments, "What a setting does: many runs, over the same seeds.", arguments
+        "study", study.add_arguments, "Measures the effect of a setting: many runs with the same seeds.", arguments
     )
     study.study(**{**settings, "config": find_config(str(settings["config"]))})
 
 
 def run_compare(arguments: list[str]) -> None:
     """The command `compare`."""
-    description = "Algorithms at one budget, beside a value-based method and chance."
+    description = "Compares algorithms at one budget, with a value-based method and a random policy."
     settings = _read_study("compare", compare.add_arguments, description, arguments)
     compare.compare(**{**settings, "methods": [find_config(str(method)) for method in settings["methods"]]})
 
 
 def run_reference(arguments: list[str]) -> None:
-    """The command `reference`, which `compare` gives."""
-    parser = Parser(prog="pg-lightning reference", description="What algorithms are compared with.")
+    """The command `reference`, which `compare` starts."""
+    parser = Parser(prog="pg-lightning reference", description="Runs the reference methods of a comparison.")
     reference.add_arguments(parser)
     reference.reference(**parser.parse_args(arguments).as_dict())
 
@@ -53,10 +53,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def _read_study(
     name: str, add_arguments: Callable[[Parser], None], description: str, arguments: list[str]
 ) -> dict[str, Any]:
-    """The arguments of a study: those of its file, which comes first and gives it its name, and the command line's.
+    """The arguments of a study: those of its file, which gives the study its name, and of the command line.
 
     Raises:
-        UserError: without any.
+        UserError: if there are no arguments.
     """
     parser = Parser(prog=f"pg-lightning {name}", description=description, usage="%(prog)s FILE [options]")
     parser.add_argument("--file", action="config", help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Configs and checkpoints as they are named on the command line."""
+"""Configs and checkpoints given on the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 import pg_lightning
 from pg_lightning.errors import UserError
-from pg_lightning.run.folder import LAST, run_folder
+from pg_lightning.run.folder import LAST_CHECKPOINT, run_folder
 
 LOGGER_PRESETS: dict[str, Any] = {
     "tensorboard": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "."}},
@@ -21,14 +21,14 @@ LOGGER_PRESETS: dict[str, Any] = {
 
 
 def expand_arguments(arguments: list[str], subcommands: Collection[str]) -> list[str]:
-    """The short forms written out.
+    """Expands the short forms.
 
-    A config given by name is looked for among those shipped, a checkpoint without a config takes that of its own run,
+    A config name is replaced by the path of a shipped config, a checkpoint without a config uses the config of its run,
     and `--trainer.logger wandb` or `tensorboard` becomes the logger's class.
 
     Args:
-        arguments: the sub-command, and what follows it.
-        subcommands: those that train a policy or use one.
+        arguments: the sub-command and its arguments.
+        subcommands: the sub-commands that train or use a policy.
 
     Raises:
         UserError: if a config or a checkpoint does not exist.
@@ -46,8 +46,8 @@ def expand_arguments(arguments: list[str], subcommands: Collection[str]) -> list
     subcommand = expanded[0]
     if subcommand in subcommands and not {"--config", "-c", "--help", "-h"} & set(expanded):
         checkpoint = dict(pairwise(expanded)).get("--ckpt_path")
-        if checkpoint == LAST:
-            raise UserError(f"ckpt_path: {LAST} is the newest checkpoint of a config; give --config too")
+        if checkpoint == LAST_CHECKPOINT:
+            raise UserError(f"ckpt_path: {LAST_CHECKPOINT} is the newest checkpoint of a config; give --config too")
         if checkpoint is not None:
             expanded[1:1] = ["--config", str(_config_beside(Path(checkpoint)))]
         elif subcommand != "fit":
@@ -56,10 +56,10 @@ def expand_arguments(arguments: list[str], subcommands: Collection[str]) -> list
 
 
 def find_config(name: str, below: str = "") -> Path:
-    """A config by path, or by name among those shipped in a folder of the configs.
+    """A config by path, or by the name of a shipped config in a folder of the configs.
 
     Raises:
-        UserError: if there is none, naming those that there are, or if it is not YAML, naming the line.
+        UserError: if there is none, listing the shipped ones, or if it is not YAML, naming the line.
     """
     package = Path(pg_lightning.__file__).parent
     shipped = [folder / "configs" / below for folder in (package, package.parent)]
@@ -74,12 +74,12 @@ def find_config(name: str, below: str = "") -> Path:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config: {name!r} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"config: {name!r} holds no keys")
+        raise UserError(f"config: {name!r} contains no keys")
     return path
 
 
 def config_name(arguments: list[str]) -> str:
-    """What the folder of a run is called: the name of its config, or of the run that a config is of."""
+    """The name of the folder above a run: the name of its config, or of the run that the config belongs to."""
     for option, value in pairwise(arguments):
         if option in ("--config", "-c"):
             path = Path(value).absolute()
@@ -88,7 +88,7 @@ def config_name(arguments: list[str]) -> str:
 
 
 def no_checkpoint(subcommand: str) -> UserError:
-    """What to raise where a sub-command needs a checkpoint and has none."""
+    """The error for a sub-command that needs a checkpoint and has none."""
     return UserError(f"ckpt_path: {subcommand} needs a checkpoint, --ckpt_path RUN/checkpoints/best.ckpt")
 
 

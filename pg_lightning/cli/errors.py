@@ -1,4 +1,4 @@
-"""How a command ends: a mistake of the user's is one line on stderr, a signal may put the job back into its queue."""
+"""How a command ends: a user error is one line on stderr; a signal may requeue the job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MISTAKES = (UserError, MisconfigurationException, WorkerError, DistError, Checkp
 
 
 def end_by_signal(stop: signals.Stopped) -> NoReturn:
-    """Waits for the processes of the run, says what has stopped it, and has SLURM start it again after SIGUSR1."""
+    """Waits for the processes of the run, reports the signal, and requeues a SLURM job after SIGUSR1."""
     signals.join()
     if getattr(rank_zero_only, "rank", 0) == 0:
         print(stop, file=sys.stderr)
@@ -31,8 +31,8 @@ def end_by_signal(stop: signals.Stopped) -> NoReturn:
 
 
 def end_by_error(error: Exception) -> NoReturn:
-    """Prints a mistake of the user's as one line and ends with status 2; raises anything else again."""
-    # What a model's constructor raises comes wrapped.
+    """Prints a user error as one line and exits with status 2; raises any other exception again."""
+    # jsonargparse wraps exceptions of a model's constructor.
     mistake = error if isinstance(error, MISTAKES) else error.__cause__
     if not isinstance(mistake, MISTAKES):
         raise error
@@ -42,7 +42,7 @@ def end_by_error(error: Exception) -> NoReturn:
 
 
 def requeue() -> None:
-    """Puts the job back into SLURM's queue, if it is one."""
+    """Requeues the SLURM job, if there is one."""
     job = os.environ.get("SLURM_JOB_ID")
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

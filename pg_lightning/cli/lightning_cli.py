@@ -1,4 +1,4 @@
-"""Lightning's command line, for everything that is done with one policy: fit, validate, test, predict and more."""
+"""Lightning's command line for all commands on one policy: fit, validate, test, predict and more."""
 
 from __future__ import annotations
 
@@ -20,17 +20,25 @@ from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
 from pg_lightning.lightning_private import OpenCLI
 from pg_lightning.run import CheckpointError, last_checkpoint, read_own_checkpoint, relative, run_folder
-from pg_lightning.run.folder import LAST
+from pg_lightning.run.folder import LAST_CHECKPOINT
+
+# The sub-commands of Lightning and of `PolicyTrainer`, each with the arguments that the user does not set.
+ADDED = ("record", "export", "diagnose")
+SUBCOMMANDS = {**OpenCLI.subcommands(), **{name: {"model", "datamodule"} for name in ADDED}}
 
 
 class CLI(OpenCLI):
     """Lightning's command line with a run folder, env-step callbacks and evaluation reports.
 
     The folder of a run is `<trainer.default_root_dir>/<config name>/version_K/`.
+
+    Args:
+        config_name: of the run.
+        subcommand: if given, only this one gets a parser, because each takes 30 ms; empty for all.
     """
 
-    def __init__(self, config_name: str) -> None:
-        self._config_name = config_name
+    def __init__(self, config_name: str, subcommand: str = "") -> None:
+        self._config_name, self._subcommand = config_name, subcommand
         self._continued: Path | None = None
         self._fit: FitAssembly | None = None
         try:
@@ -54,20 +62,18 @@ class CLI(OpenCLI):
             if self._fit is not None:
                 self._fit.metrics.release()
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's, and those that `PolicyTrainer` adds; the arguments that are not the user's to give."""
-        added = ("record", "export", "diagnose")
-        return {**OpenCLI.subcommands(), **{name: {"model", "datamodule"} for name in added}}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning asks the instance
+        """The sub-commands that get a parser: the requested one, or all for the general help."""
+        return {name: given for name, given in SUBCOMMANDS.items() if self._subcommand in ("", name)}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What the model must know of the data."""
+        """Links arguments of the model to those of the data."""
         parser.link_arguments("data.total_steps", "model.init_args.total_steps")
         for space in ("observation_space", "action_space"):
             parser.link_arguments(f"data.{space}", f"model.init_args.{space}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Makes the run's folder, and sends what other loggers write there too."""
+        """Creates the run folder, and makes other loggers write there too."""
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
             self._fit = FitAssembly(config, self._config_name, self._continued)
@@ -92,10 +98,10 @@ class CLI(OpenCLI):
         return trainer
 
     def resolve_checkpoint(self) -> None:
-        """The word `last` becomes a path; a missing, torn or foreign checkpoint is found out before anything starts."""
+        """Replaces `last` by a path; detects a missing, truncated or foreign checkpoint before anything starts."""
         subcommand = self.config.subcommand
         config = self.config[subcommand]
-        if config.ckpt_path == LAST:
+        if config.ckpt_path == LAST_CHECKPOINT:
             self._find_last(subcommand, config)
         if config.ckpt_path is None:
             if subcommand not in ("fit", "diagnose"):
@@ -106,8 +112,8 @@ class CLI(OpenCLI):
             spent = checkpoint["pg_lightning"]["env_steps"] >= config.data.total_steps
             if spent and not EvaluateEverySteps.was_due(checkpoint):
                 rank_zero_info(
-                    f"ckpt_path: {run_folder(self._continued)} has spent its data.total_steps of "
-                    f"{config.data.total_steps}; nothing is left to do"
+                    f"ckpt_path: {run_folder(self._continued)} has used its data.total_steps of "
+                    f"{config.data.total_steps}; there is nothing left to do"
                 )
                 raise SystemExit(0)
 
@@ -119,13 +125,13 @@ class CLI(OpenCLI):
             return
         if subcommand != "fit":
             raise no_checkpoint(subcommand)
-        rank_zero_info(f"ckpt_path: no {LAST}.ckpt in {runs} yet, so training starts afresh")
+        rank_zero_info(f"ckpt_path: no {LAST_CHECKPOINT}.ckpt in {runs} yet, so training starts from the beginning")
 
     def after_fit(self) -> None:
-        """Says what was reached, where it lies and what to do next.
+        """Prints the result, its location and the next commands.
 
         Raises:
-            CheckpointError: if the last checkpoint, or the best, is not that of this training.
+            CheckpointError: if the last or the best checkpoint could not be saved in this training.
         """
         if self._fit is None or self._fit.metrics not in self.trainer.loggers or not self.trainer.is_global_zero:
             return
@@ -140,4 +146,4 @@ class CLI(OpenCLI):
             )
         for checkpoint in self.trainer.checkpoint_callbacks:
             if isinstance(checkpoint, RunCheckpoint) and checkpoint.failed:
-                raise CheckpointError(f"training is done, and {checkpoint.filename}.ckpt could not be saved")
+                raise CheckpointError(f"training has ended, but {checkpoint.filename}.ckpt could not be saved")

@@ -13,17 +13,17 @@ import torch
 from pg_lightning.cli.commands import COMMANDS
 from pg_lightning.cli.configs import config_name, expand_arguments
 from pg_lightning.cli.errors import end_by_error, end_by_signal
-from pg_lightning.cli.lightning_cli import CLI
+from pg_lightning.cli.lightning_cli import CLI, SUBCOMMANDS
 from pg_lightning.cli.parser import SUGGESTION
 from pg_lightning.errors import UserError
 from pg_lightning.processes import signals
 
 
 def main() -> None:
-    """Entry point. A user's mistake ends in one line on stderr and status 2, a signal in one and its `EXIT_STATUS`.
+    """Entry point. A user error ends in one line on stderr and status 2, a signal in one line and its `EXIT_STATUS`.
 
-    One thread, unless `OMP_NUM_THREADS` says otherwise: more gain nothing on small networks, and wait for each other at
-    every operation where runs share a machine.
+    Uses one thread unless `OMP_NUM_THREADS` is set: more threads do not help on small networks, and they wait for each
+    other at every operation if several runs share a machine.
     """
     _quiet()
     if "OMP_NUM_THREADS" not in os.environ:
@@ -44,17 +44,16 @@ def _run(arguments: list[str]) -> None:
     if name in COMMANDS:
         COMMANDS[name](arguments[1:])
         return
-    subcommands = CLI.subcommands()
-    known = [*subcommands, *COMMANDS]
+    known = [*SUBCOMMANDS, *COMMANDS]
     if name and not name.startswith("-") and name not in known:
         meant = "".join(f"{SUGGESTION}{near}?" for near in difflib.get_close_matches(name, known, n=1))
         raise UserError(f"{name}: unknown command{meant or '; there are ' + ', '.join(known)}")
-    sys.argv[1:] = expand_arguments(arguments or ["--help"], subcommands)
-    CLI(config_name=config_name(sys.argv[1:]))
+    sys.argv[1:] = expand_arguments(arguments or ["--help"], SUBCOMMANDS)
+    CLI(config_name(sys.argv[1:]), name if name in SUBCOMMANDS else "")
 
 
 def _quiet() -> None:
-    """Silences what Lightning says of map-style datasets on disk, and advertisements."""
+    """Silences Lightning's hints about map-style datasets, and its advertisements."""
     for message in (
         r".*does not have many workers",
         r".*IterableDataset.* has `__len__` defined",

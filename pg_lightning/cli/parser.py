@@ -1,4 +1,4 @@
-"""The parser of all commands: it complains in one line."""
+"""The parser of all commands: it reports errors in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from pg_lightning.class_path import new_name
 from pg_lightning.errors import one_line
 
-# What jsonargparse says of bad input.
+# Patterns of jsonargparse's error messages.
 UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Option ')([^\s'=]+)(?!.*before)")
 SUGGESTION = "; did you mean "
 KEY = re.compile(r'^Parser key "(.+?)":? ?')
@@ -20,13 +20,13 @@ MISSING = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")  # a class t
 
 
 class Parser(LightningArgumentParser):
-    """Complains in one line: the key at fault, what is wrong with it, and the nearest key that there is."""
+    """Reports an error in one line: the key, what is wrong with it, and the most similar existing key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, allow_abbrev=False)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends the program with status 2, or hands the complaint to the parser that this one works for."""
+        """Exits with status 2, or passes the message to the parent parser."""
         if unknown := UNKNOWN_KEY.search(message):
             keys = getattr(ex, "subcommand_parser", self).get_defaults().keys()
             nearest = difflib.get_close_matches(unknown[1], keys, n=1, cutoff=0.8)
@@ -40,10 +40,10 @@ class Parser(LightningArgumentParser):
 
 
 def complaint(message: str) -> str:
-    """The cause in an error of jsonargparse, behind the key that it lies in.
+    """The cause of an error of jsonargparse, after the key that it belongs to.
 
-    The error is a tree, one line a node, deeper by indentation: keys, class paths, and the types that were tried. The
-    cause is the deepest line, and the key is spread over the lines above it.
+    The error is a tree with one node per line and depth by indentation: keys, class paths, and the types that were
+    tried. The cause is the deepest line; the key is composed from the lines above it.
     """
     if "Parser key" not in message:
         return one_line(message)

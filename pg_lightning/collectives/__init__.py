@@ -1,4 +1,4 @@
-"""Messages between ranks: `Alone`, `ProcessGroup` and `SharedMemory` under one contract."""
+"""Communication between ranks: `Alone`, `ProcessGroup` and `SharedMemory` with one interface."""
 
 from pg_lightning.collectives.connection import all_gather_object, all_reduce_max, connect, disconnect
 from pg_lightning.collectives.contract import Alone, Collectives

@@ -1,4 +1,4 @@
-"""Which collectives this process uses, and the two that are needed outside an update: objects, and a maximum."""
+"""Chooses the collectives of this process; also the all-gather of objects and the all-reduce of a maximum."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pg_lightning.collectives.process_group import ProcessGroup
 from pg_lightning.collectives.shared_memory import Board, SharedMemory
 
 T = TypeVar("T")
-_shared: SharedMemory | None = None  # one, as there is one default process group
+_shared: SharedMemory | None = None  # at most one, for the default process group
 
 
 class Strategy(Protocol):
-    """What is asked of Lightning's strategies."""
+    """The part of Lightning's strategies that is used here."""
 
     @property
     def root_device(self) -> torch.device:
@@ -30,15 +30,15 @@ class Strategy(Protocol):
 
 
 def connect(world_size: int, device: torch.device, capacity: int, timeout: float) -> Collectives:
-    """The collectives of a training; every rank must call it.
+    """The collectives of a training. A collective: all ranks must call it.
 
-    Ranks on the CPUs of one host exchange messages through memory until they `disconnect`. On several hosts, on other
-    systems than Linux and on other processors than x86, gloo carries them.
+    Ranks on the CPUs of one host communicate through shared memory until they `disconnect`. On several hosts, on other
+    systems than Linux and on other processors than x86, gloo is used.
 
     Args:
-        world_size: ranks of the training.
-        device: that this rank learns on.
-        capacity: bytes of the longest message that shared memory is laid out for.
+        world_size: number of ranks of the training.
+        device: of this rank.
+        capacity: bytes of the longest message in shared memory.
         timeout: seconds that a rank waits for another.
     """
     global _shared
@@ -60,7 +60,7 @@ def disconnect() -> None:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """The values of all ranks of a distributed training, in their order; alone, just this one.
+    """The values of all ranks of a distributed training, in the order of the ranks; a single process returns `[value]`.
 
     A collective: every rank must call it, in the same order.
 
@@ -77,7 +77,7 @@ def all_gather_object(value: T) -> list[T]:
 
 
 def all_reduce_max(number: int, strategy: Strategy) -> int:
-    """The highest number of any rank of a strategy; alone, this one's. A collective."""
+    """The maximum over the ranks of a strategy; a single process returns its own number. A collective."""
     if getattr(strategy, "world_size", 1) == 1:
         return number
     group = _shared or ProcessGroup()
@@ -85,10 +85,10 @@ def all_reduce_max(number: int, strategy: Strategy) -> int:
 
 
 def _share(capacity: int, timeout: float) -> SharedMemory | None:
-    """Shared memory of all ranks, or none for any of them."""
+    """Shared memory of all ranks, or None on all ranks."""
     rank, num_ranks = distributed.get_rank(), distributed.get_world_size()
     machines: list[str] = [""] * num_ranks
-    distributed.all_gather_object(machines, platform.machine())  # all ranks have arrived before the file is made
+    distributed.all_gather_object(machines, platform.machine())  # all ranks have arrived before the file is created
     if not {"x86_64", "AMD64"}.issuperset(machines):
         return None
     paths = [shared_memory.create(num_ranks, capacity) if rank == 0 else None]

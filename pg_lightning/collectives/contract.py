@@ -1,7 +1,7 @@
-"""What ranks exchange: the contract of `Collectives`, and `Alone`, which fulfils it for a single process.
+"""The interface of `Collectives`, and `Alone`, its implementation for a single process.
 
 Every method is a collective: all ranks must call it, in the same order, with tensors of one shape and dtype on the
-device that the Trainer learns on. A rank that does not call deadlocks the others.
+Trainer's device. If one rank does not call it, the others deadlock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pg_lightning.statistics import Moments, merge_moments, moments, partial_mom
 
 
 class Collectives(Protocol):
-    """All-reduce and all-gather over the K ranks of a training, and the statistics made of them."""
+    """All-reduce and all-gather over the K ranks of a training, and statistics based on them."""
 
     @property
     def world_size(self) -> int:
@@ -34,18 +34,18 @@ class Collectives(Protocol):
         """Replaces the contiguous vector `x` `[P + 1]` by the weighted mean over the ranks.
 
         Args:
-            x: P numbers; the last entry is a place for the weight, which travels with them.
-            share: weight of this rank, in [0, 1]; with 0 its numbers do not count, though they be NaN. Where all are 0
-                the mean is 0.
+            x: P numbers; the last entry is reserved for the weight, which is sent with them.
+            share: weight of this rank, in [0, 1]; with 0 its numbers are ignored, even NaN. If all weights are 0, the
+                mean is 0.
         """
         ...
 
     def mean(self, value: Tensor, rows: int) -> Tensor:
-        """The mean of a scalar over the rows of all ranks: what they decide by, so that all decide alike.
+        """The mean of a scalar over the rows of all ranks; base decisions on it, so that all ranks branch alike.
 
         Args:
-            value: the mean over this rank's rows; without rows it does not count, though it be NaN.
-            rows: how many they are.
+            value: the mean over this rank's rows; ignored, even NaN, if it has no rows.
+            rows: number of these rows.
         """
         ...
 
@@ -54,12 +54,12 @@ class Collectives(Protocol):
         ...
 
     def standardize(self, x: Tensor) -> Tensor:
-        """`[B]` shifted and scaled to mean 0 and standard deviation 1 together with those of the other ranks."""
+        """`[B]` shifted and scaled to mean 0 and standard deviation 1 over all ranks."""
         ...
 
 
 class Alone:
-    """One process: nothing travels."""
+    """A single process: nothing is sent."""
 
     world_size = 1
 
@@ -79,16 +79,16 @@ class Alone:
         return value
 
     def moments(self, x: Tensor) -> Moments:
-        """Those of `x`."""
+        """The moments of `x`."""
         return moments(x)
 
     def standardize(self, x: Tensor) -> Tensor:
-        """`x` by itself."""
+        """Standardises `x` alone."""
         return standardize(x)
 
 
 class Statistics:
-    """What every group of several ranks makes of its `all_gather`."""
+    """Statistics over several ranks, based on `all_gather` and `all_reduce_`."""
 
     def all_gather(self, x: Tensor) -> Tensor:
         """`[K, *shape]`."""
@@ -99,7 +99,7 @@ class Statistics:
         raise NotImplementedError
 
     def all_gather_together(self, *tensors: Tensor) -> list[Tensor]:
-        """`[K, *shape]` of each, in one message."""
+        """`[K, *shape]` of each tensor, in one message."""
         gathered = self.all_gather(torch.cat([x.flatten() for x in tensors]))
         parts = gathered.split([x.numel() for x in tensors], 1)
         return [part.reshape(-1, *x.shape) for part, x in zip(parts, tensors, strict=True)]

@@ -1,7 +1,7 @@
 """Shared-memory all-gather and all-reduce for ranks on the CPUs of one host.
 
-A message of gloo takes 0.3 to 2 ms, in which threads of both ends wake each other; a gradient step on a small network
-takes less than that.
+A message through gloo takes 0.3 to 2 ms, because threads on both ends wake each other; a gradient step on a small
+network takes less time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pg_lightning.collectives.contract import Statistics
 from pg_lightning.collectives.process_group import ProcessGroup
 
 FOLDER = "/dev/shm"
-CACHE_LINE = 64  # bytes; counters of two ranks in one line would slow both
+CACHE_LINE = 64  # bytes; two counters in one line would slow down both ranks
 PAGE = 4096  # bytes
-SPIN_S = 0.005  # a rank polls without pause for so long, and sleeps between polls afterwards
+SPIN_S = 0.005  # a rank polls for this time without pause, and then sleeps between polls
 SLEEP_S = 0.0005
-LIVENESS_S = 0.5  # between two checks whether the others still live
+LIVENESS_S = 0.5  # between two checks that the other ranks are alive
 
 
 class RankLost(RuntimeError):
@@ -32,7 +32,7 @@ class RankLost(RuntimeError):
 
 
 class SharedMemory(Statistics):
-    """Messages that fit travel through a `Board`; longer ones, and tensors elsewhere than on a CPU, through gloo.
+    """Sends short messages through a `Board`; longer ones, and tensors that are not on a CPU, through gloo.
 
     Args:
         board: of this rank.
@@ -59,7 +59,7 @@ class SharedMemory(Statistics):
             self.process_group.all_reduce_(x)
 
     def close(self) -> None:
-        """Releases this rank's lock: a rank that waits for it raises `RankLost`."""
+        """Releases this rank's lock: ranks that wait for it raise `RankLost`."""
         self.board.close()
 
     def _fits(self, x: Tensor) -> bool:
@@ -67,7 +67,7 @@ class SharedMemory(Statistics):
 
 
 def create(num_ranks: int, capacity: int) -> str | None:
-    """The path of a file for a board of K places of so many bytes; None where there is no room or no shared memory."""
+    """The path of a file for K slots of `capacity` bytes; None if there is no space or no shared memory."""
     try:
         descriptor, path = tempfile.mkstemp(prefix="pg_lightning-", dir=FOLDER)
     except OSError:
@@ -91,22 +91,23 @@ def _pages(size: int) -> int:
 
 
 class Board:
-    """K places for a message each, twice: one rank may write the next while another still reads the last.
+    """Shared-memory all-gather and all-reduce for ranks on one host.
 
-    Every rank writes its message and then counts it, and reads when all have counted as far. A process that reads the
-    count must see the message too, which processors of the x86 kind promise and others do not.
+    The file has K slots, each for two messages: a rank may write its next message while another still reads the last.
+    Every rank writes its message and then increments its counter; it reads when all counters have the same value. A
+    process that reads the counter must also see the message; x86 processors guarantee this, others do not.
 
-    A rank holds a lock on a byte of the file, which the system takes from it if it dies.
+    A rank holds a lock on a byte of the file, which the system releases if it dies.
 
     Args:
-        path: as `create` has made it.
+        path: the result of `create`.
         rank: of this process.
         num_ranks: K.
-        capacity: bytes of the longest message, as told to `create`.
-        timeout: seconds that one waits for another.
+        capacity: bytes of the longest message, as passed to `create`.
+        timeout: seconds that one rank waits for another.
 
     Raises:
-        OSError: if the file is not there, as on another host.
+        OSError: if the file does not exist, as on another host.
     """
 
     def __init__(self, path: str, rank: int, num_ranks: int, capacity: int, timeout: float) -> None:
@@ -119,19 +120,19 @@ class Board:
         self._counts = np.frombuffer(memory, np.int64, num_ranks * CACHE_LINE // 8)[:: CACHE_LINE // 8]
         places = torch.frombuffer(memory, dtype=torch.uint8, offset=_pages(num_ranks * CACHE_LINE))
         self._places = places.view(2, num_ranks, self.capacity)
-        # Kept, for making them takes as long as sending.
+        # Kept, because creating the views takes as long as sending.
         self._views: dict[tuple[torch.dtype, torch.Size], tuple[Tensor, ...]] = {}
 
     def gather(self, x: Tensor) -> Tensor:
-        """`[K, *shape]`: the tensors `[*shape]` of all ranks, of one shape and dtype, in the order of their ranks."""
+        """`[K, *shape]`: the tensors `[*shape]` of all ranks, of one shape and dtype, in the order of the ranks."""
         return self._read(x).clone()
 
     def add_up(self, x: Tensor) -> None:
-        """Replaces a contiguous tensor by the sum over all ranks, which all add up in the same order."""
+        """Replaces a contiguous tensor by the sum over all ranks; all ranks add in the same order."""
         torch.sum(self._read(x), 0, out=x)
 
     def _read(self, x: Tensor) -> Tensor:
-        """What all have written, where it stands: until the message after the next."""
+        """The messages of all ranks, without a copy: valid until the message after the next."""
         kind = (x.dtype, x.shape)
         if kind not in self._views:
             self._views[kind] = (
@@ -170,5 +171,5 @@ class Board:
             raise RankLost(f"rank {missing[0]} has not answered for {waited:.0f} s")
 
     def close(self) -> None:
-        """Leaves: who waits for this rank learns that it is gone."""
+        """Leaves the group: ranks that wait for this rank raise `RankLost`."""
         os.close(self._descriptor)

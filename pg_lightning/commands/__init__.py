@@ -1,1 +1,1 @@
-"""What people do beside training: studies and comparisons of many runs, and a trained policy put to use."""
+"""Commands besides training: studies and comparisons of many runs, and uses of a trained policy."""

@@ -1,4 +1,4 @@
-"""`python -m pg_lightning compare configs/studies/compare_X.yaml`: algorithms at one budget, evaluated alike."""
+"""`python -m pg_lightning compare configs/studies/compare_X.yaml`: algorithms at one budget with equal evaluations."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def compare(
     workers: int = 1,
     output: Path = Path("studies"),
 ) -> None:
-    """Trains algorithms for equally many env steps with equal evaluations, beside a value-based method and chance.
+    """Trains algorithms for the same number of env steps with equal evaluations, with DQN and a random policy.
 
-    An interrupted comparison goes on where it stopped.
+    An interrupted comparison continues where it stopped.
 
     Args:
-        name: of the comparison; what it finds goes into a folder of that name.
+        name: name of the comparison; its results go into a folder of that name.
         methods: configs, all of one environment.
         dqn: arguments of Stable-Baselines3's `DQN`, which is left out without them.
-        overrides: keys of the configs that differ from them in all runs: the budget, and the evaluations.
-        seeds: of the runs of each method.
-        workers: runs at a time; more than one bend the figure over wall time.
-        output: where the comparison's folder is made.
+        overrides: keys of the configs to change in all runs: the budget, and the evaluations.
+        seeds: seeds of the runs of each method.
+        workers: runs at a time; more than one distorts the figure over wall time.
+        output: where the comparison's folder is created.
 
     Raises:
-        UserError: if an argument is of no use, or runs have failed.
+        UserError: if an argument is invalid, or runs have failed.
     """
     require("workers", workers, 1)
     if not methods or not seeds:
@@ -103,7 +103,7 @@ def report(runs: dict[str, list[Run]], results: list[Result], folder: Path) -> N
 
 
 def table(labels: Sequence[str], results: Sequence[Result]) -> str:
-    """Markdown, one row a method, the best first: means over seeds with Student's t intervals of 95 %."""
+    """Markdown, one row per method, the best first: means over seeds with Student's t intervals of 95 %."""
     steps = min(result.env_steps for result in results)
     lines = [
         f"| method | return at {steps:,} env steps [95 %] | mean over all evaluations [95 %] | seconds of training |",
@@ -124,7 +124,7 @@ def _interval(values: np.ndarray) -> str:
 
 
 def _data(configs: dict[str, dict[str, Any]], overrides: dict[str, Any]) -> dict[str, Any]:
-    """What all methods are evaluated by: environment, budget and evaluations.
+    """The common environment, budget and evaluation settings of all methods.
 
     Raises:
         UserError: if they differ.

@@ -1,4 +1,4 @@
-"""`python -m pg_lightning diagnose --config …`: estimators of the policy gradient side by side on the same episodes."""
+"""`python -m pg_lightning diagnose --config …`: compares estimators of the policy gradient on the same episodes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from rich.progress import track
@@ -19,12 +19,13 @@ from pg_lightning.commands.estimators import UNBIASED, give_critic, gradients_on
 from pg_lightning.commands.weights import load_weights
 from pg_lightning.data import RolloutCollector, RolloutDataModule
 from pg_lightning.errors import UserError, require
+from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.rollout import Rollout
 
 
 def diagnose(
     trainer: Trainer,
-    model: Any,
+    model: PolicyGradientModule,
     data: RolloutDataModule,
     ckpt_path: str | None,
     batches: int,
@@ -33,7 +34,7 @@ def diagnose(
     fit_critic: bool,
     folder: Path,
 ) -> list[Estimate]:
-    """Plays the episodes, makes all gradients of them, and writes `diagnose.csv`, `.json`, `.png` and `.svg`.
+    """Plays the episodes, computes all gradients, and writes `diagnose.csv`, `.json`, `.png` and `.svg`.
 
     Raises:
         UserError: if an argument is out of range, or the folder cannot be written.
@@ -43,12 +44,13 @@ def diagnose(
     for gae_lambda in gae_lambdas:
         require("gae_lambdas", gae_lambda, 0, 1)
     if trainer.world_size > 1:
-        raise UserError("trainer.devices: diagnose plays and computes in one process; set it to 1")
+        raise UserError("trainer.devices: diagnose runs in one process; set it to 1")
     model.trainer = trainer
     model.setup("predict")
     if ckpt_path is not None:
         load_weights(trainer, model, data, Path(ckpt_path))
-    model = trainer.precision_plugin.convert_module(model).to(trainer.strategy.root_device)
+    converted = trainer.precision_plugin.convert_module(model).to(trainer.strategy.root_device)
+    model = cast(PolicyGradientModule, converted)
     fit_critic = fit_critic or ckpt_path is None or not model.has_critic
     gradients, explained = _play_and_differentiate(model, data, batches, episodes, gae_lambdas, fit_critic)
     products = inner_products([*gradients.values()])
@@ -73,7 +75,12 @@ def diagnose(
 
 
 def _play_and_differentiate(
-    model: Any, data: RolloutDataModule, batches: int, episodes: int, gae_lambdas: Sequence[float], fit_critic: bool
+    model: PolicyGradientModule,
+    data: RolloutDataModule,
+    batches: int,
+    episodes: int,
+    gae_lambdas: Sequence[float],
+    fit_critic: bool,
 ) -> tuple[dict[str, Tensor], float]:
     """The gradients `[M, P]` of every estimator, and the explained variance of the critic that they used."""
     if fit_critic:

@@ -1,4 +1,4 @@
-"""What `diagnose` writes and shows: a table, its numbers as CSV and JSON, and a picture."""
+"""The output of `diagnose`: a table, its numbers as CSV and JSON, and a plot."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 WIDTHS = (11, 10, 9, 8, 11, 11, 14, 11)  # of the columns of the table
 
 
-def write_report(estimates: Sequence[Estimate], report: dict[str, Any], folder: Path) -> None:
+def write_report(estimates: Sequence[Estimate], report: dict[str, object], folder: Path) -> None:
     """Writes `diagnose.csv`, `.json`, `.png` and `.svg`, prints the table and the names of the files.
 
     Args:
-        estimates: one an estimator.
+        estimates: one per estimator.
         report: the settings of the diagnosis, in plain types.
-        folder: is made if it is missing.
+        folder: is created if it is missing.
 
     Raises:
         UserError: if the folder cannot be written.
@@ -40,7 +40,7 @@ def write_report(estimates: Sequence[Estimate], report: dict[str, Any], folder: 
 
 
 def flat(estimate: Estimate) -> dict[str, Any]:
-    """The fields as one row of a table, an interval as two."""
+    """The fields as one row of a table; an interval becomes two fields."""
     row: dict[str, Any] = {}
     for key, value in asdict(estimate).items():
         if isinstance(value, list):
@@ -52,7 +52,7 @@ def flat(estimate: Estimate) -> dict[str, Any]:
 
 
 def table(estimates: Sequence[Estimate], report: dict[str, Any]) -> str:
-    """The estimators, one a line, and what the numbers are."""
+    """The estimators, one per line, and an explanation of the numbers."""
     names = ("noise", "SNR", "cosine", "bias", "by chance", "direction", "misdirection", "by chance")
     lines = [f"{'':<17}" + "".join(f"{x:>{width}}" for x, width in zip(names, WIDTHS, strict=True))]
     for x in estimates:
@@ -61,9 +61,9 @@ def table(estimates: Sequence[Estimate], report: dict[str, Any]) -> str:
         cells = (*gradient, *(f"{value:.2f}" for value in bias))
         lines.append(f"{x.estimator:<17}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, WIDTHS, strict=True)))
     lines += [
-        "noise: episodes until it is no longer than the signal; SNR, cosine: of batches of "
+        "noise: number of episodes at which noise equals signal; SNR, cosine: of batches of "
         f"{report['episodes']} episodes, {report['batches']} batches in all",
-        f"bias, direction, misdirection: against {report['reference']}; what is not above `by chance` is not seen",
+        f"bias, direction, misdirection: relative to {report['reference']}; up to `by chance`, not significant",
         f"critic: {report['critic']}; its explained variance on these episodes is {report['explained_variance']:.2f}",
     ]
     if not report["signal_is_seen"]:
@@ -72,8 +72,8 @@ def table(estimates: Sequence[Estimate], report: dict[str, Any]) -> str:
 
 
 def draw(estimates: Sequence[Estimate], report: dict[str, Any], output: Path) -> list[Path]:
-    """Noise and bias, one row an estimator; a circle is hollow where no more bias is seen than chance gives."""
-    figure, noise = new_figure("noise", "episodes until it is no longer than the signal", "")
+    """Noise and bias, one row per estimator; a hollow circle is a bias that is not significant."""
+    figure, noise = new_figure("noise", "episodes at which noise equals signal", "")
     columns = figure.add_gridspec(1, 2)
     noise.set_subplotspec(columns[0])
     bias = figure.add_subplot(columns[1], sharey=noise)
@@ -101,6 +101,6 @@ def draw(estimates: Sequence[Estimate], report: dict[str, Any], output: Path) ->
 
 
 def interval(axes: Axes, value: float, ends: Sequence[float], row: float, color: str, shade: str) -> None:
-    """A circle and its interval, which may lie beside it."""
+    """A circle and its interval, which need not contain it."""
     axes.plot(ends, [row, row], color=color, linewidth=1.2)
     axes.plot(value, row, "o", color=color, markerfacecolor=shade, markersize=6.5)

@@ -4,8 +4,8 @@ All of them estimate one vector, with the sum over the steps of an episode and t
 
     g = E[ Σ_t Ψ_t ∇log π(a_t|s_t) ],   Ψ_t = Q(s_t, a_t),   the "γ-just" form of Schulman et al. 2016, §3
 
-Returns are discounted from the step that they are seen from, and nothing stands in front of a step, as in the updates
-of all algorithms here. At a time limit V of the last observation stands for what would have followed, for all alike.
+Returns are discounted from the current step, without a factor γ^t, as in the updates of all algorithms here. At a time
+limit, V of the last observation replaces the rest of the return, for all estimators.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pg_lightning.errors import UserError
+from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.policies import ActorCritic, ValueNormalizer
 from pg_lightning.returns import episode_index, gae, mean_of_other_episodes, reward_to_go
@@ -26,20 +27,20 @@ from pg_lightning.rollout import Batch, Rollout
 from pg_lightning.statistics import explained_variance
 
 EPISODE_RETURN, REWARD_TO_GO, MEAN_BASELINE = "episode return", "reward-to-go", "mean baseline"
-LEARNED_BASELINE, TD = "learned baseline", "TD"  # which are GAE with λ = 1 and λ = 0
+LEARNED_BASELINE, TD = "learned baseline", "TD"  # GAE with λ = 1 and λ = 0
 UNBIASED = (REWARD_TO_GO, MEAN_BASELINE, LEARNED_BASELINE)
-CRITIC_BATCHES = 16  # that a critic is fitted to
+CRITIC_BATCHES = 16  # number of batches to which a critic is fitted
 CRITIC_STEPS, CRITIC_ROWS, CRITIC_LR = 3000, 256, 1e-3  # of Adam
 
 
 def give_critic(network: ActorCritic) -> None:
-    """A new critic, which shares nothing with the actor and begins with its features.
+    """Adds a new critic, which shares nothing with the actor and starts with a copy of its features.
 
     Raises:
-        UserError: if the policy is not the built-in one.
+        UserError: if the policy is not the built-in `ActorCritic`.
     """
     if not isinstance(network, ActorCritic):
-        raise UserError("model.policy: a new critic can be given to the built-in network only; set fit_critic to false")
+        raise UserError("model.policy: only the built-in network can get a new critic; set fit_critic to false")
     network.critic_torso = deepcopy(network.actor_torso)
     network.critic_memory = deepcopy(network.actor_memory)
     weight = network.actor_head.linear.weight
@@ -48,10 +49,10 @@ def give_critic(network: ActorCritic) -> None:
     network.value_normalizer = ValueNormalizer().to(weight.device)
 
 
-def train_critic(model: Any, rollouts: Sequence[Rollout]) -> None:
+def train_critic(model: PolicyGradientModule, rollouts: Sequence[Rollout]) -> None:
     """Regression of V on the returns of episodes.
 
-    They must not be those that gradients are made of: the baseline would know what the actions led to.
+    They must not be the episodes of the gradients: the baseline would know the results of the actions.
     """
     network = model.network
     optimizer = torch.optim.Adam(network.parameter_groups()[1], lr=CRITIC_LR)
@@ -67,9 +68,9 @@ def train_critic(model: Any, rollouts: Sequence[Rollout]) -> None:
 
 
 def gradients_on(
-    model: Any, rollouts: Iterable[Rollout], gae_lambdas: Sequence[float]
+    model: PolicyGradientModule, rollouts: Iterable[Rollout], gae_lambdas: Sequence[float]
 ) -> tuple[dict[str, Tensor], float]:
-    """The gradients `[M, P]` of every estimator on M batches, and how much of the variance of returns V explains."""
+    """The gradients `[M, P]` of every estimator on M batches, and the explained variance of V."""
     gradients: dict[str, list[Tensor]] = {}
     predicted = []
     for rollout in rollouts:
@@ -86,28 +87,28 @@ def gradients_on(
 def weights_of(
     rollout: Rollout, values: Tensor, next_values: Tensor, gamma: float, gae_lambdas: Sequence[float]
 ) -> dict[str, Tensor]:
-    """Ψ `[T, N]` of every estimator, by its name, from the noisiest to the one with most of the critic in it.
+    """Ψ `[T, N]` of every estimator, by its name, from the noisiest to the one that relies most on the critic.
 
-    - episode return: Σ_k γ^|k−t| r_k over all steps k of the episode. What was earned before t, which the action could
-      not change, has mean 0 times ∇log π. Without discount it is the return of the whole episode. (The return G_0
-      discounted from the first step is another matter: it has the mean of γ^t G_t.)
+    - episode return: Σ_k γ^|k−t| r_k over all steps k of the episode. Rewards before t, which the action could
+      not change, have mean 0 times ∇log π. Without discount it is the return of the whole episode. (The return G_0
+      discounted from the first step is different: it has the mean of γ^t G_t.)
     - reward-to-go: G_t.
     - mean baseline: G_t minus the mean of G over the other episodes of the batch.
     - learned baseline: G_t − V(s_t), which is GAE(1).
-    - GAE(λ) (Schulman et al. 2016, eq. 16): biased by the errors of V as far as λ < 1.
+    - GAE(λ) (Schulman et al. 2016, eq. 16): for λ < 1 biased by the errors of V.
     - TD: r_t + γ V(s_{t+1}) − V(s_t), which is GAE(0).
 
     Args:
         rollout: whole episodes.
         values: `[T, N]` V(s_t).
-        next_values: `[T, N]` V of the state that followed.
+        next_values: `[T, N]` V of the next state.
         gamma: γ.
-        gae_lambdas: λ of GAE, beside 0 and 1.
+        gae_lambdas: λ of GAE, in addition to 0 and 1.
     """
     rewards, valid, starts = rollout.rewards * rollout.valid, rollout.valid, rollout.starts
     cut = rollout.truncated & ~rollout.terminated & valid
     returns = reward_to_go(rewards + gamma * next_values * cut, rollout.done, valid, gamma)
-    # Backwards in time, an episode ends where it begins.
+    # Backwards in time, an episode ends where it starts.
     earned = reward_to_go(rewards.flip(0), starts.flip(0), valid.flip(0), gamma).flip(0) - rewards
     mean = torch.zeros_like(returns)
     mean[valid] = mean_of_other_episodes(returns[valid], episode_index(rollout.timesteps, valid))
@@ -124,7 +125,7 @@ def weights_of(
 
 
 def gradients_of(model: Any, rollout: Rollout, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """1/K Σ_episodes Σ_t Ψ_t ∇log π(a_t|s_t) `[P]`, by the actor's P parameters, for weights Ψ `[T, N]`."""
+    """1/K Σ_episodes Σ_t Ψ_t ∇log π(a_t|s_t) `[P]`, with respect to the actor's P parameters, for Ψ `[T, N]`."""
     parameters = model.network.parameter_groups()[0]
     samples = Batch.of(rollout, *3 * (torch.zeros_like(rollout.rewards),))
     with model.trainer.precision_plugin.forward_context():

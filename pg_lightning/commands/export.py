@@ -1,4 +1,4 @@
-"""`python -m pg_lightning export --ckpt_path P`: a policy as one file that needs nothing of this package to be run."""
+"""`python -m pg_lightning export --ckpt_path P`: exports a policy as one file that runs without this package."""
 
 from __future__ import annotations
 
@@ -46,37 +46,37 @@ from pg_lightning.version import __version__
 
 SUFFIXES: dict[PolicyFormat, str] = {"onnx": ".onnx", "torch": ".pt2"}
 NEEDED: dict[PolicyFormat, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-# What a file is checked on: this many rows of this many environments.
+# The file is checked on this number of rows of this number of environments.
 NUM_STEPS, NUM_ENVS = 250, 4
 
 INPUTS = {
-    "obs": "observations as the environment gives them (of a Dict its entries in obs_groups), in this dtype; scaling "
+    "obs": "observations of the environment (of a Dict, only the entries in obs_groups), in this dtype; normalisation "
     "is part of the graph",
     "action_mask": "info['action_mask'] of the environment: non-zero where an action is allowed",
-    "state": "memory: zeros where an episode begins, after that next_state of the step before",
+    "state": "recurrent state: zeros at the start of an episode, then next_state of the previous step",
 }
 OUTPUTS = {
-    "action": "the action of a policy that does not explore (its mode), as the environment wants it",
-    "next_state": "memory after this step",
+    "action": "the deterministic action (the mode of the policy), as the environment expects it",
+    "next_state": "recurrent state after this step",
 }
 
 
 def export(
     trainer: Trainer, model: Any, data: RolloutDataModule, ckpt_path: str, format: PolicyFormat, folder: Path
 ) -> Path | None:
-    """Writes the policy of a checkpoint as one file, and beside it a card: what it is, in JSON.
+    """Writes the policy of a checkpoint as one file, with a card that describes it in JSON.
 
-    Before it gets its name, the file is played on observations that its environment gives, and must say what the
-    checkpoint says.
+    Before the file is renamed to its final name, its outputs are compared with the checkpoint's on observations of the
+    environment.
 
     Returns:
         The file, on rank 0.
 
     Raises:
-        UserError: if a package is missing, if the policy cannot be expressed, if the file would not say what the
-            checkpoint says, or cannot be written.
+        UserError: if a package is missing, if the policy cannot be exported, if the outputs of the file differ from the
+            checkpoint's, or if it cannot be written.
     """
-    _check(model, format)
+    _check(model.network, format)
     run = run_folder(Path(ckpt_path))
     env_steps = read_checkpoint(Path(ckpt_path), "meta")["pg_lightning"]["env_steps"]
     result = known_return(run, data, env_steps)
@@ -88,7 +88,7 @@ def export(
         return None
     if result is None:
         result = _return_of(model, data)
-    model.cpu().float().eval()  # whatever it was trained on, and in
+    model.cpu().float().eval()  # independent of the device and precision of training
     content, checked = _checked_graph(model, data, format)
     file = folder / f"{Path(ckpt_path).stem}{SUFFIXES[format]}"
     card = {
@@ -120,19 +120,19 @@ def export(
     return file
 
 
-def _check(model: Any, format: PolicyFormat) -> None:
-    if not isinstance(model.network, ActorCritic):
-        raise UserError("model.policy: export draws the graph of the built-in network only, not of another policy")
+def _check(network: object, format: PolicyFormat) -> None:
+    if not isinstance(network, ActorCritic):
+        raise UserError("model.policy: export supports only the built-in network")
     missing = [name for name in NEEDED[format] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f'format: {format} needs {", ".join(missing)}; pip install "pg_lightning[export]"')
 
 
 def _checked_graph(model: Any, data: RolloutDataModule, format: PolicyFormat) -> tuple[bytes, dict[str, Any]]:
-    """The content of the file, and what the card says of its `inputs`, its `outputs` and the `check`.
+    """The content of the file, and the card's entries `inputs`, `outputs` and `check`.
 
     Raises:
-        UserError: if the policy cannot be expressed, or the file says something else than the module.
+        UserError: if the policy cannot be exported, or the outputs of the file differ from the module's.
     """
     inputs = met_observations(model, data)
     with torch.no_grad():
@@ -141,7 +141,7 @@ def _checked_graph(model: Any, data: RolloutDataModule, format: PolicyFormat) ->
     policy = Policy(model.network).eval()
     inputs = {name: x for name, x in inputs.items() if x is not None}
     inputs["obs"] = seen(model.network, inputs["obs"])
-    if "state" in inputs:  # of the actor's memory alone
+    if "state" in inputs:  # only the recurrent state of the actor
         inputs["state"] = inputs["state"][:, : expected["next_state"].shape[1]]
     content = to_onnx(policy, inputs, list(expected)) if format == "onnx" else to_torch(policy, inputs)
     difference = largest_difference(loaded(content, format), inputs, expected)
@@ -171,7 +171,7 @@ def _described_data(data: RolloutDataModule, groups: ObsGroups | None) -> dict[s
 
 
 def known_return(run: Path, data: RolloutDataModule, env_steps: int) -> dict[str, Any] | None:
-    """The return in the run's `test.json`, else `validate.json`, if that is of this checkpoint."""
+    """The return in the run's `test.json`, else `validate.json`, if it belongs to this checkpoint."""
     for path in (run / "test.json", run / "validate.json"):
         report = json.loads(path.read_text()) if path.is_file() else {}
         if (report.get("env_id"), report.get("env_steps")) == (data.env_id, env_steps):
@@ -192,8 +192,8 @@ def _return_of(model: Any, data: RolloutDataModule) -> dict[str, Any]:
     }
 
 
-class _Watched:
-    """An `Actor` that keeps what it is shown."""
+class _RecordingActor:
+    """An `Actor` that records its inputs."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
@@ -203,7 +203,7 @@ class _Watched:
         return getattr(self.actor, name)
 
     def acting(self) -> AbstractContextManager[Any]:
-        """Not in the Trainer's precision: the file has none but its own."""
+        """Does not use the Trainer's precision, because the file has its own."""
         return torch.inference_mode()
 
     def act(self, obs: Tensor, generator: Any, deterministic: bool, action_mask: Any, state: Any) -> Any:
@@ -213,12 +213,12 @@ class _Watched:
 
 
 def met_observations(model: Any, data: RolloutDataModule) -> dict[str, Any]:
-    """What the policy sees of its environment when it samples actions there: `obs` `[B, *obs]`, `action_mask` `[B, A]`
-    and `state` `[B, S]`, None where it has none.
+    """The policy's inputs when it samples actions in its environment: `obs` `[B, *obs]`, `action_mask` `[B, A]`
+    and `state` `[B, S]`, None if it has none.
     """
     backend = BACKENDS[data.backend].alone
     env = make_vector_env(data.env_id, NUM_ENVS, data.env_kwargs, data.wrappers, backend)
-    watched: Any = _Watched(model.actor)
+    watched: Any = _RecordingActor(model.actor)
     try:
         seeds = [env_seed(data.seed, PREDICT, n) for n in range(NUM_ENVS)]
         RolloutCollector(env, NUM_STEPS, seeds, env_seed(data.seed, PREDICT, 0, 0)).collect(watched)
@@ -234,7 +234,7 @@ def described(space: Space) -> dict[str, Any]:
 
 
 def flattened_from(data: RolloutDataModule, groups: ObsGroups | None) -> str | None:
-    """The space of what the actor sees, which `gymnasium.spaces.flatten` is to be applied to; None where nothing is."""
+    """The space of the actor's observations before `gymnasium.spaces.flatten`; None if they are not flattened."""
     space = data.observation_space
     return str(seen_space(space, groups, "actor")) if isinstance(space, FlattenedBox) else None
 
@@ -244,14 +244,14 @@ def _described_tensor(x: Tensor, meaning: str) -> dict[str, Any]:
 
 
 def versions(format: PolicyFormat) -> dict[str, str]:
-    """Of what the file was made with."""
+    """Versions of the packages that made the file."""
     packages = ("torch", "lightning", "gymnasium", "numpy", *NEEDED[format])
     known = {name: version(name) for name in packages}
     return {"python": platform.python_version(), "pg_lightning": __version__, **known}
 
 
 def _plain(x: Any) -> Any:
-    """What JSON can hold: infinities as words, objects as what they say of themselves."""
+    """Converts to JSON types: infinities to words, other objects to their text."""
     if isinstance(x, dict):
         return {str(key): _plain(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):

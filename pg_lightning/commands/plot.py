@@ -1,4 +1,4 @@
-"""`python -m pg_lightning plot RUN [RUN ...]`: learning curves of many runs in one picture."""
+"""`python -m pg_lightning plot RUN [RUN ...]`: learning curves of many runs in one figure."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def plot(
     estimate: Estimate = "iqm",
     output: Path = Path("curves.png"),
 ) -> list[Path]:
-    """Draws the learning curves of runs, those of a group as one line with a band.
+    """Draws the learning curves of runs; each group is one line with a band.
 
-    The band is the 95 % bootstrap interval of the estimate over the runs of the group, which should differ in their
-    seeds only. A group of one run has none.
+    The band is the 95 % bootstrap interval over the runs of the group, which should only differ in their
+    seeds. A group of one run has no band.
 
     Args:
-        runs: run folders, or folders with runs anywhere below.
+        runs: run folders, or folders with runs in their subfolders.
         metric: a column of `metrics.csv`.
-        x: `env_steps`, or `seconds` of playing and learning, evaluations left out.
-        by: what makes a group: `algorithm`, `run`, or a key of the config, such as `model.lr`.
+        x: `env_steps`, or `seconds` of collection and learning, without evaluations.
+        by: the grouping: `algorithm`, `run`, or a key of the config, such as `model.lr`.
         estimate: `iqm`, the mean of the middle half of the runs (Agarwal et al. 2021, §4.3), or `mean`.
-        output: where the picture goes; an SVG is put beside a PNG, and the other way round.
+        output: path of the figure; both a PNG and an SVG are written.
 
     Returns:
         The files.

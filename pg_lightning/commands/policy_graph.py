@@ -1,4 +1,4 @@
-"""A policy as one graph of tensor operations, and the files that hold it: torch.export and ONNX."""
+"""A policy as one graph of tensor operations, and its export to torch.export and ONNX."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from pg_lightning.policies.distributions import (
 from pg_lightning.policies.obs_groups import GroupTorso
 
 PolicyFormat = Literal["onnx", "torch"]
-TOLERANCE = 1e-5  # absolute, and relative to numbers above 1: float32 holds no more digits of those
+TOLERANCE = 1e-5  # absolute, and relative for numbers above 1, because of the precision of float32
 
 Tensors = dict[str, Tensor]
 
 
 class Policy(nn.Module):
-    """What a policy is to those who play it: a function of `[B, *obs]` observations, of one step, in one graph.
+    """A policy as a function of `[B, *obs]` observations for one step, in one graph.
 
-    Where the actor sees some groups of the observation, `obs` is these alone, `[B, C]`.
+    If the actor sees only some groups of the observation, `obs` contains only these, `[B, C]`.
 
     Args:
-        network: of which a copy is made, without the critic and without gradients.
+        network: is copied, without the critic and without gradients.
     """
 
     def __init__(self, network: ActorCritic) -> None:
@@ -52,12 +52,12 @@ class Policy(nn.Module):
                 self.actor.normalizer = self.actor.normalizer.of_columns(torso.columns)
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None, state: Tensor | None = None) -> Tensors:
-        """The mode as the environment wants it, what to sample from, and the actor's memory after this step."""
+        """The mode as the environment expects it, the parameters for sampling, and the next recurrent state."""
         return outputs(self.actor, obs, action_mask, state)
 
 
 def seen(network: ActorCritic, obs: Tensor) -> Tensor:
-    """What the actor sees of `[B, *obs]`: what its graph takes."""
+    """The actor's columns of `[B, *obs]`: the input of its graph."""
     return network.actor_torso.select(obs) if isinstance(network.actor_torso, GroupTorso) else obs
 
 
@@ -72,19 +72,26 @@ def outputs(network: ActorCritic, obs: Tensor, action_mask: Tensor | None, state
 
 
 def parameters(pi: Distribution) -> dict[str, tuple[Tensor, str]]:
-    """What one needs to sample from a distribution: tensors `[B, ...]`, and what they mean. Of one that is not known
-    here: nothing.
+    """The parameters needed to sample from a distribution: tensors `[B, ...]`, and their meanings. Empty for an unknown
+    distribution.
     """
     match pi:
         case Categorical():
-            return {"logits": (pi.logits, "softmax gives the probability of each choice, the space's first first")}
+            return {
+                "logits": (
+                    pi.logits,
+                    "softmax gives the probability of each choice, starting with the first action of the space",
+                )
+            }
         case MultiCategorical():
-            meaning = "softmax over the last dimension gives the probabilities of each choice; the lowest are padding"
+            meaning = (
+                "softmax over the last dimension gives the probabilities of each choice; the lowest floats are padding"
+            )
             return {"logits": (pi.choices.logits, meaning)}
         case Bernoulli():
             return {"logits": (pi.logits, "the sigmoid gives the probability of 1 for each bit")}
         case DiagonalGaussian():
-            meaning = "{} of a normal distribution; a sample of it is to be clipped to the bounds of the space"
+            meaning = "{} of a normal distribution; clip a sample of it to the bounds of the space"
             return _of_normal(pi, meaning)
         case SquashedGaussian():
             meaning = "{} of a normal distribution of u; the action is low + (high - low) (tanh u + 1) / 2"
@@ -104,7 +111,7 @@ def _of_normal(normal: DiagonalGaussian, meaning: str) -> dict[str, tuple[Tensor
 
 
 def to_torch(policy: Policy, inputs: Tensors) -> bytes:
-    """A program that `torch.export.load` reads."""
+    """A program for `torch.export.load`."""
     file = io.BytesIO()
     torch.export.save(_program(policy, inputs), file)
     return file.getvalue()
@@ -114,10 +121,10 @@ def to_onnx(policy: Policy, inputs: Tensors, names: list[str]) -> bytes:
     """An ONNX model whose outputs have these names."""
     program = _program(policy, inputs)
     logger = logging.getLogger("torch.onnx")
-    level, logger.level = logger.level, logging.ERROR  # it speaks of torchvision, which nobody has asked for
+    level, logger.level = logger.level, logging.ERROR  # it warns about torchvision, which is not needed
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that several axes have one name
+            warnings.simplefilter("ignore")  # about several axes with one name
             model = torch.onnx.export(
                 program,
                 kwargs=inputs,
@@ -135,10 +142,10 @@ def to_onnx(policy: Policy, inputs: Tensors, names: list[str]) -> bytes:
 
 
 def _program(policy: Policy, inputs: Tensors) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch")  # the same of all
+    batch = torch.export.Dim("batch")  # the same for all inputs
     dynamic = {name: {0: batch} for name in inputs}
     try:
-        # Of more than one row: what has one is taken to have no other number.
+        # With more than one row: a size of 1 would be treated as constant.
         return torch.export.export(policy, (), {name: x[:2] for name, x in inputs.items()}, dynamic_shapes=dynamic)
     except Exception as error:
         raise _not_expressed("torch.export", error) from error
@@ -147,7 +154,7 @@ def _program(policy: Policy, inputs: Tensors) -> torch.export.ExportedProgram:
 def _not_expressed(form: str, error: Exception) -> UserError:
     cause = error.__cause__ or error  # torch.onnx wraps it in advice
     reason = next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
-    return UserError(f"model: {form} cannot express this policy, with its torso or head: {reason}")
+    return UserError(f"model: {form} cannot export this policy; change its torso or head: {reason}")
 
 
 def loaded(content: bytes, format: PolicyFormat) -> Callable[[Tensors], Tensors]:
@@ -168,10 +175,10 @@ def loaded(content: bytes, format: PolicyFormat) -> Callable[[Tensors], Tensors]
 
 
 def largest_difference(policy: Callable[[Tensors], Tensors], inputs: Tensors, expected: Tensors) -> float:
-    """The largest absolute difference of any output, of all rows at once and of the first row alone.
+    """The largest absolute difference of any output, for all rows at once and for the first row alone.
 
     Raises:
-        UserError: if one is beyond the tolerance.
+        UserError: if a difference exceeds the tolerance.
     """
     largest = 0.0
     for rows in (slice(None), slice(1)):
@@ -181,7 +188,7 @@ def largest_difference(policy: Callable[[Tensors], Tensors], inputs: Tensors, ex
             wanted, got = value[rows].double(), found[name].double()
             if found[name].dtype != value.dtype or got.shape != wanted.shape:
                 raise UserError(
-                    f"model: {name} of the export is not what it is of the checkpoint: {kind_of(found[name])}"
+                    f"model: {name} of the export is {kind_of(found[name])}, unlike the checkpoint's {kind_of(value)}"
                 )
             difference = (got - wanted).abs()
             within = difference <= TOLERANCE * wanted.abs().clamp(min=1.0)

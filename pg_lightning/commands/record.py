@@ -1,4 +1,4 @@
-"""`python -m pg_lightning record --ckpt_path P`: episodes of a policy as videos."""
+"""`python -m pg_lightning record --ckpt_path P`: videos of episodes of a policy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs import BACKENDS
 from pg_lightning.envs.filming import camera, rendering, require_pictures
 from pg_lightning.errors import UserError, require
+from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.rollout import Episode
 from pg_lightning.run.files import write_json
 
@@ -20,14 +21,14 @@ VideoFormat = Literal["mp4", "gif"]
 
 def record(
     trainer: Trainer,
-    model: Any,
+    model: PolicyGradientModule,
     data: RolloutDataModule,
     ckpt_path: str,
     episodes: int,
     format: VideoFormat,
     folder: Path,
 ) -> list[Path]:
-    """Plays episodes and writes each as a video, and `record.json` with what they came to.
+    """Plays episodes and writes each as a video, and `record.json` with their returns and lengths.
 
     Its keys: `env_id, seed, env_steps` (of training), `deterministic`, and `episodes`, each with `file, return,
     length`.
@@ -36,7 +37,7 @@ def record(
         The videos.
 
     Raises:
-        UserError: if there are no pictures to be had, or the folder cannot be written.
+        UserError: if the environment cannot be rendered, or the folder cannot be written.
     """
     require("episodes", episodes, 1)
     require_pictures("record", data.env_id, data.env_kwargs, data.wrappers, data.backend)
@@ -53,23 +54,24 @@ def record(
             warnings.filterwarnings("ignore", message=".*Overwriting existing videos")
             played: Any = trainer.predict(model, datamodule=filmed, ckpt_path=ckpt_path, return_predictions=True)
         files = [_finished(folder, i, format) for i in range(episodes)]
+        lines = [_line(file, episode) for file, episode in zip(files, played, strict=True)]
         report = {
             "env_id": data.env_id,
             "seed": data.seed,
             "env_steps": model.env_steps,
             "deterministic": data.eval_deterministic,
-            "episodes": [_line(file, episode) for file, episode in zip(files, played, strict=True)],
+            "episodes": lines,
         }
         write_json(folder / "record.json", report)
     except OSError as error:
         raise UserError(f"output: cannot write {str(folder)!r}: {error}; give another folder") from error
-    for line in report["episodes"]:
+    for line in lines:
         print(f"return {line['return']:.1f} in {line['length']} steps: {folder / line['file']}")
     return files
 
 
 def _finished(folder: Path, index: int, format: VideoFormat) -> Path:
-    """The video of an episode under its last name, in the format asked for."""
+    """Renames the video of an episode, and converts it to the requested format."""
     made, file = folder / f"new-episode-{index}.mp4", folder / f"episode_{index:04d}.{format}"
     if format == "mp4":
         return made.replace(file)

@@ -1,4 +1,4 @@
-"""What the algorithms are compared with: a value-based method (Stable-Baselines3's DQN) and chance."""
+"""The reference methods of a comparison: a value-based method (Stable-Baselines3's DQN) and a random policy."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def add_arguments(parser: LightningArgumentParser) -> None:
 
 
 def reference(method: Method, data: dict[str, Any], seed: int, folder: Path, arguments: dict[str, Any]) -> None:
-    """Plays a method in an environment and evaluates it as the algorithms are: the same seeds, as often.
+    """Runs a method in an environment and evaluates it like the algorithms: with the same seeds, equally often.
 
-    Writes `config.yaml` and `metrics.csv` as a run has them, the latter with `val/return_mean` and, of what is trained,
+    Writes `config.yaml` and `metrics.csv` like a run, the latter with `val/return_mean` and, if the method learns,
     `time/steps_per_second`.
 
     Args:
-        method: `dqn`, or `random`: actions drawn from the action space, which nothing is learned from.
+        method: `dqn`, or `random`: actions drawn from the action space, without learning.
         data: arguments of `RolloutDataModule`: the environment, the budget and the evaluations.
         seed: of the run.
         folder: of the run.
         arguments: of `stable_baselines3.DQN`.
 
     Raises:
-        UserError: if an argument is of no use, or Stable-Baselines3 is not installed.
+        UserError: if an argument is invalid, or Stable-Baselines3 is not installed.
     """
     torch.manual_seed(seed)
     reached = _Evaluations(RolloutDataModule(**data), seed, folder)
@@ -54,13 +54,13 @@ def reference(method: Method, data: dict[str, Any], seed: int, folder: Path, arg
     if method == "dqn":
         _train_dqn(reached, seed, arguments)
     else:
-        reached.evaluate(_Chance(reached.data.action_space), reached.data.total_steps)
+        reached.evaluate(_RandomPolicy(reached.data.action_space), reached.data.total_steps)
         del reached.rows[-1][SPEED]  # nothing was trained
     reached.write()
 
 
 class _Evaluations:
-    """Evaluates at every multiple of `eval_every_steps`, and keeps what comes out."""
+    """Evaluates at every multiple of `eval_every_steps`, and keeps the results."""
 
     def __init__(self, data: RolloutDataModule, seed: int, folder: Path) -> None:
         self.data = data
@@ -73,7 +73,7 @@ class _Evaluations:
         self.clock, self.steps = time.perf_counter(), 0
 
     def evaluate(self, actor: Any, steps: int) -> None:
-        """Plays the episodes; the clock stands still meanwhile."""
+        """Plays the episodes; the clock is stopped meanwhile."""
         speed = (steps - self.steps) / (time.perf_counter() - self.clock)
         deterministic, most = self.data.eval_deterministic, self.data.eval_max_episode_steps
         episodes = EvaluationDataset(self.env, actor, self.seeds, self.action_seed, deterministic, most)
@@ -82,13 +82,13 @@ class _Evaluations:
         self.clock, self.steps = time.perf_counter(), steps
 
     def write(self) -> None:
-        """`metrics.csv`."""
+        """Writes `metrics.csv`."""
         self.env.close()
         write_csv(self.folder / "metrics.csv", self.rows)
 
 
-class _Chance:
-    """Actions drawn from the action space: an `Actor` that looks at nothing."""
+class _RandomPolicy:
+    """An `Actor` with random actions from the action space."""
 
     device = torch.device("cpu")
 
@@ -112,7 +112,7 @@ class _Chance:
         return actions
 
 
-class _Model(_Chance):
+class _StableBaselines3Policy(_RandomPolicy):
     """A model of Stable-Baselines3."""
 
     def __init__(self, model: Any) -> None:
@@ -136,9 +136,9 @@ def _train_dqn(reached: _Evaluations, seed: int, arguments: dict[str, Any]) -> N
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"dqn: {error}") from error
 
-    def after_step(*_: Any) -> bool:
+    def after_step(*_: object) -> bool:
         if model.num_timesteps % data.eval_every_steps == 0 or model.num_timesteps == data.total_steps:
-            reached.evaluate(_Model(model), model.num_timesteps)
+            reached.evaluate(_StableBaselines3Policy(model), model.num_timesteps)
         return model.num_timesteps < data.total_steps
 
     model.learn(data.total_steps, callback=after_step)

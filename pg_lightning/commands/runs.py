@@ -1,4 +1,4 @@
-"""Many trainings, side by side in processes of their own, that go on where they were interrupted."""
+"""Many training runs in parallel processes, which resume after an interruption."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pg_lightning.analysis.curves import Curve, XAxis, find_runs, points_of, rea
 from pg_lightning.errors import UserError
 from pg_lightning.run.files import write_file, write_json
 
-# Forks of a process that has imported everything: imports take longer than many a run.
-FORKS = multiprocessing.get_context("forkserver")
-RESULT = "result.json"  # in the folder of a run that is done
+# Forks a process that has imported everything, because the imports take longer than many runs.
+FORK_SERVER = multiprocessing.get_context("forkserver")
+RESULT = "result.json"  # in the folder of a finished run
 FOLDER_NAME = re.compile(r"[^\w.=+-]+")
 
 
@@ -36,10 +36,10 @@ class Run:
     """One training, with one seed.
 
     Attributes:
-        name: of the setting that it is a run of.
+        name: of its setting.
         seed: of the run; runs of several settings with one seed are a pair.
-        command: arguments of `python -m pg_lightning`; it goes on where an interrupted one has left the folder.
-        settings: all that it depends on, in plain types.
+        command: arguments of `python -m pg_lightning`; resumes an interrupted run in the folder.
+        settings: everything that it depends on, in plain types.
         folder: its own.
     """
 
@@ -52,15 +52,15 @@ class Run:
 
 @dataclass
 class Result:
-    """What a run came to, by one metric.
+    """The result of a run for one metric.
 
     Attributes:
         name: as in `Run`.
         seed: as in `Run`.
-        env_steps: where it was evaluated last.
-        final: the metric there.
-        mean: the metric on average over the evaluations: the height of the learning curve.
-        seconds: of playing and learning, evaluations left out.
+        env_steps: at the last evaluation.
+        final: the metric at the last evaluation.
+        mean: the mean of the metric over the evaluations: the height of the learning curve.
+        seconds: of collection and learning, without evaluations.
     """
 
     name: str
@@ -73,10 +73,10 @@ class Result:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Makes a folder, which inside is this process's.
+    """Creates a folder, and locks it for this process inside the block.
 
     Raises:
-        UserError: if another process is at work in it, or it cannot be made.
+        UserError: if another process has locked it, or it cannot be created.
     """
     import fcntl
 
@@ -89,21 +89,23 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"output: a study is at work in {str(folder)!r}; give another folder, or wait") from error
+            raise UserError(
+                f"output: another study is running in {str(folder)!r}; give another folder, or wait"
+            ) from error
         yield
 
 
 def make_run(
     root: Path, name: str, seed: int, config: Path, settings: dict[str, Any], overrides: dict[str, Any]
 ) -> Run:
-    """`fit` of a config with a seed and with some of its keys set otherwise.
+    """`fit` of a config with a seed and with some of its keys changed.
 
     Args:
-        root: of the folders of all runs.
+        root: folder of all runs.
         name: of the setting.
         seed: of the run.
         config: the file.
-        settings: what the file holds.
+        settings: the content of the file.
         overrides: dotted keys and their values.
     """
     folder = root / folder_name(name) / f"seed_{seed}"
@@ -114,12 +116,12 @@ def make_run(
 
 
 def folder_name(name: str) -> str:
-    """A name that any file system takes."""
+    """A name that is valid on all file systems."""
     return FOLDER_NAME.sub("-", name).strip("-")
 
 
 def read_result(run: Run, metric: str) -> Result:
-    """What a run's `metrics.csv` says.
+    """The result in a run's `metrics.csv`.
 
     Raises:
         UserError: if the metric was never logged.
@@ -135,20 +137,20 @@ def read_result(run: Run, metric: str) -> Result:
 
 
 class Runs:
-    """Carries out runs, each in a process of its own with one thread; ends them all when it is stopped.
+    """Executes runs, each in its own process with one thread; ends all of them when it is stopped.
 
-    What is done is not done again, and what was interrupted goes on. Each run keeps `run.json`, what it depends on, and
-    `log.txt`, what it printed, in its folder.
+    Finished runs are not repeated, and interrupted runs resume. Each run keeps `run.json`, its settings, and
+    `log.txt`, its output, in its folder.
 
     Args:
-        metric: what results are of.
+        metric: of the results.
         workers: runs at a time.
-        total: how many there will be, for the progress bar.
+        total: number of runs, for the progress bar.
     """
 
     def __init__(self, metric: str, workers: int, total: int) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        FORKS.set_forkserver_preload(["pg_lightning.cli"])
+        FORK_SERVER.set_forkserver_preload(["pg_lightning.cli"])
         self.metric = metric
         self.pool = ThreadPoolExecutor(workers)
         self.progress = Progress(transient=True)
@@ -163,21 +165,21 @@ class Runs:
         self.progress.start()
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         with self._lock:
             self._is_stopped = True
             for process in self._processes:
-                process.terminate()  # they save where they are
+                process.terminate()  # the runs save a checkpoint
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.progress.stop()
 
     def all(self, settings: Sequence[Sequence[Run]]) -> list[Result]:
-        """The results of all runs of some settings, without those that failed, which `failed` names.
+        """The results of all runs of some settings, without failed runs, which are in `failed`.
 
-        A seed of every setting, then the next: a setting that cannot be run is found out soon.
+        Runs one seed of every setting, then the next seed, so that an invalid setting is found early.
 
         Raises:
-            UserError: if one calls its arguments wrong, in its own words: the others would too.
+            UserError: with the message of a run whose arguments are invalid, because the other runs would fail too.
         """
         runs = [run for pair in zip(*settings, strict=True) for run in pair]
         results: dict[int, Result] = {}
@@ -192,7 +194,7 @@ class Runs:
         """The result of a run, in this thread; None if it failed.
 
         Raises:
-            UserError: if it calls its arguments wrong, or its folder holds another run.
+            UserError: if its arguments are invalid, or its folder contains another run.
         """
         self._claim(run)
         result = known(run)
@@ -211,7 +213,7 @@ class Runs:
         return result
 
     def _claim(self, run: Run) -> None:
-        """Writes down what the run depends on, or compares it with what is written there."""
+        """Writes the settings of the run, or compares them with those in the folder."""
         record = run.folder / "run.json"
         text = json.dumps({"seed": run.seed, "metric": self.metric, **run.settings}, indent=1) + "\n"
         if not record.is_file():
@@ -219,19 +221,19 @@ class Runs:
             write_file(record, text)
         elif record.read_text() != text:
             raise UserError(
-                f"output: {str(run.folder)!r} holds a run with other settings; remove it, or give another folder"
+                f"output: {str(run.folder)!r} contains a run with other settings; remove it, or give another folder"
             )
 
     def call(self, run: Run) -> int:
         """The exit status of the run's process.
 
         Raises:
-            UserError: if all is to end.
+            UserError: if all runs must end.
         """
         with self._lock:
             if self._is_stopped:
                 raise UserError("stopped")
-            process = FORKS.Process(target=_carry_out, args=(run.command, run.folder / "log.txt"))
+            process = FORK_SERVER.Process(target=_run_in_subprocess, args=(run.command, run.folder / "log.txt"))
             process.start()
             self._processes.add(process)
         process.join()
@@ -249,35 +251,35 @@ class Runs:
 
 
 def known(run: Run) -> Result | None:
-    """The result of a run that is done."""
+    """The result of a finished run; None if it is not finished."""
     file = run.folder / RESULT
     return Result(**json.loads(file.read_text())) if file.is_file() else None
 
 
 def curves_of(runs: Sequence[Run], metric: str, x: XAxis) -> list[Curve]:
-    """The learning curves of those runs that are done."""
+    """The learning curves of the finished runs."""
     return [read_curve(find_runs([run.folder])[-1], metric, x) for run in runs if (run.folder / RESULT).is_file()]
 
 
 def raise_if_failed(failed: Sequence[str]) -> None:
-    """Ends the command when all else is written.
+    """Ends the command with an error after all other output is written.
 
     Raises:
         UserError: naming the runs.
     """
     if failed:
-        raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; the same command tries them again")
+        raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; run the same command to retry them")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What a config holds."""
+    """The content of a config."""
     content: dict[str, Any] = yaml.safe_load(path.read_text())
     return content
 
 
-def _carry_out(command: list[str], log: Path) -> None:
-    """In a process of its own: `python -m pg_lightning`, with everything it prints in a file."""
-    os.setsid()  # Ctrl-C is told to it by `Runs`, and not by the terminal too
+def _run_in_subprocess(command: list[str], log: Path) -> None:
+    """Runs `python -m pg_lightning` in its own process, with all output in a file."""
+    os.setsid()  # Ctrl-C reaches it through `Runs`, and not from the terminal too
     with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -285,5 +287,5 @@ def _carry_out(command: list[str], log: Path) -> None:
     runpy.run_module("pg_lightning", run_name="__main__")
 
 
-def _as_argument(value: Any) -> str:
+def _as_argument(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

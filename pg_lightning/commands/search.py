@@ -1,4 +1,4 @@
-"""Settings that Optuna draws, by chance or learning from the results of those before."""
+"""Settings sampled by Optuna, at random or based on earlier results."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def search(
     workers: int,
     runs_of: Callable[[Values], list[Run]],
 ) -> tuple[list[Values], list[Result]]:
-    """Settings that Optuna draws, the best first, and the results of their runs.
+    """Settings sampled by Optuna, the best first, and the results of their runs.
 
-    A trial is all seeds of a setting; its value is the mean of their final results. A trial that is interrupted is
-    taken up again: at once by the same machine, and if that is dead, after two minutes by any that shares the storage.
+    A trial is all seeds of a setting; its value is the mean of their final results. An interrupted trial is
+    resumed: at once by the same machine, or, if that is dead, after two minutes by any machine that shares the storage.
     """
     try:
         import optuna
@@ -41,7 +41,7 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     found = open_search(storage, name)
-    seed = len(found.trials)  # another each time: one that goes on would only draw again what it has drawn before
+    seed = len(found.trials)  # a new one each time; a resumed search would otherwise sample the same settings again
     if sampler == "random":
         found.sampler = optuna.samplers.RandomSampler(seed)
     else:
@@ -66,7 +66,7 @@ def search(
     enough = optuna.study.MaxTrialsCallback(trials, states=(optuna.trial.TrialState.COMPLETE,))
     if (left := trials - len(completed())) > 0:
         optimize = partial(found.optimize, objective, n_trials=left, n_jobs=workers, callbacks=[enough])
-        pool.pool.submit(optimize).result()  # not in this thread, which hears the signals
+        pool.pool.submit(optimize).result()  # not in this thread, which handles the signals
     ranked = sorted(completed(), key=lambda trial: -(trial.value or 0.0))
     settings = [{key: chosen(trial.params[key], vary[key]) for key in vary} for trial in ranked]
     results = [Result(**row) for trial in ranked for row in trial.user_attrs["results"]]
@@ -74,7 +74,7 @@ def search(
 
 
 def open_search(storage: str, name: str) -> Any:
-    """Optuna's study of that name, a new one if there is none yet.
+    """Optuna's study of that name; created if it does not exist.
 
     Raises:
         UserError: if the storage cannot be used.
@@ -89,7 +89,7 @@ def open_search(storage: str, name: str) -> Any:
         except Exception as error:
             if attempt == 2:
                 raise UserError(f"storage: Optuna cannot use {storage!r}: {str(error).splitlines()[0]}") from error
-            time.sleep(1)  # another machine may be making the tables
+            time.sleep(1)  # another machine may be creating the tables
 
 
 def suggest(trial: Any, key: str, choices: Any) -> Any:
@@ -110,7 +110,7 @@ def suggest(trial: Any, key: str, choices: Any) -> Any:
 
 
 def chosen(parameter: Any, choices: Any) -> Any:
-    """What Optuna's parameter stands for: it takes no lists, and gives numbers more digits than anybody reads."""
+    """The value of an Optuna parameter: Optuna takes no lists, and its numbers are rounded to readable digits."""
     if isinstance(choices, list):
         return json.loads(parameter)
     return float(f"{parameter:.3g}") if isinstance(parameter, float) else parameter

@@ -1,4 +1,4 @@
-"""`python -m pg_lightning study configs/studies/X.yaml`: what a setting does, over the same seeds."""
+"""`python -m pg_lightning study configs/studies/X.yaml`: the effect of a setting, over the same seeds."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ def study(
     workers: int | None = None,
     output: Path = Path("studies"),
 ) -> None:
-    """Trains a config with other values of one key or more, every setting with the same seeds.
+    """Trains a config with different values of one or more keys, every setting with the same seeds.
 
-    An interrupted study goes on where it stopped.
+    An interrupted study continues where it stopped.
 
     Args:
-        name: of the study; what it finds goes into a folder of that name.
-        config: what is varied.
-        vary: keys of the config, such as `model.lr`, and the values that each takes; of several keys all combinations
+        name: name of the study; its results go into a folder of that name.
+        config: the config to vary.
+        vary: keys of the config, such as `model.lr`, and their values; for several keys all combinations
             are run. For a search a key may have `{low, high, log, step}` instead of a list.
-        overrides: keys of the config that differ from it in all runs.
-        seeds: of the runs of each setting.
-        sampler: `grid` runs all settings; `random` and `tpe` draw them, and `tpe` learns from the results (Optuna;
+        overrides: keys of the config to change in all runs.
+        seeds: seeds of the runs of each setting.
+        sampler: `grid` runs all settings; `random` and `tpe` sample them, and `tpe` uses the earlier results (Optuna;
             Bergstra et al. 2011).
-        trials: how many settings `random` and `tpe` try, over all machines that share the storage.
-        storage: of Optuna, such as `postgresql://host/db`, for several machines with one study; by default a SQLite
-            file in the study's folder.
-        metric: what is to be high.
-        workers: runs at a time, one thread each; by default as many as there are cores.
-        output: where the study's folder is made.
+        trials: number of settings for `random` and `tpe`, over all machines that share the storage.
+        storage: Optuna's storage, such as `postgresql://host/db`, for several machines with one study; by default a
+            SQLite file in the study's folder.
+        metric: the metric to maximise.
+        workers: runs at a time, one thread each; by default the number of cores.
+        output: where the study's folder is created.
 
     Raises:
-        UserError: if an argument is of no use, or runs have failed.
+        UserError: if an argument is invalid, or runs have failed.
     """
     if not vary:
         raise UserError("vary: names no key; give one and its values, such as {model.lr: [1.0e-3, 3.0e-3]}")
     if not seeds or len({*seeds}) < len(seeds):
-        raise UserError("seeds: give at least one, and none twice")
+        raise UserError("seeds: give at least one seed, and no seed twice")
     require("trials", trials, 1)
     workers = (os.cpu_count() or 1) if workers is None else workers
     require("workers", workers, 1)

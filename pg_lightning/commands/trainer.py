@@ -1,9 +1,8 @@
-"""Lightning's Trainer, with a method for everything else that people do with a policy: each is a sub-command."""
+"""Lightning's Trainer with a method for every other command on a policy; each is a sub-command."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -12,15 +11,16 @@ from pg_lightning.commands.export import export
 from pg_lightning.commands.policy_graph import PolicyFormat
 from pg_lightning.commands.record import VideoFormat, record
 from pg_lightning.data import RolloutDataModule
+from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.run.folder import run_folder
 
 
 class PolicyTrainer(Trainer):
-    """A Trainer that also films and exports a policy, and diagnoses its gradient."""
+    """A Trainer that can also record videos of a policy, export it, and diagnose its gradient."""
 
     def record(
         self,
-        model: Any,
+        model: PolicyGradientModule,
         datamodule: RolloutDataModule,
         ckpt_path: str | None = None,
         episodes: int = 3,
@@ -31,38 +31,38 @@ class PolicyTrainer(Trainer):
 
         Args:
             model: the policy.
-            datamodule: the environment; `data.eval_deterministic` says whether the mode is played, or samples.
+            datamodule: the environment; `data.eval_deterministic` selects the mode of the policy, or samples.
             ckpt_path: the weights.
-            episodes: how many.
+            episodes: number of episodes.
             format: mp4 or gif.
-            output: folder of the videos; by default `record` in the run's.
+            output: folder of the videos; by default `record` in the run folder.
         """
         assert ckpt_path is not None
         record(self, model, datamodule, ckpt_path, episodes, format, output or run_folder(Path(ckpt_path)) / "record")
 
     def export(
         self,
-        model: Any,
+        model: PolicyGradientModule,
         datamodule: RolloutDataModule,
         ckpt_path: str | None = None,
         format: PolicyFormat = "onnx",
         output: Path | None = None,
     ) -> None:
-        """Writes the policy as one file that can be run without this package, and a card in JSON beside it.
+        """Writes the policy as one file that runs without this package, and a card in JSON.
 
         Args:
             model: the policy.
             datamodule: its environment.
             ckpt_path: the weights.
             format: onnx, or torch for a `.pt2` that `torch.export.load` reads.
-            output: folder of the file and its card; by default `export` in the run's.
+            output: folder of the file and its card; by default `export` in the run folder.
         """
         assert ckpt_path is not None
         export(self, model, datamodule, ckpt_path, format, output or run_folder(Path(ckpt_path)) / "export")
 
     def diagnose(
         self,
-        model: Any,
+        model: PolicyGradientModule,
         datamodule: RolloutDataModule,
         ckpt_path: str | None = None,
         batches: int = 64,
@@ -71,18 +71,18 @@ class PolicyTrainer(Trainer):
         fit_critic: bool = False,
         output: Path | None = None,
     ) -> None:
-        """Compares estimators of the policy gradient, all on the same episodes: their noise, and their bias.
+        """Compares estimators of the policy gradient on the same episodes: their noise, and their bias.
 
         Args:
             model: the policy.
             datamodule: the environment.
-            ckpt_path: the weights; without them the policy is as it is initialised.
-            batches: how many; from the differences between them noise is told.
-            episodes: of one batch; each estimator makes one gradient of it.
-            gae_lambdas: λ of GAE to compare, beside 0, the TD error, and 1, the learned baseline.
-            fit_critic: fit a critic to episodes of the policy, even though the checkpoint has one. Where there is no
-                checkpoint, or no critic in it, one is fitted in any case.
-            output: folder of `diagnose.csv`, `.json`, `.png` and `.svg`; by default that of the run, without a
+            ckpt_path: the weights; without them the policy has its initial weights.
+            batches: number of batches; the noise is estimated from the differences between them.
+            episodes: episodes per batch; each estimator computes one gradient per batch.
+            gae_lambdas: λ of GAE to compare, in addition to 0, the TD error, and 1, the learned baseline.
+            fit_critic: fit a critic to episodes of the policy, even if the checkpoint has one. Without a
+                checkpoint, or without a critic in it, one is always fitted.
+            output: folder of `diagnose.csv`, `.json`, `.png` and `.svg`; by default the run folder, without a
                 checkpoint `diagnose`.
         """
         folder = output or (Path("diagnose") if ckpt_path is None else run_folder(Path(ckpt_path)))

@@ -1,4 +1,4 @@
-"""What a study has found: its table, its picture, and the best setting in words."""
+"""The result of a study: its table, its figure, and the best setting in words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pg_lightning.commands.runs import Result, Run, curves_of
 from pg_lightning.commands.search import Values
 from pg_lightning.run.files import write_csv, write_file
 
-SHOWN = len(COLORS)  # settings in the figures and in the verdict, the best ones if a search has tried more
+MAX_SETTINGS_SHOWN = len(COLORS)  # number of settings in the figures and in the verdict; of a search, the best ones
 
 
 def report(
@@ -30,8 +30,8 @@ def report(
     rows = [{**settings[result.name], **asdict(result)} for result in results]
     write_csv(folder / "results.csv", rows)
     shown = [name for name in settings if any(result.name == name for result in results)]
-    if len(shown) > SHOWN:
-        shown = sorted(shown, key=lambda name: -mean_of(results, name, "final"))[:SHOWN]
+    if len(shown) > MAX_SETTINGS_SHOWN:
+        shown = sorted(shown, key=lambda name: -mean_of(results, name, "final"))[:MAX_SETTINGS_SHOWN]
     curves = {name: curves_of(runs_of(settings[name]), metric, "env_steps") for name in shown}
     draw_study(curves, settings, results, metric, folder / "study.png")
     text = verdict(shown, results, metric)
@@ -47,10 +47,10 @@ def mean_of(results: Sequence[Result], name: str, what: Literal["final", "mean"]
 
 
 def verdict(names: Sequence[str], results: Sequence[Result], metric: str) -> str:
-    """Which setting is best, and by how much, in the end and over the whole of the learning curves.
+    """The best setting and its lead, at the end and on average over the learning curves.
 
-    Differences are those of pairs of runs with one seed; the interval is Student's t of their mean, for each comparison
-    by itself.
+    Differences are between runs with the same seed; the interval is Student's t of their mean, for each comparison
+    separately.
     """
     steps = min(result.env_steps for result in results)
     what: Literal["final", "mean"]
@@ -71,7 +71,7 @@ def verdict(names: Sequence[str], results: Sequence[Result], metric: str) -> str
 
 def _compared(best: str, other: str, differences: list[float]) -> str:
     if len(differences) < 2:
-        return f"{other}: fewer than two seeds in common, so there is no telling"
+        return f"{other}: fewer than two seeds in common, too few to compare"
     if not any(differences):
         return f"{other} is its equal with every seed"
     mean, (low, high) = np.mean(differences), confidence_interval(np.array(differences))
@@ -82,7 +82,7 @@ def _compared(best: str, other: str, differences: list[float]) -> str:
 def draw_study(
     curves: dict[str, list[Curve]], settings: dict[str, Values], results: Sequence[Result], metric: str, output: Path
 ) -> None:
-    """The learning curves of the runs that are on this machine, none of some settings perhaps; beside them the final
+    """The learning curves of the runs on this machine (some settings may have none), and the final
     result of every run, with runs of one seed joined by a line.
     """
     figure = blank(12, 5.4)

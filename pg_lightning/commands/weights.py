@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, for commands that need no run of the Trainer's loops."""
+"""Loads the weights of a checkpoint for commands that do not use the Trainer's loops."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pg_lightning.run.checkpoints import read_checkpoint
 
 
 def load_weights(trainer: Trainer, model: Any, data: RolloutDataModule, ckpt_path: Path) -> None:
-    """Gives a module the weights and statistics of a checkpoint.
+    """Loads the weights and statistics of a checkpoint into a module.
 
     Raises:
-        UserError: if it is of another environment or network.
+        UserError: if it belongs to another environment or network.
     """
     model.trainer = trainer
     checkpoint = read_checkpoint(ckpt_path)

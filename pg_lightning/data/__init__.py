@@ -1,4 +1,4 @@
-"""Data: rollouts of vectorised environments as an `IterableDataset`, behind one `LightningDataModule`."""
+"""Data: rollouts of vectorised environments as an `IterableDataset` in a `LightningDataModule`."""
 
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.datamodule import RolloutDataModule

@@ -1,4 +1,4 @@
-"""The data side: an `IterableDataset` of rollouts for training, one of whole episodes for everything else."""
+"""The datamodule: an `IterableDataset` of rollouts for training, and one of whole episodes for evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pg_lightning.envs.spaces import require_same_spaces, spaces_of
 from pg_lightning.errors import UserError, require
 from pg_lightning.processes import require_fork
 
-# Streams of seeds: the first part of the key that tells every source of randomness in a run from every other.
+# Seed streams: the first part of the key of every seed, which separates all sources of randomness of a run.
 TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT, DIAGNOSE_ENVS, DIAGNOSE_ACTIONS = range(7)
 
 
@@ -36,33 +36,34 @@ class RolloutDataModule(LightningDataModule):
         env_id: a Gymnasium id; `module:EnvId` imports the module that registers it first.
         env_kwargs: arguments of the environment.
         wrappers: class paths of wrappers, or `{class_path, init_args}`, applied in this order.
-        train_env_kwargs: more arguments, or others, of the environments that are trained in; evaluation does without.
-        train_wrappers: wrappers around the others in training; evaluation does without. What they do to rewards and
-            episodes is in `rollout/return_mean`, not in `val/return_mean`.
+        train_env_kwargs: arguments that training environments add or change; evaluation does not use them.
+        train_wrappers: wrappers that training environments add outside the others; evaluation does not use them. Their
+            changes of rewards and episodes appear in `rollout/return_mean`, not in `val/return_mean`.
         num_envs: parallel environments N per process.
-        num_steps: env steps T per environment and rollout; with `whole_episodes` the least.
-        whole_episodes: every environment starts afresh with each rollout and plays on to the end of an episode; with
+        num_steps: env steps T per environment and rollout; the minimum with `whole_episodes`.
+        whole_episodes: every environment is reset before each rollout and continues to the end of an episode; with
             `num_steps: 1` that is one episode each.
-        overlap: a second process plays the next rollout while this one learns from the last, so that an iteration takes
-            as long as the slower of both, not their sum. Each rollout is one update old, which PPO corrects for; other
-            algorithms refuse it.
+        overlap: a second process collects the next rollout while this one learns from the last, so that an iteration
+            takes as long as the slower of the two, not their sum. Each rollout is one update old, which PPO and V-trace
+            correct for; other algorithms refuse it.
         total_steps: the budget, in env steps over all processes; training stops at the first rollout boundary at or
             past it.
         backend: `sync` steps the environments in this process, `async` in one process each, `vector` uses the
-            environment's own vectorised code, `auto` measures and says why.
-        env_timeout: with `async`, the seconds that a step or a reset may take, to the first reset with the start of the
-            process; an environment that takes longer is replaced, as is one whose process dies. `inf` waits for ever.
-        max_env_restarts: with `async`, how many environments are replaced before the run ends, of those that a process
-            trains in, and of those that it evaluates in; with 0 the first failure ends it.
-        autoreset_mode: when an ended episode restarts: `same_step`, `next_step` or `disabled` (the collector resets);
-            by default `same_step`, or what the vectorised code does.
-        eval_every_steps: env steps between evaluations during training; one is made at the end in any case.
-        save_every_steps: env steps between saves of `last.ckpt`, beside those after evaluations, when training ends and
-            when a signal ends it.
+            environment's own vectorised code, `envpool` EnvPool, `device` tensors on the policy's device (classic
+            control only), `auto` measures and reports its choice.
+        env_timeout: with `async`, the seconds that a step or a reset may take; for the first reset, including the start
+            of the process. An environment that takes longer is replaced, as is one whose process dies. `inf`: no limit.
+        max_env_restarts: with `async`, the number of replacements after which the next failure ends the run, counted
+            separately for training and evaluation environments of a process; with 0 the first failure ends it.
+        autoreset_mode: when a finished episode is reset: `same_step`, `next_step` or `disabled` (the collector resets);
+            by default `same_step`, or the mode of the vectorised code.
+        eval_every_steps: env steps between evaluations during training; there is always one at the end.
+        save_every_steps: env steps between saves of `last.ckpt`, in addition to the saves after evaluations, at the end
+            of training and on a signal.
         eval_episodes: episodes of an evaluation.
         eval_deterministic: evaluate the mode of the policy instead of samples.
-        eval_max_episode_steps: where an evaluation stops an episode that the environment does not end, and a training
-            on whole episodes gives up.
+        eval_max_episode_steps: limit after which an evaluation stops an episode that the environment does not end, and
+            training on whole episodes fails.
 
     Raises:
         UserError: if an argument is out of range or the environment cannot be made.
@@ -131,67 +132,67 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def _training_env(self) -> tuple[dict[str, Any] | None, list[ClassPath]]:
-        """Arguments and wrappers of the environments that are trained in."""
+        """Arguments and wrappers of the training environments."""
         env_kwargs = {**(self.env_kwargs or {}), **self.train_env_kwargs} if self.train_env_kwargs else self.env_kwargs
         return env_kwargs, [*self.wrappers, *self.train_wrappers]
 
     @property
     def rows_vary(self) -> bool:
-        """Whether rollouts may differ in how many of their rows are env steps."""
+        """Whether rollouts may differ in their number of valid rows."""
         mode = self.autoreset_mode or BACKENDS[self.backend].capabilities.autoreset
         return self.whole_episodes or mode == "next_step"
 
     @property
     def seed(self) -> int:
-        """The run's seed: the one given to `seed_everything`, else the one that torch chose."""
+        """The run's seed: the one given to `seed_everything`, else torch's initial seed."""
         return torch.initial_seed()
 
     def setup(self, stage: str) -> None:
-        """Settles the back-end if that was left to measurement.
+        """Chooses the back-end for `auto` by measurement.
 
         Raises:
-            UserError: if a process of its own is asked for that the system cannot fork.
+            UserError: if an option needs to fork a process and the system cannot.
         """
         if stage == "fit" and self.overlap:
             require_fork("data.overlap: forks a process", "set it to false")
         if stage == "fit" and self.backend == "auto":
             backend, reason = choose_backend(self.env_id, self.num_envs, *self._training_env, self.autoreset_mode)
-            self.backend = all_gather_object(backend)[0]  # the first rank's finding: they must not play differently
+            self.backend = all_gather_object(backend)[0]  # rank 0's choice, so that all ranks use the same
             rank_zero_info(f"data.backend auto: {reason}")
 
     def train_dataloader(self) -> RolloutDataset:
-        """Rollouts; the environments start here, or with `overlap` when the first is asked for.
+        """Rollouts; the environments start here, or with `overlap` when the first rollout is requested.
 
-        Without a `DataLoader` around them, which had nothing to do: no batch to make, no worker that could see the
-        policy of the moment.
+        There is no `DataLoader` around them: there is no batch to make, and a worker process of it could not see the
+        current policy.
         """
         assert self.trainer is not None
         module, strategy = cast(Any, self.trainer.lightning_module), self.trainer.strategy
         actor = module.actor
-        # At least every other row is an env step, so this many rollouts are more than the budget can take.
+        # At least every other row is an env step, so this number of rollouts always covers the budget.
         length = 2 * self.total_steps
-        if self.collector is not None:  # asked again: the environments go on where they stand
+        if self.collector is not None:  # called again: the environments continue from their current state
             return RolloutDataset(self.collector, actor, strategy, length)
         rank = self.trainer.global_rank
-        # Where a resumed run begins new episodes they have seeds of their own: it must not live through those of its
-        # first part again.
+        # If a resumed run starts new episodes, they get seeds of their own, so that it does not repeat the episodes of
+        # its first part.
         key = (rank, module.env_steps)
         seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
         make = partial(self.make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
         self.collector = CollectorProcess(make) if self.overlap else make()
-        saved, self._resumed = None if self._workers_play_alone else self._resumed, None
+        saved, self._resumed = None if self._is_asynchronous else self._resumed, None
         world_size = self.trainer.world_size
         self.episodes_go_on = saved is not None and go_on(self, self.collector, saved, rank, world_size, actor)
         return RolloutDataset(self.collector, actor, strategy, length)
 
     def diagnosis_collector(self, episodes: int) -> RolloutCollector:
-        """Plays rollouts of so many whole episodes, one in each environment, that no training has seen."""
+        """Collects rollouts of `episodes` whole episodes, one per environment, with seeds that training never uses."""
         own = self.with_settings(num_envs=episodes, num_steps=1, whole_episodes=True)
         seeds = [env_seed(self.seed, DIAGNOSE_ENVS, n) for n in range(episodes)]
         return own.make_collector(seeds, env_seed(self.seed, DIAGNOSE_ACTIONS))
 
     def with_settings(self, **settings: Any) -> RolloutDataModule:
-        """A copy with other settings, for a use beside training; it makes environments of its own.
+        """A copy with other settings, for use besides training; it makes its own environments.
 
         Raises:
             AttributeError: if there is no such setting.
@@ -203,12 +204,12 @@ class RolloutDataModule(LightningDataModule):
         return changed
 
     @property
-    def _workers_play_alone(self) -> bool:
-        """Whether each worker of an asynchronous strategy has environments that only it knows of."""
+    def _is_asynchronous(self) -> bool:
+        """Whether each worker of an asynchronous strategy has its own, independent environments."""
         return self.trainer is not None and hasattr(self.trainer.strategy, "num_workers")
 
     def make_collector(self, seeds: list[int], action_seed: int) -> RolloutCollector:
-        """New training environments, as the settings have them, and what plays rollouts in them."""
+        """New training environments with these settings, and the collector that plays them."""
         return RolloutCollector(
             self._make_env(self.num_envs, *self._training_env, self.backend, self.autoreset_mode),
             self.num_steps,
@@ -227,14 +228,16 @@ class RolloutDataModule(LightningDataModule):
         mode: AutoresetName | None,
     ) -> Any:
         limits = self.env_timeout, self.max_env_restarts
-        return make_vector_env(self.env_id, num_envs, env_kwargs, wrappers, backend, mode, *limits)
+        # The process of `overlap` acts on a CPU.
+        device = "cpu" if self.trainer is None or self.overlap else self.trainer.strategy.root_device
+        return make_vector_env(self.env_id, num_envs, env_kwargs, wrappers, backend, mode, *limits, device)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Episodes from the same seeds at every call, so that evaluations of one run compare policies, not luck."""
+        """Episodes with the same seeds at every call, so that evaluations of one run can be compared."""
         return self._evaluation_loader(VALIDATE)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Episodes that no validation has seen: the best checkpoint was chosen by those."""
+        """Episodes with seeds that no validation has used, because the best checkpoint was selected with those."""
         return self._evaluation_loader(TEST)
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -259,12 +262,12 @@ class RolloutDataModule(LightningDataModule):
             self.eval_max_episode_steps,
             record=stream == PREDICT,
         )
-        # A generator of its own: each pass draws a number, and how often one evaluates must not move training.
+        # Its own generator: each pass draws a number, and the number of evaluations must not affect training.
         return DataLoader(episodes, batch_size=None, generator=torch.Generator())
 
     def on_exception(self, exception: BaseException) -> None:
-        """Ends the processes too that play rollouts or environments: Lightning calls no `teardown` then."""
-        with suppress(Exception):  # of environments that were interrupted: it would hide what went wrong before
+        """Also ends the processes of collectors and environments: Lightning does not call `teardown` then."""
+        with suppress(Exception):  # of interrupted environments: it would hide the original error
             self.teardown("fit")
 
     def teardown(self, stage: str) -> None:
@@ -277,17 +280,17 @@ class RolloutDataModule(LightningDataModule):
             self._eval_env = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint was trained on, and the episodes under way, of every rank; every rank must ask."""
+        """The trained environment, and the current episodes of every rank. A collective: all ranks must call it."""
         state = {"env_id": self.env_id}
-        if self.collector is None or self._workers_play_alone:
+        if self.collector is None or self._is_asynchronous:
             return state
         return {**state, **episodes_under_way(self, self.collector)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another environment; keeps the episodes for when training starts.
+        """Refuses the checkpoint of another environment; keeps the episodes until training starts.
 
         Raises:
-            UserError: naming both.
+            UserError: naming both environments.
         """
         trained_on = state_dict["env_id"]
         if (new_name(trained_on) or trained_on) != self.env_id:

@@ -1,4 +1,4 @@
-"""Rollouts as an `IterableDataset`: each is collected when the Trainer asks for it."""
+"""Rollouts as an `IterableDataset`: each is collected when the Trainer requests it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pg_lightning.rollout import Actor, Rollout
 
 
 class RolloutDataset(IterableDataset[Rollout]):
-    """Rollouts without end, each collected when it is asked for, under the policy of that moment; with a
-    `CollectorProcess`, begun when the one before was asked for, under the policy of that moment.
+    """An endless sequence of rollouts, each collected on request with the current policy. With a `CollectorProcess`,
+    collection starts when the previous rollout is requested, with the policy at that time.
 
-    It has a length only because Lightning fetches one batch ahead from a dataset that has none, which would collect
+    It has a length only because Lightning prefetches one batch from a dataset without one, which would collect
     every rollout one update too early.
     """
 
@@ -34,7 +34,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         return self.length
 
     def __iter__(self) -> Iterator[Rollout]:
-        """Goes on where the environments stand: a new epoch does not reset them."""
+        """Continues from the current state of the environments: a new epoch does not reset them."""
         if not signals.are_held():
             while True:
                 yield self.collector.collect(self.actor)
@@ -42,9 +42,9 @@ class RolloutDataset(IterableDataset[Rollout]):
         stops, played = False, time.monotonic()
         while True:
             learning = time.monotonic() - played
-            if stops or getattr(strategy, "world_size", 1) == 1:  # else no rank knows of a signal to another
+            if stops or getattr(strategy, "world_size", 1) == 1:  # with several ranks only `agree` knows of signals
                 signals.raise_if_stopped(strategy)
-            self.collector.is_given_up = True  # until it is clear that the policy learns from it
+            self.collector.is_given_up = True  # until it is certain that the policy learns from it
             rollout = signals.unless_stopped(self.collector.collect, self.actor, patience=signals.BOUNDARY_PATIENCE_S)
             stops = signals.agree(strategy, rollout is None, learning)
             self.collector.is_given_up = False

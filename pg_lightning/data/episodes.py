@@ -1,4 +1,4 @@
-"""Episodes under way: their returns and lengths, across rollouts, and which environments still play."""
+"""Current episodes: their returns and lengths across rollouts, and which environments still play."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class HostEpisodes:
     """Episodes of environments whose steps are NumPy arrays.
 
     Attributes:
-        returns: `[N]` float64 sum of rewards of the episode under way.
-        lengths: `[N]` int64 env steps of the episode under way.
-        playing: `[N]` bool; False where the rollout waits for others to end their episodes.
+        returns: `[N]` float64 sum of rewards of the current episode.
+        lengths: `[N]` int64 env steps of the current episode.
+        playing: `[N]` bool; False where the rollout waits for other environments to end their episodes.
     """
 
     def __init__(self, num_envs: int) -> None:
@@ -26,7 +26,7 @@ class HostEpisodes:
         self.clear()
 
     def clear(self) -> None:
-        """All environments have been reset."""
+        """Clears all episodes after a reset of all environments."""
         self.returns, self.lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, np.int64)
         self.playing = np.ones(self.num_envs, bool)
 
@@ -36,10 +36,10 @@ class HostEpisodes:
         """Counts a step.
 
         Args:
-            step: what the environments gave.
-            rewards: `[N]` as the rollout holds them, 0 where not valid.
-            valid: `[N]` bool, as the rollout holds them.
-            is_last: whoever ends an episode here waits for the others.
+            step: the step of the environments.
+            rewards: `[N]` as in the rollout, 0 where not valid.
+            valid: `[N]` bool, as in the rollout.
+            is_last: whether environments that end an episode in this step wait for the others.
 
         Returns:
             `[K]` int, the environments that ended an episode; None if none did.
@@ -66,28 +66,28 @@ class HostEpisodes:
         return torch.tensor(returns, dtype=torch.float32), torch.tensor(lengths, dtype=torch.float32)
 
     def any_playing(self) -> bool:
-        """Whether the rollout must go on."""
+        """Whether the rollout must continue."""
         return bool(self.playing.any())
 
     def longest(self) -> int:
-        """Env steps of the longest episode under way."""
+        """Env steps of the longest current episode."""
         return int(self.lengths.max())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns and lengths of the episodes under way."""
+        """Returns and lengths of the current episodes."""
         return {
             "returns": torch.from_numpy(self.returns.copy()),
             "lengths": torch.from_numpy(self.lengths.copy()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The reverse."""
+        """Restores the result of `state_dict`."""
         self.returns, self.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
 
 
 class DeviceEpisodes:
-    """Episodes of environments whose steps are tensors on a device: nothing here waits for it but `any_playing` and
-    `longest`.
+    """Episodes of environments whose steps are tensors on a device: only `any_playing` and `longest` synchronise with
+    the device.
 
     Attributes:
         returns: as in `HostEpisodes`, a tensor, as are `lengths` and `playing`.
@@ -99,7 +99,7 @@ class DeviceEpisodes:
         self.clear()
 
     def clear(self) -> None:
-        """All environments have been reset."""
+        """Clears all episodes after a reset of all environments."""
         self.returns = torch.zeros(self.num_envs, dtype=torch.float64, device=self.device)
         self.lengths = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self.playing = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
@@ -124,17 +124,17 @@ class DeviceEpisodes:
         return torch.cat(returns)[rows].float(), torch.cat(lengths)[rows].float()
 
     def any_playing(self) -> bool:
-        """Whether the rollout must go on; waits for the device."""
+        """Whether the rollout must continue; synchronises with the device."""
         return bool(self.playing.any())
 
     def longest(self) -> int:
-        """Env steps of the longest episode under way; waits for the device."""
+        """Env steps of the longest current episode; synchronises with the device."""
         return int(self.lengths.max())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns and lengths of the episodes under way."""
+        """Returns and lengths of the current episodes."""
         return {"returns": self.returns.cpu().clone(), "lengths": self.lengths.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The reverse."""
+        """Restores the result of `state_dict`."""
         self.returns, self.lengths = (state[name].to(self.device).clone() for name in ("returns", "lengths"))

@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes, exactly as many as asked for, each from a seed of its own."""
+"""Evaluation: whole episodes, exactly the requested number, each with its own seed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pg_lightning.rollout import Actor, Episode
 class EvaluationDataset(IterableDataset[Episode]):
     """Plays one episode per seed and yields each when it ends.
 
-    Parallel environments do not favour short episodes: which episodes are played is settled before the first step, and
-    every one that is begun is counted.
+    Parallel environments do not favour short episodes: the episodes are fixed before the first step, and every episode
+    that is started is counted.
 
     Args:
-        env: a vector environment with autoreset disabled, or what fulfils `envs.contract.ResettableEnvironments`.
+        env: a vector environment with autoreset disabled, or an object with `envs.contract.ResettableEnvironments`.
         actor: the policy to evaluate.
         seeds: one per episode.
-        action_seed: of the noise of sampled actions.
+        action_seed: seed of the noise of sampled actions.
         deterministic: play the mode of the policy instead of a sample.
-        max_episode_steps: where an episode that the environment does not end is stopped.
+        max_episode_steps: limit after which an episode is stopped that the environment does not end.
         record: keep the trajectories.
     """
 
@@ -56,7 +56,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         return len(self.seeds)
 
     def __iter__(self) -> Iterator[Episode]:
-        """The episodes, in the order in which they end; no more once a signal has come that ends a training."""
+        """The episodes, in the order in which they end; stops after a signal that ends training."""
         episodes = self._play()
         while (episode := unless_stopped(next, episodes, None)) is not None:
             yield episode
@@ -81,13 +81,13 @@ class EvaluationDataset(IterableDataset[Episode]):
             if (capped & share.counted).any():
                 rank_zero_warn(
                     f"an evaluation episode was stopped after data.eval_max_episode_steps = {self.max_episode_steps} "
-                    "steps: the environment has no time limit, and the return counts only up to there"
+                    "steps: the environment has no time limit, and the return counts only these steps"
                 )
             ended = step.done | capped
             for n in np.flatnonzero(ended & share.counted).tolist():
                 yield share.episode(n, bool(capped[n]), next_obs[n])
             if ended.any():
-                # An environment whose share is done plays on uncounted, so that the batch keeps its shape.
+                # An environment that has finished its share plays on uncounted, so that the batch keeps its shape.
                 next_obs, reset_mask = self._tensors(*self.env.begin(ended, share.next_seeds(ended)))
                 if next_mask is not None and reset_mask is not None:
                     next_mask = torch.where(torch.from_numpy(ended)[:, None], reset_mask, next_mask)
@@ -105,11 +105,11 @@ class EvaluationDataset(IterableDataset[Episode]):
 
 
 class _Share:
-    """Which episodes each of N environments plays, and what the ones under way have come to.
+    """The episodes that each of N environments plays, and the state of the current ones.
 
     Attributes:
-        first: seeds of the first episodes, `[N]`; environments without one of their own play along.
-        counted: `[N]` bool; the episode under way is one of those asked for.
+        first: seeds of the first episodes, `[N]`; environments without a requested episode play uncounted ones.
+        counted: `[N]` bool; whether the current episode is one of the requested ones.
         lengths: `[N]` its env steps.
     """
 
@@ -123,7 +123,7 @@ class _Share:
         self._tracks: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(num_envs)]
 
     def add(self, step: VectorStep[np.ndarray], obs: np.ndarray, env_actions: Tensor) -> None:
-        """Counts a step; `obs` `[N, *obs]` are those acted on."""
+        """Counts a step; `obs` `[N, *obs]` are the observations before it."""
         self._returns += step.rewards
         self.lengths += 1
         if self._record:
@@ -131,11 +131,11 @@ class _Share:
             for n in np.flatnonzero(self.counted):
                 row = (obs[n], actions[n], step.rewards[n], step.terminated[n], step.truncated[n])
                 self._tracks[n].append(row)
-        if step.restarted is not None:  # these have begun another episode, which counts in place of the one that broke
+        if step.restarted is not None:  # a new episode replaces the one that failed, and counts in its place
             self._clear(step.restarted)
 
     def episode(self, n: int, capped: bool, last_obs: np.ndarray) -> Episode:
-        """The episode of environment n, which has ended with an observation."""
+        """The finished episode of environment n, with its last observation."""
         return Episode(
             torch.tensor([self._returns[n]], dtype=torch.float64),
             torch.tensor([self.lengths[n]], dtype=torch.float64),
@@ -144,7 +144,7 @@ class _Share:
         )
 
     def next_seeds(self, ended: np.ndarray) -> list[int | None]:
-        """Seeds of the episodes that follow those that have ended, `[N]`; None where there is nothing left to play."""
+        """Seeds of the next episodes of environments whose episode has ended, `[N]`; None if none are left."""
         seeds: list[int | None] = [None] * len(ended)
         for n in np.flatnonzero(ended):
             seeds[n] = next(self._pending, None)

@@ -1,4 +1,4 @@
-"""Whether what was collected is finite, and if not, who gave what is not."""
+"""Checks that collected data is finite, and reports the source of non-finite values."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def check_finite(
     actions: Tensor,
     num_steps: int,
 ) -> None:
-    """Refuses what is not finite in t rows: a policy fed with NaN learns nothing but NaN.
+    """Refuses non-finite values in t rows: a policy that learns from NaN becomes NaN.
 
     Args:
         obs: `[t + 1, N, *obs]`.
         rewards: `[t, N]`.
         finals: final observations, each with its row as `t * N + n`.
-        actions: `[t, N, *action]`, or of one row more, whose step failed.
+        actions: `[t, N, *action]`, or with one more row if its step failed.
         num_steps: rows of a whole rollout, for the message.
 
     Raises:
@@ -31,7 +31,7 @@ def check_finite(
     """
     if actions.is_floating_point() and not actions.isfinite().all():
         t, n = (~actions.isfinite()).nonzero()[0, :2].tolist()
-        if np.isfinite(obs[: t + 1, n]).all():  # else it is what came of that
+        if np.isfinite(obs[: t + 1, n]).all():  # else the action is a consequence of the observation
             raise UserError(
                 f"model.lr: training has diverged: the policy gave a non-finite action to env {n} at step {t} of a "
                 f"rollout of {num_steps}; lower model.lr or model.max_grad_norm, or set model.normalize_obs"
@@ -40,7 +40,7 @@ def check_finite(
         finite = np.isfinite(array)
         if not finite.all():
             t, n = np.argwhere(~finite.reshape(*array.shape[:2], -1).all(-1))[0]
-            # The observation in row t + 1 is what step t gave.
+            # The observation in row t + 1 is the result of step t.
             raise _not_finite(what, max(0, int(t) - 1) if array is obs else int(t), int(n), num_steps)
     for final, row in finals:
         if not np.isfinite(final).all():

@@ -1,4 +1,4 @@
-"""Episodes under way, in a checkpoint: what is saved of them, and when they go on after a resume."""
+"""Current episodes in a checkpoint: how they are saved, and when a resumed run continues them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.rollout import Actor
 
-# What must be as it was, for the episodes under way to go on after a resume.
+# Settings that must be unchanged for the episodes to continue after a resume.
 SETTINGS = (
     "env_kwargs",
     "wrappers",
@@ -26,7 +26,7 @@ SETTINGS = (
 
 
 def episodes_under_way(data: Any, collector: RolloutCollector | CollectorProcess) -> dict[str, Any]:
-    """The settings of a datamodule and where the collector of every rank stands; every rank must ask."""
+    """The settings of a datamodule and the collector state of every rank. A collective: all ranks must call it."""
     return {
         "settings": {name: repr(getattr(data, name)) for name in (*SETTINGS, "seed")},
         "ranks": all_gather_object(None if collector.is_given_up else collector.state_dict()),
@@ -41,25 +41,25 @@ def go_on(
     world_size: int,
     actor: Actor,
 ) -> bool:
-    """Puts the environments where a checkpoint has them; says in one line if that cannot be.
+    """Restores the environments from a checkpoint; reports in one line if that is impossible.
 
     Args:
-        data: the datamodule, whose settings must be those of then.
-        collector: new, its environments just reset.
+        data: the datamodule, whose settings must be unchanged.
+        collector: new, with environments that were just reset.
         saved: the datamodule's part of the checkpoint.
         rank: of this process.
         world_size: number of processes.
-        actor: the policy that plays on.
+        actor: the policy that continues to play.
 
     Returns:
-        Whether the episodes go on.
+        Whether the episodes continue.
     """
     if why := _what_differs(data, saved, world_size):
-        rank_zero_info(f"ckpt_path: {why}; episodes start afresh")
+        rank_zero_info(f"ckpt_path: {why}; new episodes start")
         return False
     state = saved["ranks"][rank]
     if state is None:
-        rank_zero_info("ckpt_path: the checkpoint was saved in the midst of a rollout; episodes start afresh")
+        rank_zero_info("ckpt_path: the checkpoint was saved during a rollout; new episodes start")
         return False
     if isinstance(collector, CollectorProcess):
         reason = collector.load_state_dict(state, actor)
@@ -67,22 +67,22 @@ def go_on(
         reason = collector.load_state_dict(state)
     if reason:
         rank_zero_warn(
-            f"{data.env_id} with data.backend {data.backend} cannot be put back where the checkpoint left it: "
-            f"{reason}. Its episodes start afresh, so this run will not equal one that was not interrupted"
+            f"{data.env_id} with data.backend {data.backend} cannot be restored to its state in the checkpoint: "
+            f"{reason}. New episodes start, so this run will differ from an uninterrupted one"
         )
     return not reason
 
 
 def _what_differs(data: Any, saved: dict[str, Any], world_size: int) -> str:
-    """Why the episodes of a checkpoint cannot go on in this run, or nothing."""
+    """The reason why the episodes of a checkpoint cannot continue in this run, or an empty string."""
     ranks, settings = saved.get("ranks"), saved.get("settings", {})
     if ranks is None:
-        return "the checkpoint holds no episodes under way"
+        return "the checkpoint contains no unfinished episodes"
     for name in SETTINGS:
         if settings.get(name) != repr(getattr(data, name)):
             return f"data.{name} was {settings.get(name)} and is {getattr(data, name)!r}"
     if len(ranks) != world_size:
-        return f"the checkpoint is of {len(ranks)} processes, this run has {world_size}"
+        return f"the checkpoint was saved by {len(ranks)} processes, this run has {world_size}"
     if settings["seed"] != repr(data.seed):
         return f"seed_everything was {settings['seed']} and is {data.seed}"
     return ""

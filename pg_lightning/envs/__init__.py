@@ -1,4 +1,4 @@
-"""Environments: vector environments from an id, and small ones whose answers are known."""
+"""Environments: vector environments from an id, and small tasks with known answers."""
 
 from pg_lightning.envs.backends.vectorised import AutoresetName
 from pg_lightning.envs.choice import choose_backend

@@ -1,4 +1,4 @@
-"""Gymnasium's three autoreset modes in one shape: each turns what a vector environment returns into a `VectorStep`."""
+"""Adapters for Gymnasium's three autoreset modes: each makes a `VectorStep` of a vector environment's result."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Step = VectorStep[np.ndarray]
 
 
 class GymnasiumEnvironments:
-    """A Gymnasium vector environment with array observations behind the contract; a subclass for each autoreset mode.
+    """Adapts a Gymnasium vector environment with array observations to `Environments`; one subclass per autoreset mode.
 
-    Keeps the actions of the episodes under way, if its state is saved by repeating them.
+    Records the actions of the current episodes if its state is saved by replaying them.
 
     Args:
         vector_env: the environment.
@@ -50,7 +50,7 @@ class GymnasiumEnvironments:
         return obs, _action_mask(infos)
 
     def trim(self, lengths: np.ndarray) -> None:
-        """See `Environments`. Not every time, which would cost more than it saves."""
+        """See `Environments`. Only trims from time to time, because trimming at every step would be slower."""
         if len(self._played) > self._trimmed:
             kept = min(int(lengths.max()), replay.MAX_REPLAY)
             del self._played[: len(self._played) - kept]
@@ -83,7 +83,7 @@ class GymnasiumEnvironments:
 
 
 class SameStep(GymnasiumEnvironments):
-    """An ended episode restarts within the step."""
+    """A finished episode is reset within the step."""
 
     mode = "same_step"
 
@@ -99,7 +99,7 @@ class SameStep(GymnasiumEnvironments):
 
 
 class NextStep(GymnasiumEnvironments):
-    """An ended episode restarts in the step after, which ignores its action and pays nothing."""
+    """A finished episode is reset in the next step, which ignores its action and has reward 0."""
 
     mode = "next_step"
 
@@ -116,7 +116,7 @@ class NextStep(GymnasiumEnvironments):
 
 
 class Disabled(GymnasiumEnvironments):
-    """An ended episode restarts when it is told to; `step` tells it."""
+    """A finished episode is reset only on request, which `step` makes."""
 
     mode = "disabled"
 
@@ -154,7 +154,9 @@ class Disabled(GymnasiumEnvironments):
         obs, infos = self.vector_env.reset(seed=seeds, options={"reset_mask": which})  # type: ignore[arg-type]
         return obs, _action_mask(infos, which)
 
-    def _waiting(self, obs: Any, rewards: Any, terminated: Any, truncated: Any, infos: dict[str, Any]) -> Step:
+    def _waiting(
+        self, obs: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, infos: dict[str, Any]
+    ) -> Step:
         step = Step(obs, rewards, terminated, truncated, terminated | truncated, self._nothing)
         return _with_infos(step, infos) if infos else step
 
@@ -167,7 +169,7 @@ _ADAPTERS: dict[AutoresetMode, type[SameStep | NextStep | Disabled]] = {
 
 
 def environments(env: VectorEnv[Any, Any, Any] | Environments) -> Environments:
-    """The environment behind the contract: itself, or an adapter around Gymnasium's interface."""
+    """The environment as `Environments`: itself, or an adapter around Gymnasium's interface."""
     if not isinstance(env, VectorEnv):
         return env
     return _ADAPTERS[AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))](env)
@@ -184,14 +186,14 @@ def _with_infos(step: Step, infos: dict[str, Any], final_obs: np.ndarray | None 
 
 
 def _action_mask(infos: dict[str, Any], which: np.ndarray | None = None) -> np.ndarray | None:
-    """A copy of the masks, which must be arrays, of all environments or of those in `which`: Gymnasium fills in zeros
-    where one gave none."""
+    """A copy of the masks of all environments, or of those in `which`; they must be arrays from every environment.
+    If an environment gave no mask, Gymnasium fills in zeros."""
     if "action_mask" not in infos:
         return None
     masks, given = np.array(infos["action_mask"]), np.asarray(infos.get("_action_mask", True))
     if masks.dtype == object or not np.all(given if which is None else given | ~which):
         raise UserError(
-            "data.env_id: info['action_mask'] must be an array (for MultiDiscrete its parts in a row), "
+            "data.env_id: info['action_mask'] must be an array (for MultiDiscrete one per component, concatenated), "
             "from every environment, in reset and in every step"
         )
     return masks

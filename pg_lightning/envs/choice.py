@@ -1,4 +1,4 @@
-"""Which back-end is fastest, measured."""
+"""`data.backend auto`: measures which back-end is fastest."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def choose_backend(
 ) -> tuple[Backend, str]:
     """Measures each back-end that can run the environment with random actions.
 
-    EnvPool is left out: its environments are another implementation, with arguments and random numbers of their own,
-    so what a run trains on would depend on what happens to be installed.
+    EnvPool is not considered: its environments are another implementation, with other arguments and random numbers,
+    so the training environment would depend on the installed packages.
 
     Returns:
         The fastest, and the reason in words.

@@ -1,7 +1,8 @@
-"""The contract of environments: what a step gives, and what a back-end can do. Nobody asks for its name or its type.
+"""The interface of environments: the result of a step, and the capabilities of a back-end.
 
-A back-end is either a `gymnasium.vector.VectorEnv` with an attribute `capabilities`, which `envs.autoreset` adapts, or
-a class of its own that fulfils `Environments`, on any device. `tests/envs/test_contract.py` is what it must pass.
+No other code checks the name or the type of a back-end. A back-end is either a `gymnasium.vector.VectorEnv` with an
+attribute `capabilities`, which `envs.autoreset` adapts, or a class that implements `Environments`, on any device. It
+must pass `tests/envs/test_contract.py`.
 """
 
 from __future__ import annotations
@@ -17,30 +18,30 @@ from torch import Tensor
 
 ArrayT = TypeVar("ArrayT")  # np.ndarray on the host, Tensor on a device
 
-RESTARTED = "pg_lightning/restarted"  # in the infos of a step: `[N]` bool, the environments that were replaced in it
+RESTARTED = "pg_lightning/restarted"  # in the infos of a step: `[N]` bool, the environments that this step replaced
 READ = ("action_mask", "final_obs")  # the infos that collection and evaluation read
 
 
 class VectorStep(NamedTuple, Generic[ArrayT]):
     """One step of N environments: NumPy arrays on the host, or tensors on the environments' device.
 
-    The environments may write into the same arrays at the next step: copy what is to be kept.
+    The environments may overwrite the arrays in the next step: copy what you keep.
 
     Attributes:
-        obs: `[N, *obs]` observations that the next actions answer; after a reset within the step, the first of the new
+        obs: `[N, *obs]` observations for the next actions; after a reset within the step, the first of the new
             episode.
         rewards: `[N]` in the environment's unit.
         terminated: `[N]` bool; the task ended.
-        truncated: `[N]` bool; the episode was cut by a limit.
+        truncated: `[N]` bool; a limit stopped the episode.
         done: `[N]` bool; terminated or truncated.
         begins: `[N]` bool; `obs` is the first of an episode.
-        final_obs: indexed by environment, where it is both done and begins: the last observation of the episode that
-            ended. A full batch `[N, *obs]` on a device; on the host other rows may hold anything. None where no
+        final_obs: indexed by environment, where both `done` and `begins` are True: the last observation of the finished
+            episode. A full batch `[N, *obs]` on a device; on the host other rows are undefined. None if no
             environment was reset within the step, or the back-end does not know.
         valid: `[N]` bool, False where the environment ignored its action, or was replaced; None if all are valid.
-        restarted: `[N]` bool, True where an environment broke and was replaced; it is not done. None if none was.
-        action_mask: `[N, A]`, non-zero where an action is allowed in `obs`; None if the environment does not say.
-        info: what else the back-end said, never converted.
+        restarted: `[N]` bool, True where an environment failed and was replaced; it is not done. None if none was.
+        action_mask: `[N, A]`, non-zero where an action is allowed in `obs`; None if the environment has no mask.
+        info: other infos of the back-end, unconverted.
     """
 
     obs: ArrayT
@@ -58,18 +59,18 @@ class VectorStep(NamedTuple, Generic[ArrayT]):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a back-end can do.
+    """The capabilities of a back-end.
 
     Attributes:
-        device: where its tensors are; None if it gives NumPy arrays.
-        autoreset: when an ended episode restarts. With `disabled`, only when it is told to.
-        seeds: `per_env` if `reset` takes a seed for each environment; `one` if all draw from one stream.
-        can_save_state: how `envs.replay` brings it back: by repeating the actions of each episode, by copying its
+        device: of its tensors; None if it returns NumPy arrays.
+        autoreset: when a finished episode is reset. With `disabled`, only on request.
+        seeds: `per_env` if `reset` takes a seed for each environment; `one` if all use one random stream.
+        can_save_state: how `envs.replay` restores it: by replaying the actions of each episode, by copying its
             numbers, or not at all.
-        can_reset_some: single environments can be reset, each with a seed: an evaluation needs that.
-        supervises: replaces environments that break, and counts them in `restarts`.
-        single_instance: a process can hold only one; evaluation has to use the one that training uses.
-        capturable: a step can be recorded in a CUDA graph: fixed shapes and addresses, no synchronisation.
+        can_reset_some: single environments can be reset, each with a seed; required for evaluation.
+        supervises: replaces environments that fail, and counts them in `restarts`.
+        single_instance: a process can hold only one instance; evaluation must share it with training.
+        capturable: a step can be captured in a CUDA graph: fixed shapes and addresses, no synchronisation.
     """
 
     device: torch.device | None = None
@@ -89,7 +90,7 @@ class Environments(Protocol):
         num_envs: N.
         single_observation_space: of one environment, a `Box`.
         single_action_space: of one environment.
-        capabilities: see there.
+        capabilities: see `Capabilities`.
     """
 
     num_envs: int
@@ -98,10 +99,10 @@ class Environments(Protocol):
     capabilities: Capabilities
 
     def reset(self, seeds: Sequence[int | None] | int | None = None) -> tuple[Any, Any | None]:
-        """Begins an episode in every environment.
+        """Starts an episode in every environment.
 
         Args:
-            seeds: one for each environment, or one for all; None goes on with the random numbers of before.
+            seeds: one for each environment, or one for all; None continues the random streams.
 
         Returns:
             The first observations `[N, *obs]`, and the action mask `[N, A]` if the environment has one.
@@ -109,68 +110,69 @@ class Environments(Protocol):
         ...
 
     def step(self, actions: Tensor) -> VectorStep[Any]:
-        """One step of every environment; those whose episode has ended begin another, as the back-end does it.
+        """One step of every environment; finished episodes are reset according to the autoreset mode.
 
         Args:
-            actions: `[N, *action]` as `Actor.env_actions` gives them, on any device.
+            actions: `[N, *action]` as `Actor.env_actions` returns them, on any device.
         """
         ...
 
     def trim(self, lengths: Any) -> None:
-        """Says how many env steps each episode under way has, `[N]`: older actions are not needed any more."""
+        """Sets the lengths `[N]` of the current episodes in env steps: older actions are no longer needed."""
         ...
 
     def state_dict(self, lengths: Tensor) -> dict[str, Any]:
-        """Where the environments stand, in plain types and tensors.
+        """The state of the environments, in plain types and tensors.
 
-        `lengths` `[N]` int64 are the env steps of the episodes under way.
+        `lengths` `[N]` int64 are the env steps of the current episodes.
         """
         ...
 
     def load_state_dict(self, state: dict[str, Any], obs: Tensor, returns: Tensor, lengths: Tensor) -> str:
-        """Puts environments that were just reset where they stood.
+        """Restores the state of environments that were just reset.
 
         Args:
-            state: what `state_dict` gave.
-            obs: `[N, *obs]` last observations of that time.
-            returns: `[N]` float64, of the episodes under way.
+            state: the result of `state_dict`.
+            obs: `[N, *obs]` last observations at that time.
+            returns: `[N]` float64, of the current episodes.
             lengths: `[N]` their env steps.
 
         Returns:
-            Nothing, or why that could not be done; then the environments have to be reset.
+            An empty string, or the reason for failure; then the environments must be reset.
         """
         ...
 
     @property
     def restarts(self) -> int:
-        """How many environments have been replaced since the start."""
+        """Number of environments replaced since the start."""
         ...
 
     def close(self) -> None:
-        """Ends the environments."""
+        """Closes the environments."""
         ...
 
 
 class ResettableEnvironments(Environments, Protocol):
-    """Environments with `can_reset_some`, whose episodes begin when they are told to."""
+    """Environments with `can_reset_some`, whose episodes start on request."""
 
     def step_and_wait(self, actions: Tensor) -> VectorStep[Any]:
-        """As `step`, but an environment whose episode has ended waits for `begin`."""
+        """Like `step`, but an environment whose episode has ended waits for `begin`."""
         ...
 
     def begin(self, which: Any, seeds: Sequence[int | None] | None = None) -> tuple[Any, Any | None]:
-        """Begins an episode where `which` `[N]` is True.
+        """Starts an episode where `which` `[N]` is True.
 
         Args:
             which: `[N]` bool.
-            seeds: one for each of the N environments; None goes on with the random numbers of before.
+            seeds: one for each of the N environments; None continues the random streams.
 
         Returns:
-            Observations `[N, *obs]` and action mask `[N, A]` of all environments; the mask only of those that begin.
+            Observations `[N, *obs]` of all environments, and the action mask `[N, A]`, which is only set for the new
+            episodes.
         """
         ...
 
 
 def capabilities_of(env: VectorEnv[Any, Any, Any]) -> Capabilities:
-    """What a Gymnasium vector environment says of itself; of one that says nothing, the least."""
+    """The declared capabilities of a Gymnasium vector environment; the minimum if it declares none."""
     return getattr(env, "capabilities", Capabilities())

@@ -1,4 +1,4 @@
-"""Environments that are filmed: what makes one draw, and the wrapper that writes what it draws as videos."""
+"""Rendering environments, and the wrapper that records videos."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pg_lightning.errors import UserError
 def require_pictures(
     who: str, env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[ClassPath], backend: Backend
 ) -> None:
-    """Finds out whether there will be pictures.
+    """Checks that videos can be recorded.
 
     Raises:
-        UserError: in the name of `who`, if moviepy is not installed or the environment gives none.
+        UserError: with the prefix `who`, if moviepy is not installed or the environment cannot render.
     """
     if importlib.util.find_spec("moviepy") is None:
         raise UserError(f'{who} needs moviepy; pip install "pg_lightning[video]"')
@@ -38,11 +38,11 @@ def require_pictures(
 
 
 def camera(folder: Path, name: str, **options: Any) -> ClassPath:
-    """The wrapper that films every episode, as `<name>-episode-K.mp4` in the folder."""
+    """The wrapper that records every episode as `<name>-episode-K.mp4` in the folder."""
     arguments = {"video_folder": str(folder), "name_prefix": name, "episode_trigger": lambda episode: True}
     return {"class_path": "gymnasium.wrappers.RecordVideo", "init_args": {**arguments, **options}}
 
 
 def rendering(env_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Arguments of an environment, with those that make it draw."""
+    """Arguments of an environment, with the render mode added."""
     return {**(env_kwargs or {}), "render_mode": "rgb_array"}

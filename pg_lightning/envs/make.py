@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
+import torch
 from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
 from pg_lightning.class_path import ClassPath, new_name, resolve
 from pg_lightning.envs.backends.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.envs.backends.serial import SerialVectorEnv
+from pg_lightning.envs.backends.tensor import TensorEnvironments
 from pg_lightning.envs.backends.vectorised import CAPABILITIES, MODES, REFUSALS, AutoresetName, make_vectorised
 from pg_lightning.envs.backends.workers import WorkerVectorEnv
 from pg_lightning.envs.contract import Capabilities, Environments
@@ -22,11 +24,11 @@ from pg_lightning.envs.replay import Replayable
 from pg_lightning.errors import UserError, cause_of, one_line
 from pg_lightning.spaces import FlattenedBox
 
-Backend = Literal["sync", "async", "vector", "envpool", "auto"]
+Backend = Literal["sync", "async", "vector", "envpool", "device", "auto"]
 
 
 class Order(NamedTuple):
-    """What `make_vector_env` was asked for; see there."""
+    """The arguments of `make_vector_env`."""
 
     env_id: str
     num_envs: int
@@ -36,12 +38,13 @@ class Order(NamedTuple):
     autoreset_mode: AutoresetName | None
     env_timeout: float
     max_env_restarts: int
+    device: torch.device | str
 
 
 _FLATTENED = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-# What an import asks for, and the extra that installs it.
+# Imported modules, and the extra that installs them.
 EXTRAS = {"ale_py": "atari", "cv2": "atari", "Box2D": "box2d", "minigrid": "minigrid", "mujoco": "mujoco"}
-# How ids begin that are known only once a module is imported.
+# Prefixes of ids that are registered only after an import.
 REGISTERED_BY = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Tuple or Dict of these"
 
@@ -58,14 +61,14 @@ def make_env(
         env_id: a Gymnasium id; `module:EnvId` imports the module that registers it first.
         env_kwargs: arguments of the environment.
         wrappers: class paths, or `{class_path, init_args}`, applied in this order.
-        backend: `envpool` for EnvPool's implementation, anything else for Gymnasium's.
+        backend: `envpool` for EnvPool's implementation, any other for Gymnasium's.
 
     Returns:
         The environment, with `Discrete`, `MultiDiscrete`, `MultiBinary`, `Tuple` and `Dict` observations flattened
-        (one-hot where they are categories); then its observation space is a `FlattenedBox`.
+        (categories one-hot); then its observation space is a `FlattenedBox`.
 
     Raises:
-        UserError: if the id, a wrapper, an argument or the observation space is of no use, naming which.
+        UserError: if the id, a wrapper, an argument or the observation space cannot be used, naming it.
     """
     if (make_one := BACKENDS[backend].make_one) is not None:
         _refuse_wrappers(wrappers, backend)
@@ -83,7 +86,7 @@ def make_env(
     if not _has_vector_form(env.observation_space):
         raise UserError(
             f"data.env_id: observation space {one_line(env.observation_space)} is not supported; "
-            f"supported are {SUPPORTED_OBSERVATIONS}{_without_the_rest(env.observation_space)}"
+            f"supported are {SUPPORTED_OBSERVATIONS}{_filter_wrapper(env.observation_space)}"
         )
     if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:
         original = env.observation_space
@@ -101,27 +104,32 @@ def make_vector_env(
     autoreset_mode: AutoresetName | None = None,
     env_timeout: float = 60.0,
     max_env_restarts: int = 100,
+    device: torch.device | str = "cpu",
 ) -> Any:
     """`num_envs` environments that step together.
 
     Args:
-        env_id: see `make_env`, as `env_kwargs` and `wrappers`.
-        num_envs: how many.
+        env_id: see `make_env`, also for `env_kwargs` and `wrappers`.
+        num_envs: number of environments.
         backend: `sync` steps them in this process, one after the other; `async` in one process each, through shared
-            memory; `vector` uses the environment's own vectorised implementation; `envpool` EnvPool's, where another
-            mode than its `next_step` has one pool for each environment, stepped one after the other.
-        autoreset_mode: when an ended episode restarts; by default within the step, or as the vectorised
-            implementation does it.
-        env_timeout: with `async`, the seconds after which an environment that gives no answer is replaced.
-        max_env_restarts: with `async`, how many are replaced before it raises.
+            memory; `vector` uses the environment's own vectorised implementation; `envpool` uses EnvPool's. For an
+            autoreset mode other than EnvPool's `next_step`, each environment gets its own pool, stepped one by one.
+            `device` steps classic control tasks as tensors on `device`.
+        autoreset_mode: when a finished episode is reset; by default within the step, or as in the vectorised
+            implementation.
+        env_timeout: with `async`, the seconds after which an environment that does not answer is replaced.
+        max_env_restarts: with `async`, the number of replacements after which the next failure raises.
+        device: of the tensors, for the back-end `device`.
 
     Returns:
-        A Gymnasium vector environment, or what fulfils `envs.contract.Environments` by itself.
+        A Gymnasium vector environment, or an object that implements `envs.contract.Environments`.
 
     Raises:
-        UserError: if they cannot be made so, naming the field.
+        UserError: if they cannot be made with these arguments, naming the field.
     """
-    order = Order(env_id, num_envs, env_kwargs, wrappers, backend, autoreset_mode, env_timeout, max_env_restarts)
+    order = Order(
+        env_id, num_envs, env_kwargs, wrappers, backend, autoreset_mode, env_timeout, max_env_restarts, device
+    )
     return BACKENDS[backend].make(order)
 
 
@@ -148,6 +156,13 @@ def _vectorised(order: Order) -> VectorEnv:
     return make_vectorised(order.env_id, order.num_envs, order.env_kwargs, order.autoreset_mode)
 
 
+def _on_device(order: Order) -> Environments:
+    _refuse_wrappers(order.wrappers, order.backend)
+    if order.autoreset_mode not in (None, "same_step"):
+        raise UserError(f"data.autoreset_mode: backend 'device' resets as same_step, not {order.autoreset_mode}")
+    return TensorEnvironments(order.env_id, order.num_envs, order.env_kwargs, order.device)
+
+
 def _pool(order: Order) -> VectorEnv:
     if order.autoreset_mode not in (None, "next_step"):
         return _serial(order)
@@ -157,15 +172,15 @@ def _pool(order: Order) -> VectorEnv:
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """What is known of a back-end before it has made an environment.
+    """Properties of a back-end that are known before it has made an environment.
 
     Attributes:
         make: makes the vector environment.
-        capabilities: of what it makes in the autoreset mode of its own choice.
-        evaluates_in: the back-end that plays evaluations of what this one trains in: single environments can be reset.
+        capabilities: in its default autoreset mode.
+        evaluates_in: the back-end for evaluations; it can reset single environments.
         alone: the back-end that steps the same environments in this process.
-        make_one: makes a single environment of another implementation than Gymnasium's; wrappers are refused.
-        renders: its environments give pictures.
+        make_one: makes a single environment if the implementation is not Gymnasium's; wrappers are refused.
+        renders: whether its environments can render.
     """
 
     make: Callable[[Order], VectorEnv | Environments]
@@ -177,19 +192,23 @@ class BackendSpec:
 
 
 SAME_STEP: Any = {"autoreset": "same_step", "can_reset_some": False}
-# The only place that knows back-ends by name. `auto` stands for one that is yet to be chosen.
+# The only place that uses back-end names. `auto` is replaced by the measured choice.
 BACKENDS: dict[Backend, BackendSpec] = {
     "sync": BackendSpec(_serial, replace(SerialVectorEnv.capabilities, **SAME_STEP)),
     "async": BackendSpec(_workers, replace(WorkerVectorEnv.capabilities, **SAME_STEP), evaluates_in="async"),
     "vector": BackendSpec(_vectorised, CAPABILITIES),
     "envpool": BackendSpec(_pool, PoolVectorEnv.capabilities, "envpool", "envpool", PoolEnv, renders=False),
+    "device": BackendSpec(_on_device, TensorEnvironments.capabilities),
     "auto": BackendSpec(_serial, Capabilities(seeds="per_env")),
 }
 
 
 def _refuse_wrappers(wrappers: Sequence[ClassPath], backend: Backend) -> None:
     if wrappers:
-        raise UserError(f"data.wrappers: backend {backend!r} runs vectorised code as it is, without wrappers")
+        raise UserError(
+            f"data.wrappers: backend {backend!r} runs the environment's own vectorised code, which takes no "
+            "wrappers; remove them"
+        )
 
 
 def _has_vector_form(space: Space) -> bool:
@@ -200,12 +219,12 @@ def _has_vector_form(space: Space) -> bool:
     return isinstance(space, (spaces.Box, *_FLATTENED))
 
 
-def _without_the_rest(space: Space) -> str:
-    """The wrapper that keeps those parts of a `Dict` that have a vector form, if there are any."""
+def _filter_wrapper(space: Space) -> str:
+    """The cure: a wrapper that keeps the entries of a `Dict` that can be flattened, if there are any."""
     parts = space.spaces.items() if isinstance(space, spaces.Dict) else ()
     keys = ", ".join(key for key, part in parts if _has_vector_form(part))
     wrapper = f"{{class_path: gymnasium.wrappers.FilterObservation, init_args: {{filter_keys: [{keys}]}}}}"
-    return f"; to do without the rest, data.wrappers [{wrapper}]" if keys else ""
+    return f"; to drop the other entries, use data.wrappers [{wrapper}]" if keys else ""
 
 
 def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:
@@ -215,11 +234,11 @@ def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:
     except REFUSALS as error:
         path = wrapper if isinstance(wrapper, str) else wrapper["class_path"]
         cure = _missing_extra(error) or cause_of(error)
-        raise UserError(f"data.wrappers: {path} refuses the environment: {cure}") from error
+        raise UserError(f"data.wrappers: {path} cannot wrap the environment: {cure}") from error
 
 
 def _missing_extra(error: BaseException | None) -> str:
-    """What to install, if an import of what an extra brings is at the bottom of the error."""
+    """The command that installs the missing package, if the error was caused by importing a package of an extra."""
     while error is not None:
         name = (getattr(error, "name", None) or "").partition(".")[0]
         if isinstance(error, ImportError) and name in EXTRAS:
@@ -229,6 +248,6 @@ def _missing_extra(error: BaseException | None) -> str:
 
 
 def _missing_import(env_id: str) -> str:
-    """What to call an environment whose module nobody has imported."""
+    """The cure for an id whose module was not imported."""
     module = next((module for start, module in REGISTERED_BY.items() if env_id.startswith(start)), None)
     return f"name it '{module}:{env_id}'" if module is not None and module not in sys.modules else ""

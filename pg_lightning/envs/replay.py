@@ -1,8 +1,8 @@
-"""Putting environments back where they were, in another process.
+"""Restores the state of environments in another process.
 
-An environment is where it is because of its random generator as it was before the last reset, and of the actions since.
-These are few and plain numbers, and they bring back what no `get_state` knows of: time limits, stacked frames, the
-contacts of a physics engine. Whether they did is seen from the observation and the return that they lead to.
+The state of an environment follows from the state of its random generator before the last reset and the actions since
+then. Both are small and plain data, and replaying them also restores what `get_state` functions miss: time limits,
+stacked frames, the contacts of a physics engine. The resulting observation and return are compared to verify it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from gymnasium import spaces
 from pg_lightning.envs.contract import capabilities_of
 from pg_lightning.processes import WorkerError
 
-MAX_REPLAY = 50_000  # steps of an episode, beyond which neither memory nor time is spent on bringing it back
+MAX_REPLAY = 50_000  # steps of an episode; longer episodes are not replayed, to limit memory and time
 
 _NUMBERS = (bool, int, float, str, type(None), np.ndarray, np.generic)
 
 
 class Replayable(gym.Wrapper[Any, Any, Any, Any]):
-    """Knows how its episode began, and can begin it again; outermost around an environment. Steps cost nothing more."""
+    """Records how its episode started, and can restart it; the outermost wrapper. It adds no cost per step."""
 
     record: dict[str, Any] | None = None
 
@@ -36,26 +36,26 @@ class Replayable(gym.Wrapper[Any, Any, Any, Any]):
         self._before: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the environment's, noting what the first observation will be drawn from."""
+        """Resets the environment, and records the random state from which the first observation is drawn."""
         self.step = self.env.step  # type: ignore[method-assign]
         self._seed, self._before = seed, None
         if seed is None:
             try:
                 self._before = self.env.np_random.bit_generator.state
-            except AttributeError:  # it draws from something else than Gymnasium has it
+            except AttributeError:  # its generator is not Gymnasium's
                 self._before = None
         return self.env.reset(seed=seed, options=options)
 
     def beginning(self) -> dict[str, Any]:
-        """What `replay` asks of a record but for the actions: `seed` or `before` of this episode, and `now`."""
+        """The record for `replay` except the actions: `seed` or `before` of this episode, and `now`."""
         return {"seed": self._seed, "before": self._before, "now": _generator_state(self.env)}
 
     def replay(self) -> tuple[Any, float] | str:
-        """Plays `record`: the `beginning` of that time, the `actions` `[k, *action]` since, and whether the episode had
-        `ended`, so that the next step begins another.
+        """Replays `record`: the saved `beginning`, the `actions` `[k, *action]` since then, and whether the episode had
+        `ended`, so that the next step starts another.
 
         Returns:
-            The last observation and the sum of the rewards, or why there are none.
+            The last observation and the sum of the rewards, or the reason for failure.
         """
         assert self.record is not None
         record, self.record = self.record, None
@@ -72,28 +72,28 @@ class Replayable(gym.Wrapper[Any, Any, Any, Any]):
             over = False
             for action in record["actions"].tolist() if discrete else record["actions"]:
                 if over:
-                    return "an episode ends earlier"
+                    return "an episode ends earlier in the replay"
                 obs, reward, terminated, truncated, _ = self.step(action)
-                total += float(np.float32(reward))  # what the collector adds up
+                total += float(np.float32(reward))  # in the precision of the collector
                 over = terminated or truncated
-            return "an episode ends earlier" if over else (obs, total)
-        except Exception as error:  # whatever an environment may do: it is not to be brought back
+            return "an episode ends earlier in the replay" if over else (obs, total)
+        except Exception as error:  # an environment may raise anything: then it cannot be restored
             return f"{type(error).__name__}: {error}"
 
     def _begin(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """The step after an end, where environments reset at the next step."""
+        """The step after the end of an episode, in next-step autoreset."""
         obs, info = self.reset()
         return obs, 0.0, False, False, info
 
 
 def save(env: Any, played: Sequence[np.ndarray], lengths: np.ndarray, ended: np.ndarray) -> dict[str, Any] | None:
-    """The state of a vector environment, in plain types and tensors; None where it is out of reach.
+    """The state of a vector environment, in plain types and tensors; None if it cannot be saved.
 
     Args:
         env: from `make_vector_env`.
-        played: the last actions `[N, *action]`, as many at least as the longest of the episodes under way has steps.
-        lengths: `[N]` steps of the episodes under way.
-        ended: `[N]` bool; the episode is over, and the next step begins another.
+        played: the last actions `[N, *action]`, at least as many as the longest current episode has steps.
+        lengths: `[N]` steps of the current episodes.
+        ended: `[N]` bool; the episode is over, and the next step starts another.
     """
     how = capabilities_of(env).can_save_state
     if how != "by_replay":
@@ -104,27 +104,27 @@ def save(env: Any, played: Sequence[np.ndarray], lengths: np.ndarray, ended: np.
     actions = torch.from_numpy(np.stack(played[len(played) - longest :])) if longest else None
     try:
         beginnings = list(env.call("beginning"))
-    except WorkerError:  # the next step replaces the environment that gave none
+    except WorkerError:  # the next step replaces the environment that did not answer
         return None
     return _plain({"beginnings": beginnings, "actions": actions, "ended": ended})
 
 
 def load(env: Any, state: dict[str, Any] | None, obs: np.ndarray, returns: np.ndarray, lengths: np.ndarray) -> str:
-    """Puts a vector environment, made as the other was, where that was when its state was saved.
+    """Restores the state of a vector environment that was made in the same way.
 
     Args:
         env: from `make_vector_env`, and reset.
-        state: what `save` gave.
-        obs: `[N, *obs]` last observations of that time.
-        returns: `[N]` of the episodes under way.
+        state: the result of `save`.
+        obs: `[N, *obs]` last observations at that time.
+        returns: `[N]` of the current episodes.
         lengths: `[N]` their steps.
 
     Returns:
-        Why that could not be done, or nothing; then the environment has to be reset.
+        An empty string, or the reason for failure; then the environment must be reset.
     """
     how = capabilities_of(env).can_save_state
     if state is None or how == "no" or (how == "by_replay") != ("beginnings" in state):
-        return "its state is out of reach"
+        return "this back-end cannot save its state"
     state = _arrays(state)
     if how == "by_copy":
         return _load_vectorised(env, state)
@@ -142,19 +142,19 @@ def load(env: Any, state: dict[str, Any] | None, obs: np.ndarray, returns: np.nd
             return replayed
         last, total = replayed
         if last is not None and not (np.array_equal(np.asarray(last, obs.dtype), obs[n]) and total == returns[n]):
-            return "the same actions lead elsewhere"
+            return "the same actions lead to another state"
     return ""
 
 
 def history(state: dict[str, Any] | None) -> list[np.ndarray]:
-    """The actions `[N, *action]` that a saved state holds, for the next that is saved."""
+    """The actions `[N, *action]` in a saved state, needed for the next save."""
     actions = None if state is None or "beginnings" not in state else state["actions"]
     return [] if actions is None else list(actions.numpy())
 
 
 def _save_vectorised(env: Any) -> dict[str, Any] | None:
-    """Vectorised code draws all its copies from one generator, so no episode of it can be replayed alone. Its numbers
-    and arrays are taken instead, and what a copy of it does next, to compare."""
+    """The state of vectorised code. It draws all its copies from one generator, so no single episode can be replayed.
+    Its numbers and arrays are saved instead, and the result of the next step of a copy, for verification."""
     numbers = {name: value for name, value in vars(env.unwrapped).items() if isinstance(value, _NUMBERS)}
     state = {"numbers": numbers, "generator": _generator_state(env.unwrapped)}
     try:
@@ -162,7 +162,7 @@ def _save_vectorised(env: Any) -> dict[str, Any] | None:
         space.seed(0)
         actions = space.sample()
         return _plain({**state, "actions": actions, "next": _next(env, actions)})
-    except Exception:  # whatever its code may do when it is copied
+    except Exception:  # copying its objects may raise anything
         return None
 
 
@@ -176,7 +176,7 @@ def _load_vectorised(env: Any, state: dict[str, Any]) -> str:
         same = all(np.array_equal(*pair) for pair in zip(came, state["next"], strict=True))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    return "" if same else "the same actions lead elsewhere"
+    return "" if same else "the same actions lead to another state"
 
 
 def _next(env: Any, actions: np.ndarray) -> list[np.ndarray]:
@@ -188,7 +188,7 @@ def _generator_state(env: Any) -> dict[str, Any] | None:
 
 
 def _plain(x: Any) -> Any:
-    """Arrays as tensors, NumPy's numbers as Python's: what `torch.load` reads with `weights_only`."""
+    """Arrays as tensors, NumPy scalars as Python numbers: types that `torch.load` reads with `weights_only`."""
     if isinstance(x, dict):
         return {key: _plain(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)):
@@ -199,7 +199,7 @@ def _plain(x: Any) -> Any:
 
 
 def _arrays(x: Any) -> Any:
-    """The reverse; copied, since environments write in place."""
+    """The inverse of `_plain`; copied, because environments write in place."""
     if isinstance(x, dict):
         return {key: _arrays(value) for key, value in x.items()}
     if isinstance(x, list):

@@ -1,4 +1,4 @@
-"""Seeds: one for each source of randomness, shared with no other."""
+"""Seeds: a separate one for each source of randomness."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def env_seed(seed: int, *key: int) -> int:
-    """A 31-bit seed that no other key of this run, and no key of another run, shares but by chance.
+    """A 31-bit seed that differs, except by chance, from the seeds of all other keys of this run and of other runs.
 
     Args:
         seed: of the run.
-        key: what the seed is for, for example (stream, rank, env index).
+        key: the purpose of the seed, for example (stream, rank, env index).
     """
     return int(np.random.SeedSequence(entropy=seed, spawn_key=key).generate_state(1)[0] >> 1)

@@ -98,9 +98,9 @@ class PolicyActor:
 
 
 class OtherPolicyActor(PolicyActor):
-    """Acts with a policy of which nothing but `Policy` is known.
+    """Acts with any other implementation of `Policy`.
 
-    What `PolicyActor` asks of the parts of an `ActorCritic` saves a call in every step of the environments.
+    `PolicyActor` accesses parts of an `ActorCritic` directly, which saves a call per environment step.
     """
 
     @property
@@ -128,6 +128,6 @@ class OtherPolicyActor(PolicyActor):
 
 
 def actor_of(policy: ActorCritic, progress: Progress) -> PolicyActor:
-    """What acts with a policy, an `ActorCritic` or another."""
+    """The actor for a policy, an `ActorCritic` or another implementation."""
     kind = PolicyActor if isinstance(policy, ActorCritic) else OtherPolicyActor
     return kind(policy, progress)

@@ -8,26 +8,29 @@ from collections.abc import Callable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor
 
 from pg_lightning.errors import UserError
+from pg_lightning.learning.compiled import CompiledStep, Loss, Stats
+from pg_lightning.learning.gradient import FlatGradient, Gradient
 from pg_lightning.rollout import Batch
 from pg_lightning.statistics import explained_variance
+from pg_lightning.torch_private import has_gradient_hooks
 
-Stats = dict[str, Tensor]
-Loss = Callable[[Batch], tuple[Tensor, Stats]]
 EXPLAINED = "train/explained_variance"
 HOOKS = ("on_before_backward", "backward", "on_after_backward")
 
 
 class Backward:
-    """Computes a loss and adds its gradient to the parameters.
+    """Computes a loss and its gradient.
 
     Args:
-        compiles: whether losses are compiled.
+        compiles: whether to compile: the loss, or loss and gradient together where nobody listens in between.
         micro_batch_size: rows of one backward pass, for networks whose activations do not fit; None for all at once.
+
+    Attributes:
+        compiled: what differentiates in one call, or None.
 
     Raises:
         UserError: if losses are to be compiled and there is no compiler.
@@ -38,47 +41,77 @@ class Backward:
             raise UserError("model.compile: there is no C++ compiler; install g++, or set it to false")
         self.compiles = compiles
         self.micro_batch_size = micro_batch_size
+        self.compiled: CompiledStep | None = None
         self._module: LightningModule | None = None
         self._is_watched = True
         self._losses: dict[Loss, Loss] = {}
 
-    def start(self, module: LightningModule) -> None:
+    def start(self, module: LightningModule, gradient: Gradient, max_grad_norm: float) -> None:
         """When training begins: `module` is what hooks and precision are those of."""
         self._module = module
         self._is_watched = are_watched(module, HOOKS)
         self._losses.clear()
+        self.compiled = None
+        is_pure = not self._is_watched and not any(has_gradient_hooks(x) for x in module.parameters())
+        if self.compiles and is_pure and isinstance(gradient, FlatGradient):
+            self.compiled = CompiledStep(module, gradient, max_grad_norm)
 
-    def __call__(self, loss_of: Loss, batch: Batch, is_refused: Callable[[Stats], bool] | None = None) -> Stats | None:
-        """The statistics of a loss, whose gradient is in the parameters then; None where they are refused.
+    def is_at_once(self, batch: Batch) -> bool:
+        """Whether one backward pass takes all rows."""
+        return self.micro_batch_size is None or len(batch) <= self.micro_batch_size
+
+    def __call__(
+        self, loss_of: Loss, gradient: Gradient, batch: Batch, is_refused: Callable[[Stats], bool] | None = None
+    ) -> Stats | None:
+        """The statistics of a loss; None where they are refused.
 
         Args:
             loss_of: maps a batch to a mean over its rows and the statistics to log of it.
+            gradient: becomes that of the loss.
             batch: the rows.
             is_refused: told the statistics over all rows; where it says so the gradient is not to be used.
         """
-        if self.compiles:
-            loss_of = self._compiled(loss_of)
-        if self.micro_batch_size is None or len(batch) <= self.micro_batch_size:
-            loss, stats = loss_of(batch)
+        gradient.zero()
+        if self.is_at_once(batch):
+            stats = self._add(loss_of, gradient, batch, is_refused=is_refused)
+        else:
+            stats = {}
+            for part in batch.parts(self.micro_batch_size or len(batch)):
+                share = len(part) / len(batch)
+                own = self._add(loss_of, gradient, part, share) or {}
+                stats = {name: stats.get(name, 0.0) + share * value.detach() for name, value in own.items()}
+            if EXPLAINED in stats:  # which is no mean over rows
+                stats[EXPLAINED] = explained_variance(batch.old_values, batch.returns)
+            if is_refused is not None and is_refused(stats):
+                stats = None
+        if stats is not None:
+            gradient.collect()
+        return stats
+
+    def _add(
+        self,
+        loss_of: Loss,
+        gradient: Gradient,
+        part: Batch,
+        share: float = 1.0,
+        is_refused: Callable[[Stats], bool] | None = None,
+    ) -> Stats | None:
+        """Adds the gradient of a loss times `share`, unless its statistics are refused."""
+        if self.compiled is not None:
+            vector, stats = self.compiled.differentiate(loss_of, part)
             if is_refused is not None and is_refused(stats):
                 return None
-            self._differentiate(loss)
+            self.compiled.gradient.add(vector if share == 1.0 else share * vector)
             return stats
-        sums: Stats = {}
-        for part in batch.parts(self.micro_batch_size):
-            share = len(part) / len(batch)
-            loss, stats = loss_of(part)
-            self._differentiate(loss * share)
-            sums = {name: sums.get(name, 0.0) + share * value.detach() for name, value in stats.items()}
-        if EXPLAINED in sums:  # which is no mean over rows
-            sums[EXPLAINED] = explained_variance(batch.old_values, batch.returns)
-        return None if is_refused is not None and is_refused(sums) else sums
-
-    def _differentiate(self, loss: Tensor) -> None:
+        loss, stats = (self._compiled(loss_of) if self.compiles else loss_of)(part)
+        if is_refused is not None and is_refused(stats):
+            return None
+        loss = loss if share == 1.0 else share * loss
         if self._is_watched and self._module is not None:
             self._module.manual_backward(loss)
         else:
             loss.backward()
+        return stats
 
     def _compiled(self, loss: Loss) -> Loss:
         if loss not in self._losses:
@@ -89,10 +122,10 @@ class Backward:
 def are_watched(module: LightningModule, hooks: tuple[str, ...]) -> bool:
     """Whether anyone implements these hooks: if not, Lightning would only ask every callback in vain.
 
-    Precision plugins and strategies other than the plain ones are taken to implement each.
+    Precision plugins that do more than convert, and strategies other than the plain ones, are taken to implement each.
     """
     trainer: Trainer = module.trainer
-    plain = type(trainer.precision_plugin) is Precision and isinstance(
+    plain = type(trainer.precision_plugin) in (Precision, DoublePrecision, HalfPrecision) and isinstance(
         trainer.strategy, (SingleDeviceStrategy, DDPStrategy)
     )
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from gymnasium import Space
 from pg_lightning.collectives import all_gather_object
 from pg_lightning.errors import UserError, one_line
 from pg_lightning.policies.description import described_policy
+from pg_lightning.policies.obs_groups import ObsGroups
 
 BY_ENV_STEPS = {"constant", "linear"}  # schedules without a state
 
@@ -73,10 +74,10 @@ def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: b
             f"model.lr_schedule: the checkpoint was trained with {before}, whose state is not that of {schedule}; "
             "give the one that it was trained with"
         )
-    if state.get("obs_groups", groups_of(module)) != groups_of(module):  # which may be of the same size
+    if state.get("obs_groups", groups_of(module)) != groups_of(module):  # also if their sizes are equal
         raise UserError(
-            f"model.obs_groups: the checkpoint was trained with {state['obs_groups']}, not {groups_of(module)}; give "
-            "those that it was trained with"
+            f"model.obs_groups: the checkpoint was trained with {state['obs_groups']}, not {groups_of(module)}; set "
+            "the groups that it was trained with"
         )
     theirs, ours = (
         {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -91,8 +92,8 @@ def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: b
     module.progress.load_state_dict(state)
 
 
-def groups_of(module: PolicyGradientModule) -> Any:
-    """The observation groups that actor and critic see, by name; None of a policy that knows none."""
+def groups_of(module: PolicyGradientModule) -> ObsGroups | None:
+    """The names of the observation groups of actor and critic; None for a policy without groups."""
     return getattr(module.network, "groups", None)
 
 

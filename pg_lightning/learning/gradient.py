@@ -53,6 +53,7 @@ class FlatGradient:
             module that is moved or converted afterwards has other parameters: make this anew.
 
     Attributes:
+        parameters: in the order of the vector.
         values: `[P]`, all parameters.
         grads: `[P]`, as of the last `collect`.
         groups: one parameter a group, a part of `values` with that part of `grads` as its gradient.
@@ -62,18 +63,18 @@ class FlatGradient:
     """
 
     def __init__(self, groups: Mapping[str, list[nn.Parameter]]) -> None:
-        self._parameters = [parameter for group in groups.values() for parameter in group]
-        if len(dtypes := {parameter.dtype for parameter in self._parameters}) > 1:
+        self.parameters = [parameter for group in groups.values() for parameter in group]
+        if len(dtypes := {parameter.dtype for parameter in self.parameters}) > 1:
             raise UserError(f"model.torso: all parameters must have one dtype, not {sorted(map(str, dtypes))}")
-        self.values = torch.cat([parameter.detach().flatten() for parameter in self._parameters])
+        self.values = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
         # The last entry is the weight of this rank, which travels with its gradient.
         self._message = self.values.new_zeros(len(self.values) + 1)
         self.grads = self._message[:-1]
-        numels = [parameter.numel() for parameter in self._parameters]
-        for parameter, part in zip(self._parameters, self.values.split(numels), strict=True):
-            parameter.data = part.view_as(parameter)
-        parts = zip(self._parameters, self.grads.split(numels), strict=True)
-        self._grads = [part.view_as(parameter) for parameter, part in parts]
+        self._vector: Tensor | None = None
+        self._shapes = [parameter.shape for parameter in self.parameters]
+        for parameter, part in zip(self.parameters, self.unflatten(self.values), strict=True):
+            parameter.data = part
+        self._grads = self.unflatten(self.grads)
         sizes = {name: sum(parameter.numel() for parameter in group) for name, group in groups.items() if group}
         self.groups = {
             name: [nn.Parameter(part)] for name, part in zip(sizes, self.values.split([*sizes.values()]), strict=True)
@@ -83,17 +84,30 @@ class FlatGradient:
 
     def zero(self) -> None:
         """Forgets the gradients of the parameters, so that the next backward pass need not add to them."""
-        for parameter in self._parameters:
+        self._vector = None
+        for parameter in self.parameters:
             parameter.grad = None
+
+    def unflatten(self, vector: Tensor) -> list[Tensor]:
+        """The parts of `[P]`, in the shape of each parameter; views."""
+        numels = [shape.numel() for shape in self._shapes]
+        return [part.view(shape) for part, shape in zip(vector.split(numels), self._shapes, strict=True)]
+
+    def add(self, vector: Tensor) -> None:
+        """Adds a gradient `[P]` that does not come from a backward pass."""
+        self._vector = vector if self._vector is None else self._vector + vector
 
     def collect(self) -> None:
         """Copies the gradients to `grads`; afterwards they are views of it."""
-        grads = [
-            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
-            for parameter in self._parameters
-        ]
-        torch.cat(grads, out=self.grads)
-        for parameter, part in zip(self._parameters, self._grads, strict=True):
+        if self._vector is not None:
+            self.grads.copy_(self._vector)
+        else:
+            grads = [
+                (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
+                for parameter in self.parameters
+            ]
+            torch.cat(grads, out=self.grads)
+        for parameter, part in zip(self.parameters, self._grads, strict=True):
             parameter.grad = part
 
     def average_(self, share: float, collectives: Collectives) -> None:

@@ -7,15 +7,17 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn, optim
 
 from pg_lightning.collectives import Alone, Collectives
-from pg_lightning.learning.backward import Backward, Loss, Stats, are_watched, loss_scaler
+from pg_lightning.learning.backward import Backward, are_watched, loss_scaler
+from pg_lightning.learning.compiled import CompiledStep, Loss, Stats
 from pg_lightning.learning.divergence import refuse_divergence
 from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterGradient
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
 from pg_lightning.learning.progress import Progress
-from pg_lightning.lightning_private import step_without_hooks
+from pg_lightning.lightning_private import count_step, step_without_hooks
 from pg_lightning.rollout import Batch
 
 STEP_HOOKS = ("on_before_optimizer_step",)
@@ -66,6 +68,7 @@ class Learner:
         self.rows = [0]
         self.steps: list[tuple[int, Stats]] = []
         self._step_is_watched = True
+        self._one_call: CompiledStep | None = None
 
     @property
     def compiles(self) -> bool:
@@ -86,9 +89,13 @@ class Learner:
         """When training begins."""
         self.module = module
         self.collectives = collectives
-        self.backward.start(module)
+        self.backward.start(module, self.gradient, self.max_grad_norm)
         self._step_is_watched = are_watched(module, STEP_HOOKS)
         self.rates.start()
+        # Where nothing comes between the backward pass and the optimizer: no other rank, no callback.
+        compiled, alone = self.backward.compiled, collectives.world_size == 1 and not self._step_is_watched
+        is_one_call = compiled is not None and alone and compiled.can_step(self.rates.optimizers)
+        self._one_call = compiled if is_one_call else None
 
     def begin(self, rows: list[int]) -> None:
         """When an update begins, from rollouts with so many valid rows on each rank."""
@@ -144,11 +151,16 @@ class Learner:
         def is_past(stats: Stats) -> bool:
             return bool(self.mean(stats[name], batch) > limit)
 
-        self.gradient.zero()
-        stats = self.backward(loss, batch, None if limit == math.inf else is_past)
-        if stats is None:
+        if self._one_call is not None and limit == math.inf and self.backward.is_at_once(batch):
+            stats = self._one_call.step(loss, self.rates.optimizers, batch)
+            for optimizer in _optimizers_of(self.module):
+                count_step(optimizer)
+            self.steps.append((len(batch), stats))
+            return True
+        taken = self.backward(loss, self.gradient, batch, None if limit == math.inf else is_past)
+        if taken is None:
             return False
-        stats = {name: value.detach() for name, value in stats.items()}  # else they would keep the graph
+        stats = {name: value.detach() for name, value in taken.items()}  # else they would keep the graph
         stats["train/grad_norm"] = self.descend(batch)
         self.steps.append((len(batch), stats))
         return True
@@ -180,7 +192,6 @@ class Learner:
 
     def clip(self, batch: Batch) -> Tensor:
         """The gradient of the rows of all ranks, scaled down to the norm that is allowed; returns its norm before."""
-        self.gradient.collect()
         if self.collectives.world_size > 1:
             self.gradient.average_(self._share(batch), self.collectives)
         norm = self.gradient.norm()
@@ -192,8 +203,7 @@ class Learner:
 
     def step_optimizers(self) -> None:
         """Steps along the gradient as it is."""
-        optimizers = self.module.optimizers()
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+        for optimizer in _optimizers_of(self.module):
             if self._step_is_watched:
                 optimizer.step()
             else:
@@ -210,3 +220,8 @@ class Learner:
 
     def _share(self, batch: Batch) -> float:
         return len(batch) / max(1, sum(self.rows))
+
+
+def _optimizers_of(module: LightningModule) -> list[LightningOptimizer]:
+    optimizers = module.optimizers()
+    return optimizers if isinstance(optimizers, list) else [optimizers]

@@ -59,7 +59,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         scale_rewards: divide rewards by the running standard deviation of the discounted return.
         compile: have `torch.compile` make one kernel or few of the loss and one of its gradient. It takes 10 to 25 s
             when training begins, which pays in runs of millions of steps: see docs/performance.md.
-        policy: the class path of a policy of your own, in place of `ActorCritic` and its options; see `make_policy`.
+        policy: the class path of your own policy, instead of `ActorCritic` and its options; see `make_policy`.
         **network: see `ActorCritic`.
 
     Attributes:
@@ -164,7 +164,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
     @property
     def wants_metrics(self) -> bool:
         """Whether a loss should compute what is only logged; one that is compiled always does, to be compiled once."""
-        return self._is_logged or self.learner.compiles
+        return self.learner.compiles or self._is_logged
 
     @property
     def env_steps(self) -> int:

@@ -168,6 +168,29 @@ class LearningRates:
                 group["lr"] = self.settings.rate(group["name"]) * factor
 
 
+def make_moments(optimizer: optim.Optimizer) -> None:
+    """Has an optimizer make the zero moments that it would make in its first step; it keeps those that it has.
+
+    By a step along no gradient at rate 0, which moves no weight.
+    """
+    if optimizer.state:
+        return
+    kept = [(group["lr"], [parameter.grad for parameter in group["params"]]) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for group, (lr, grads) in zip(optimizer.param_groups, kept, strict=True):
+        group["lr"] = lr
+        for parameter, grad in zip(group["params"], grads, strict=True):
+            parameter.grad = grad
+    for state in optimizer.state.values():
+        for moment in state.values():
+            if isinstance(moment, torch.Tensor):
+                moment.zero_()
+
+
 def _name(spec: ClassPath) -> str:
     return spec if isinstance(spec, str) else str(spec.get("class_path"))
 

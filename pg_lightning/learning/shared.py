@@ -15,7 +15,7 @@ from pg_lightning.collectives import Collectives
 from pg_lightning.errors import UserError
 from pg_lightning.learning.gradient import FlatGradient
 from pg_lightning.learning.learner import Learner
-from pg_lightning.learning.optimizers import OptimizerSettings
+from pg_lightning.learning.optimizers import OptimizerSettings, make_moments
 from pg_lightning.learning.progress import Progress
 from pg_lightning.policies import RunningMeanVar
 from pg_lightning.rollout import Batch
@@ -50,14 +50,12 @@ class SharedWeights:
         self.lock = multiprocessing.get_context("fork").Lock()
 
     def share_moments(self, optimizers: Sequence[optim.Optimizer]) -> None:
-        """Lays out the moments that optimizers will keep, by a step along no gradient."""
-        for weights in self.weights.values():
-            weights.grad = torch.zeros_like(weights)
+        """Has optimizers make the moments that they will keep, in shared memory."""
         for optimizer in optimizers:
-            optimizer.step()
+            make_moments(optimizer)
             for stepped, state in optimizer.state.items():
                 moments = {name: x for name, x in state.items() if isinstance(x, Tensor)}
-                self.moments[stepped] = {name: x.zero_().share_memory_() for name, x in moments.items()}
+                self.moments[stepped] = {name: x.share_memory_() for name, x in moments.items()}
 
     def use_moments(self, optimizer: optim.Optimizer, bring: bool) -> None:
         """Has an optimizer keep its moments in shared memory; those that it comes with are brought there or dropped."""

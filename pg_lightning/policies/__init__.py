@@ -1,4 +1,4 @@
-"""Policies: torsos, a memory, heads that turn features into action distributions, and running normalisers."""
+"""Policies: torsos, recurrent cells, heads that map features to action distributions, and running normalisers."""
 
 from pg_lightning.policies.actor_critic import ActorCritic
 from pg_lightning.policies.contract import Policy

@@ -82,16 +82,16 @@ def made_space(space: Space[Any] | Plain) -> Space[Any]:
 
 
 def described_policy(policy: nn.Module) -> Plain:
-    """The class of a policy and the `init_args` it was made with, as `{class_path, init_args}`.
+    """The class of a policy and the `init_args` it was created with, as `{class_path, init_args}`.
 
-    Of a module that does not know them, or where an argument is not plain, `{refused}` with a line that says why:
-    training goes on without a description.
+    For a module without `init_args`, or with an argument that is not plain, `{refused}` with the reason in one line:
+    training continues without a description.
     """
     known = getattr(policy, "init_args", None)
     if not isinstance(known, Mapping):
         return {
-            "refused": f"policy: a {type(policy).__name__} is not described by its checkpoint; an ActorCritic is, and "
-            "what model.policy names"
+            "refused": f"policy: a {type(policy).__name__} is not described by its checkpoint; only an "
+            "ActorCritic and a model.policy are"
         }
     try:
         arguments = {name: plain(f"model.{name}", value) for name, value in known.items()}
@@ -117,7 +117,7 @@ def made_policy(description: Plain) -> ActorCritic:
         refuse_other_than_modules("model.torso", resolve("model.torso", torso, TORSOS)[0])
     try:
         made = {name: made_space(arguments[name]) for name in ("observation_space", "action_space")}
-        # Policies from before there were groups saw everything.
+        # Before there were groups, a policy saw everything.
         seen = {"obs_groups": every_group(made["observation_space"])} if make is ActorCritic else {}
         policy: ActorCritic = make(**{**seen, **arguments, **made})
     except (TypeError, KeyError, AttributeError) as error:

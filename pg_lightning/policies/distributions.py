@@ -1,6 +1,6 @@
 """Distributions over actions: samples, log-probabilities, entropies and KL divergences.
 
-Lighter than `torch.distributions`: no validation, lazy. Results are float32 or better whatever the network's precision.
+Lighter than `torch.distributions`: no validation, lazy evaluation. Results are float32 or better in any precision.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Distribution(Protocol):
 
     @property
     def mode(self) -> Tensor:
-        """The actions `[B, *action]` of a policy that does not explore."""
+        """The deterministic actions `[B, *action]`."""
         ...
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -37,22 +37,22 @@ class Distribution(Protocol):
         ...
 
     def kl(self: D, other: D) -> Tensor:
-        """KL(self ‖ other) in nats `[B]`, of a distribution of the same class over the same actions; differentiable.
+        """KL(self ‖ other) in nats `[B]`, to a distribution of the same class over the same actions; differentiable.
 
-        Its second derivative by the parameters of `other`, where both are equal, is the Fisher information.
+        Its second derivative with respect to the parameters of `other`, at equality, is the Fisher information.
         """
         ...
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to float32, anything else as it is."""
+    """Converts half precision to float32; other dtypes are unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class Categorical:
     """One choice among n: π(a|s) = softmax(logits)_a, actions `[B]` int64, logits `[B, n]`.
 
-    A choice whose logit is the most negative number has probability 0 and adds 0 to the entropy.
+    A choice whose logit is the lowest float has probability 0 and adds 0 to the entropy.
     """
 
     def __init__(self, logits: Tensor) -> None:
@@ -73,7 +73,7 @@ class Categorical:
 
     @property
     def mode(self) -> Tensor:
-        """The likeliest choice `[B]`."""
+        """The most likely choice `[B]`."""
         return self.logits.argmax(-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -85,12 +85,12 @@ class Categorical:
         return -(self.log_probs.exp() * self.log_probs).sum(-1)
 
     def kl(self, other: Categorical) -> Tensor:
-        """Σ_a π(a) (log π(a) − log π'(a)) `[B]`; what both forbid adds 0, in the gradient too."""
+        """Σ_a π(a) (log π(a) − log π'(a)) `[B]`; choices masked in both add 0, also to the gradient."""
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)
 
 
 class MultiCategorical:
-    """D independent choices, actions `[B, D]` int64; logits `[B, D, n]`, padded with the most negative number."""
+    """D independent choices, actions `[B, D]` int64; logits `[B, D, n]`, padded with the lowest float."""
 
     def __init__(self, logits: Tensor) -> None:
         self.choices = Categorical(logits)
@@ -101,7 +101,7 @@ class MultiCategorical:
 
     @property
     def mode(self) -> Tensor:
-        """The likeliest of each choice `[B, D]`."""
+        """The most likely value of each choice `[B, D]`."""
         return self.choices.mode
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Bernoulli:
 
     @property
     def mode(self) -> Tensor:
-        """The likelier value of each bit `[B, D]`."""
+        """The more likely value of each bit `[B, D]`."""
         return (self.logits > 0).to(self.logits.dtype)
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Bernoulli:
 
     def kl(self, other: Bernoulli) -> Tensor:
         """Sum over bits of σ(l) (l − l') + softplus(l') − softplus(l) `[B]`."""
-        # Of the likelier value's complement, whose logit is negative: otherwise large softplus terms would cancel.
+        # Uses the complement of the more likely value, whose logit is negative; large softplus terms would cancel.
         likely = self.logits > 0
         own, theirs = (torch.where(likely, -x, x) for x in (self.logits, other.logits))
         return (own.sigmoid() * (own - theirs) + nn.functional.softplus(theirs) - nn.functional.softplus(own)).sum(-1)
@@ -195,7 +195,7 @@ def _log_tanh_slope(u: Tensor) -> Tensor:
 class SquashedGaussian:
     """Normals squashed into bounds, a = low + (high − low)(tanh u + 1)/2 (Haarnoja et al. 2018, appendix C).
 
-    The actions of the algorithm are the u before the squashing, `[B, D]`, so that nothing inverts tanh; densities and
+    The actions of the algorithm are the values u before squashing, `[B, D]`, so tanh is never inverted; densities and
     entropies are those of the environment's actions a.
 
     Args:
@@ -214,7 +214,7 @@ class SquashedGaussian:
 
     @property
     def mode(self) -> Tensor:
-        """The mean of u `[B, D]`. Squashed it is the median of a, not its mode: the convention of the field."""
+        """The mean of u `[B, D]`. Its squashed value is the median of a, not the mode: the convention of the field."""
         return self.normal.mean
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -224,9 +224,9 @@ class SquashedGaussian:
     def entropy(self) -> Tensor:
         """Differential entropy of a `[B]`: that of u plus E[log |da/du|], differentiable in μ and σ.
 
-        log(1 − tanh²u) = 2 log 2 − 2 E|u − t| with t logistic of scale 1/2. As a mixture of normals t makes u − t a
+        log(1 − tanh²u) = 2 log 2 − 2 E|u − t| with t logistic of scale 1/2. With t as a mixture of normals, u − t is a
         mixture of normals too, and E|·| of a normal has a closed form. The error is below 1e-7 per dimension, in the
-        value and in the gradients by μ and log σ, for every μ and σ.
+        value and in the gradients with respect to μ and log σ, for every μ and σ.
         """
         mean, variance = self.normal.mean.unsqueeze(-1), (2 * self.normal.log_std).exp().unsqueeze(-1)
         weights, precisions = mean.new_tensor((_LOGISTIC_WEIGHTS, _LOGISTIC_PRECISIONS))
@@ -237,7 +237,7 @@ class SquashedGaussian:
         return self.normal.entropy() + slope.sum(-1) + self.log_scale
 
     def kl(self, other: SquashedGaussian) -> Tensor:
-        """That of the normals `[B]`: both are squashed alike, and a bijection changes no divergence."""
+        """The KL of the normals `[B]`: both use the same squashing, and a bijection does not change the KL."""
         return self.normal.kl(other.normal)
 
 
@@ -248,7 +248,7 @@ def _log_beta(alpha: Tensor, beta: Tensor) -> Tensor:
 class Beta:
     """D independent beta distributions within bounds, a = low + (high − low) x (Chou et al. 2017).
 
-    The actions of the algorithm are the x, `[B, D]`, which float32 keeps away from 0 and 1; densities and entropies
+    The actions of the algorithm are x, `[B, D]`, which float32 keeps away from 0 and 1; densities and entropies
     are those of the environment's actions a. In float32 the gamma functions cancel to about 1e-6 (α + β) per
     dimension, as in `torch.distributions`.
 
@@ -288,7 +288,7 @@ class Beta:
 
     def kl(self, other: Beta) -> Tensor:
         """Sum over dimensions of log B' − log B + (α − α')ψ(α) + (β − β')ψ(β) + (α' − α + β' − β)ψ(α + β), `[B]`."""
-        # In float64: the gamma functions are much larger than their difference.
+        # In float64, because the gamma functions are much larger than their difference.
         alpha, beta, other_alpha, other_beta = (x.double() for x in (self.alpha, self.beta, other.alpha, other.beta))
         a, b, both = alpha - other_alpha, beta - other_beta, (alpha + beta).digamma()
         slopes = a * (alpha.digamma() - both) + b * (beta.digamma() - both)

@@ -1,4 +1,4 @@
-"""The policy of an algorithm: the built-in `ActorCritic`, or a class of the user's own."""
+"""Creates the policy of an algorithm: the built-in `ActorCritic`, or the user's own class."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def make_policy(
     """The policy that an algorithm improves.
 
     Args:
-        policy: None for an `ActorCritic`; or the class path of a module that is a `Policy`, which is made with
+        policy: None for an `ActorCritic`; or the class path of a module that implements `Policy` and is created with
             `observation_space`, `action_space` and its `init_args`.
         observation_space: of one environment, flattened.
         action_space: of one environment.
-        critic: whether an `ActorCritic` is to have one.
-        **network: options of `ActorCritic`, which another policy does not have.
+        critic: whether the `ActorCritic` has a critic.
+        **network: options of `ActorCritic`; another policy has none of them.
 
     Returns:
-        Where it is another class, algorithms use no more of it than `Policy` has.
+        The policy. If it is another class, algorithms use only the methods of `Policy`.
 
     Raises:
-        UserError: if it cannot be made, is no policy, or is given options of `ActorCritic`.
+        UserError: if it cannot be created, does not implement `Policy`, or options of `ActorCritic` are set as well.
     """
     if policy is None:
         return ActorCritic(observation_space, action_space, critic=critic, **network)
@@ -47,20 +47,20 @@ def make_policy(
         made = make(observation_space=observation_space, action_space=action_space, **arguments)
     except (TypeError, AttributeError) as error:
         raise UserError(
-            f"model.policy: cannot make {make.__name__}(observation_space, action_space, **init_args): "
+            f"model.policy: cannot create {make.__name__}(observation_space, action_space, **init_args): "
             f"{named_cause_of(error)}"
         ) from error
     require_policy("model.policy", made)
-    for normalizer in ("normalizer", "value_normalizer"):  # whose statistics an algorithm moves
+    for normalizer in ("normalizer", "value_normalizer"):  # an algorithm updates their statistics
         if not hasattr(made, normalizer):
             setattr(made, normalizer, None)
-    if make is not ActorCritic:  # which knows its own
+    if make is not ActorCritic:  # which stores its own
         made.init_args = {"observation_space": observation_space, "action_space": action_space, **arguments}
     return cast(ActorCritic, made)
 
 
-def refuse_other_than_modules(field: str, make: Any) -> None:
-    """Refuses what is not a class of torch modules, before it is called.
+def refuse_other_than_modules(field: str, make: object) -> None:
+    """Refuses anything but a class of torch modules, before it is called.
 
     Raises:
         UserError: naming the field.
@@ -72,13 +72,13 @@ def refuse_other_than_modules(field: str, make: Any) -> None:
 
 
 def require_policy(field: str, made: nn.Module) -> None:
-    """Refuses a module that is no `Policy`.
+    """Refuses a module that does not implement `Policy`.
 
     Raises:
-        UserError: naming the field and what is missing.
+        UserError: naming the field and the missing methods.
     """
     if missing := [name for name in vars(Policy) if not name.startswith("_") and not hasattr(made, name)]:
         raise UserError(
-            f"{field}: {type(made).__name__} has no {', '.join(missing)}; a policy has every method of "
+            f"{field}: {type(made).__name__} has no {', '.join(missing)}; a policy needs all methods of "
             "pg_lightning.policies.Policy"
         )

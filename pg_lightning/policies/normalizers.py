@@ -1,6 +1,6 @@
-"""Running statistics, kept as buffers of the module so that they are part of its checkpoint.
+"""Running statistics, stored as buffers of the module so that they are part of its checkpoint.
 
-They move once per rollout, never inside one: the policy that acted and the policy that learns see the same numbers.
+They are updated once per rollout, never inside one: acting and learning use the same numbers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pg_lightning.torch_private import ExactBuffers
 
 
 class RunningMeanVar(ExactBuffers):
-    """Mean and variance per dimension over all data seen, by Chan's parallel update, in float64.
+    """Mean and variance per dimension over all data so far, by Chan's parallel update, in float64.
 
-    Half precision does not convert it: bfloat16 cannot count beyond 256.
+    Half precision does not convert these buffers: bfloat16 cannot count beyond 256.
     """
 
     mean: Tensor
@@ -32,13 +32,13 @@ class RunningMeanVar(ExactBuffers):
 
     @torch.no_grad()
     def update(self, batch: Tensor) -> None:
-        """Takes in a batch `[B, *shape]`; an empty one changes nothing."""
+        """Adds a batch `[B, *shape]`; an empty batch changes nothing."""
         if len(batch):
             self.merge(*moments(batch))
 
     @torch.no_grad()
     def merge(self, n: int | Tensor, mean: Tensor, var: Tensor) -> None:
-        """Takes in data of which only number, mean `[*shape]` and (biased) variance `[*shape]` are known."""
+        """Adds data given by its number, mean `[*shape]` and (biased) variance `[*shape]`."""
         total = self.count + n
         delta = mean - self.mean
         m2 = self.var * self.count + var * n + delta.square() * self.count * n / total
@@ -48,17 +48,17 @@ class RunningMeanVar(ExactBuffers):
 
     @property
     def std(self) -> Tensor:
-        """`shape`; 1 where the data do not vary, since there is no scale to tell."""
+        """`shape`; 1 where the data does not vary."""
         varies = self.var > 1e-8 * self.mean.square()
         return torch.where(varies, (self.var + 1e-8).sqrt(), 1.0)
 
     def sums(self) -> Tensor:
-        """`[3, *shape]` number, sum and sum of squares of the data: what adds up over processes."""
+        """`[3, *shape]` number, sum and sum of squares of the data, which can be added over processes."""
         count = self.count.expand_as(self.mean)
         return torch.stack([count, count * self.mean, count * (self.var + self.mean.square())])
 
     def load_sums(self, sums: Tensor) -> None:
-        """Takes mean and variance from `sums`, unless they are of no data."""
+        """Sets mean and variance from `sums`, unless their number is 0."""
         count, total, squares = sums
         if count.max() > 0:
             self.count.copy_(count.max())
@@ -81,7 +81,7 @@ class ObservationNormalizer(nn.Module):
         return scaled.clamp(-self.clip, self.clip)
 
     def of_columns(self, columns: Sequence[slice]) -> ObservationNormalizer:
-        """A normaliser of some columns alone, of observations that are vectors."""
+        """A normaliser for some columns of vector observations."""
         statistics = self.statistics
         mean, var = (torch.cat([x[part] for part in columns]) for x in (statistics.mean, statistics.var))
         part = ObservationNormalizer(tuple(mean.shape), self.clip)
@@ -92,11 +92,11 @@ class ObservationNormalizer(nn.Module):
 class RewardScaler(nn.Module):
     """Divides rewards by the running standard deviation of the discounted return, clipped to ±`clip`.
 
-    The mean is not subtracted: that would change which policy is best. The scale of a rollout is fixed before its
+    The mean is not subtracted, because that would change the optimal policy. The scale of a rollout is fixed before its
     values are bootstrapped, so rewards and values are in the same unit.
 
     Attributes:
-        discounted_returns: `[N]` of the episodes under way; None before the first rollout.
+        discounted_returns: `[N]` of the current episodes; None before the first rollout.
     """
 
     def __init__(self, gamma: float, clip: float = 10.0) -> None:
@@ -107,12 +107,12 @@ class RewardScaler(nn.Module):
         self.discounted_returns: Tensor | None = None
 
     def restart(self) -> None:
-        """Forgets the running returns of episodes that will not go on; the statistics stay."""
+        """Resets the running returns of aborted episodes; the statistics stay."""
         self.discounted_returns = None
 
     @torch.no_grad()
     def follow(self, rewards: Tensor, done: Tensor, valid: Tensor) -> Tensor:
-        """R ← γ R + r through `[T, N]` rows, restarting at the end of each episode: `[B]`, for the statistics."""
+        """Updates R ← γ R + r over `[T, N]` rows, restarting at the end of each episode: `[B]`, for the statistics."""
         running = self.discounted_returns if self.discounted_returns is not None else torch.zeros_like(rewards[0])
         seen = []
         for reward, end, ok in zip(rewards, done, valid, strict=True):
@@ -123,14 +123,14 @@ class RewardScaler(nn.Module):
         return torch.stack(seen)[valid]
 
     def forward(self, rewards: Tensor) -> Tensor:
-        """Scaled rewards, in the shape given."""
+        """Scaled rewards, in the input shape."""
         return (rewards / self.statistics.std.to(rewards.dtype)).clamp(-self.clip, self.clip)
 
 
 class ValueNormalizer(nn.Module):
-    """The critic learns (G − μ) / σ instead of the target G; μ and σ are those of all targets seen.
+    """The critic learns (G − μ) / σ instead of the target G; μ and σ are those of all targets so far.
 
-    When they move, the output layer is rescaled so that no value changes: PopArt (van Hasselt et al. 2016, eq. 2).
+    When they change, the output layer is rescaled so that no value changes: PopArt (van Hasselt et al. 2016, eq. 2).
     """
 
     def __init__(self) -> None:
@@ -138,18 +138,18 @@ class ValueNormalizer(nn.Module):
         self.statistics = RunningMeanVar(())
 
     def forward(self, returns: Tensor) -> Tensor:
-        """Targets in the unit of the rewards to the critic's."""
+        """Converts targets from the unit of the rewards to that of the critic."""
         mean, std = self._mean_std()
         return (returns - mean.to(returns.dtype)) / std.to(returns.dtype)
 
     def restore(self, values: Tensor) -> Tensor:
-        """What the critic says, in the unit of the rewards."""
+        """Converts the critic's output to the unit of the rewards."""
         mean, std = self._mean_std()
         return values * std.to(values.dtype) + mean.to(values.dtype)
 
     @torch.no_grad()
     def update(self, returns: Moments, output: nn.Linear) -> None:
-        """Takes in targets in the unit of the rewards, and rescales the critic's output layer."""
+        """Adds targets in the unit of the rewards, and rescales the critic's output layer."""
         old_mean, old_std = self._mean_std()
         self.statistics.merge(*returns)
         mean, std = self._mean_std()
@@ -157,5 +157,5 @@ class ValueNormalizer(nn.Module):
         output.bias.copy_((old_std * output.bias + old_mean - mean) / std)
 
     def _mean_std(self) -> tuple[Tensor, Tensor]:
-        # Cloned: the statistics move in place.
+        # Cloned, because the statistics are updated in place.
         return self.statistics.mean.clone(), self.statistics.std

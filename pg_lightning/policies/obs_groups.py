@@ -1,8 +1,8 @@
-"""Observation groups: which entries of a `Dict` observation the actor sees, and which the critic.
+"""Observation groups: the entries of a `Dict` observation that the actor and the critic see.
 
-A critic is needed in training only, so it may see what no sensor of a robot measures: an asymmetric or privileged
-critic (Pinto et al. 2018, "Asymmetric Actor Critic for Image-Based Robot Learning"). Observations stay one vector; a
-torso is shown its columns of it.
+The critic is needed in training only, so it may use quantities that no sensor of a robot measures: an asymmetric or
+privileged critic (Pinto et al. 2018, "Asymmetric Actor Critic for Image-Based Robot Learning"). Observations stay one
+vector; each torso gets its columns of it.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from pg_lightning.errors import UserError
 from pg_lightning.policies.torsos import out_features
 from pg_lightning.spaces import FlattenedBox
 
-ObsGroups = dict[str, list[str]]  # names of groups by `actor` and `critic`
+ObsGroups = dict[str, list[str]]  # names of groups, under the keys `actor` and `critic`
 Columns = tuple[slice, ...]
 
-# What simulators call the groups of actor and critic: Isaac Lab, mjlab, MuJoCo Playground.
+# Names of the groups of actor and critic in simulators: Isaac Lab, mjlab, MuJoCo Playground.
 PAIRS = (("policy", "critic"), ("actor", "critic"), ("state", "privileged_state"))
 
 
 def groups_of(space: Space) -> dict[str, slice]:
-    """The columns of each group of an observation space, by name; none unless it is a flattened `Dict`."""
+    """The columns of each group of an observation space, by name; empty unless it is a flattened `Dict`."""
     return space.groups if isinstance(space, FlattenedBox) else {}
 
 
 def resolve_groups(space: Space, given: ObsGroups | None, has_critic: bool, shared_torso: bool) -> ObsGroups | None:
-    """The groups that the actor sees and, if there is one, the critic.
+    """The groups of the actor and, if there is one, of the critic.
 
     Args:
         space: of the observations.
-        given: `model.obs_groups`. Where it is None, the first of a known pair of names is the actor's and the second
-            the critic's if the `Dict` has these two entries alone; of any other `Dict` both see everything.
+        given: `model.obs_groups`. If it is None, the first of a known pair of names is the actor's and the second
+            the critic's, if the `Dict` has only these two entries; with any other `Dict` both see everything.
         has_critic: whether there is a critic.
-        shared_torso: whether it has the torso of the actor.
+        shared_torso: whether the critic shares the torso of the actor.
 
     Returns:
-        Names in the order of the vector; None where observations have no groups.
+        Names in the order of the vector; None if observations have no groups.
 
     Raises:
-        UserError: if `given` does not fit the space, if the names do not say what the actor may see, or if actor and
+        UserError: if `given` does not fit the space, if the names are ambiguous, or if actor and
             critic cannot share a torso.
     """
     known = [*groups_of(space)]
@@ -64,7 +64,7 @@ def resolve_groups(space: Space, given: ObsGroups | None, has_critic: bool, shar
 
 
 def every_group(space: Space) -> ObsGroups | None:
-    """Groups that let actor and critic see everything; None where observations have none."""
+    """Groups with which actor and critic see everything; None if observations have no groups."""
     known = [*groups_of(space)]
     return {"actor": known, "critic": known} if known else None
 
@@ -96,7 +96,7 @@ def _checked(given: ObsGroups, known: Sequence[str], roles: Sequence[str]) -> Ob
 
 
 def columns_of(space: Space, groups: ObsGroups | None, role: str) -> Columns | None:
-    """What the actor or the critic sees of the vector, neighbouring groups as one; None where that is all of it.
+    """The columns of the vector for the actor or the critic, adjacent groups merged; None for the whole vector.
 
     Args:
         space: of the observations.
@@ -116,7 +116,7 @@ def columns_of(space: Space, groups: ObsGroups | None, role: str) -> Columns | N
 
 
 def seen_space(space: Space, groups: ObsGroups | None, role: str) -> Space:
-    """The space of what actor or critic see, before it is flattened; see `columns_of`."""
+    """The space of the actor's or the critic's observations, before it is flattened; see `columns_of`."""
     original = space.original if isinstance(space, FlattenedBox) else space
     if groups is None or not isinstance(original, spaces.Dict):
         return original
@@ -124,12 +124,12 @@ def seen_space(space: Space, groups: ObsGroups | None, role: str) -> Space:
 
 
 def group_torso(space: spaces.Box, columns: Columns | None, make: Callable[[spaces.Box], nn.Module]) -> nn.Module:
-    """A torso for some columns of the observations of a space, or as it is for all of them.
+    """A torso for some columns of the observations, or, for all columns, the torso itself.
 
     Args:
         space: of the whole vector.
-        columns: that the torso is shown.
-        make: makes it for the `Box` of what it is shown.
+        columns: the input of the torso.
+        make: makes the torso for the `Box` of its input.
     """
     if columns is None:
         return make(space)
@@ -138,11 +138,11 @@ def group_torso(space: spaces.Box, columns: Columns | None, make: Callable[[spac
 
 
 class GroupTorso(nn.Module):
-    """A torso that is shown some columns of the observation vector.
+    """A torso whose input is some columns of the observation vector.
 
     Args:
         torso: for `[B, C]`.
-        columns: C in all, in the order in which the torso is shown them.
+        columns: C in total, in the order of the torso's input.
     """
 
     def __init__(self, torso: nn.Module, columns: Columns) -> None:
@@ -157,6 +157,6 @@ class GroupTorso(nn.Module):
         return features
 
     def select(self, obs: Tensor) -> Tensor:
-        """What the torso is shown of observations `[B, D]`: `[B, C]`."""
+        """The torso's input `[B, C]` from observations `[B, D]`."""
         parts = [obs[:, part] for part in self.columns]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

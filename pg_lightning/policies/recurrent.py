@@ -1,4 +1,4 @@
-"""A memory between torso and heads: an LSTM or a GRU, one step at a time or unrolled over a rollout."""
+"""The recurrent cell between torso and heads: an LSTM or a GRU, one step at a time or unrolled over a rollout."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MemoryKind = Literal["lstm", "gru"]
 
 
 class Memory(nn.Module):
-    """An LSTM or a GRU; its state `[N, S]` is the output and, of an LSTM, the cell (S twice the size).
+    """An LSTM or a GRU; its state `[N, S]` is the output and, for an LSTM, also the cell (S twice the size).
 
     Weights are orthogonal, biases zero.
 
     Args:
         kind: `lstm` (Hochreiter & Schmidhuber 1997) or `gru` (Cho et al. 2014).
-        in_features: width F of what comes in.
+        in_features: width F of the input.
         size: width H of the output.
     """
 
@@ -39,12 +39,12 @@ class Memory(nn.Module):
         return out, torch.cat([out, cell], -1)
 
     def unroll(self, features: Tensor, state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """All rows, one after the other; gradients flow back through them, but not beyond the first.
+        """All rows, in sequence; gradients flow back through them, but not beyond the first.
 
         Args:
             features: `[T, N, F]`.
             state: `[N, S]` before the first row.
-            starts: `[T, N]` bool; the state is cleared before these rows.
+            starts: `[T, N]` bool; the state is reset before these rows.
 
         Returns:
             Outputs `[T, N, H]` and the states `[T, N, S]` after each row.

@@ -1,5 +1,6 @@
-"""Processes of a run: forked workers, which end with the process that forked them, and the signals that end a run."""
+"""Processes of a run: forked workers, which end with their parent, and the signals that end a run."""
 
+from pg_lightning.processes.children import watch_children
 from pg_lightning.processes.forked import (
     LIVENESS_POLL_S,
     SHUTDOWN_GRACE_S,
@@ -26,4 +27,5 @@ __all__ = [
     "left_to_parent",
     "require_fork",
     "signals_held",
+    "watch_children",
 ]

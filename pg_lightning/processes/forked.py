@@ -1,4 +1,4 @@
-"""The life cycle of a forked worker: its start, its messages, its end, and the cause of its death."""
+"""The life cycle of a forked worker: start, messages, end, and the cause of its death."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ import torch
 from pg_lightning.errors import UserError
 from pg_lightning.processes.signals import SIGNALS
 
-SHUTDOWN_GRACE_S = 3.0  # that a process has to end by itself; then it is killed
-LIVENESS_POLL_S = 0.2  # between two looks at whether a process lives, where its pipe and its sentinel may stay open
+SHUTDOWN_GRACE_S = 3.0  # for a process to end by itself before it is killed
+LIVENESS_POLL_S = 0.2  # between two checks that a process lives, because its pipe and its sentinel may stay open
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class WorkerError(RuntimeError):
-    """A forked process died, or raised what is not the user's mistake. The message names it and the cause."""
+    """A forked process died, or raised an exception that is not a user error. The message names it and the cause."""
 
 
 def require_fork(what: str, cure: str) -> None:
-    """To be called before anything is forked.
+    """Checks that the system can fork; call it before anything is forked.
 
     Args:
-        what: the option that asks for it, and "forks …", as the beginning of the message.
-        cure: what to set instead.
+        what: the option that needs it, and "forks …", as the beginning of the message.
+        cure: the setting to use instead.
 
     Raises:
         UserError: if the system cannot fork.
     """
     if "fork" not in multiprocessing.get_all_start_methods():
-        raise UserError(f"{what}, which this system cannot; {cure}")
+        raise UserError(f"{what}, which this system does not support; {cure}")
 
 
 def die_with(parent: int) -> None:
-    """Has the kernel kill this process when its parent dies, even by SIGKILL. Linux only.
+    """Makes the kernel kill this process when its parent dies, even by SIGKILL. Linux only.
 
     Args:
-        parent: its process id. If it is dead already, this process exits.
+        parent: its process id. If it is already dead, this process exits.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -57,7 +57,7 @@ def die_with(parent: int) -> None:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """The signals that end a run take effect afterwards."""
+    """Delays the signals that end a run until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -66,37 +66,37 @@ def signals_held() -> Iterator[None]:
 
 
 def cause_of_death(exitcode: int | None) -> str:
-    """What became of a process that ended too early, as the predicate of a sentence."""
+    """The cause of a premature end of a process, as the predicate of a sentence."""
     if exitcode is not None and exitcode < 0:
         return f"was killed by {signal.Signals(-exitcode).name}"
     return f"exited with code {exitcode} before training ended"
 
 
 def left_to_parent(*_: Any) -> None:
-    """A signal handler: the signal may have gone to the whole process group, and the parent decides what it means.
+    """A signal handler that does nothing: the parent handles signals that go to the whole process group.
 
-    Not SIG_IGN, which programs that the worker starts would inherit.
+    SIG_IGN would be inherited by programs that the worker starts.
     """
 
 
 class ForkedWorker:
     """A forked process with a pipe to it.
 
-    It is forked while signals are held and hears them once its own handlers are set. It has one thread for torch:
-    OpenMP's threads do not survive a fork, and operations that count on them can hang. It dies with its parent.
+    It is forked while signals are held, and receives them after its own handlers are set. torch has one thread in it:
+    OpenMP's threads do not survive a fork, and operations that rely on them can hang. It dies with its parent.
 
-    An exception of `work` travels through the pipe as the last message; `receive` raises it here.
+    An exception of `work` is sent through the pipe as the last message; `receive` raises it here.
 
     Args:
-        work: all that the process does, `work(pipe, at_exit)`. `at_exit` takes what is to be closed after the last
+        work: the main function of the process, `work(pipe, at_exit)`. `at_exit` takes resources to close after the last
             message has been sent.
-        name: what messages call it; they go on with the cause of its death.
-        handlers: of signals, in the process. Others are as in the parent.
-        farewell: what asks it to end: a message, or a signal.
-        duplex: whether the process can be sent messages.
-        leads_group: it leads a process group of its own, and what it started is killed with it. Linux only.
-        relays: exceptions that are raised here as they are; any other becomes a `WorkerError` with its traceback.
-        siblings: workers that the parent has already, whose pipes the process must not hold open.
+        name: the subject of messages, which continue with the cause of its death.
+        handlers: signal handlers in the process. Other signals have the parent's handlers.
+        farewell: how it is asked to end: a message, or a signal.
+        duplex: whether messages can be sent to the process.
+        leads_group: whether it leads its own process group, so that its child processes are killed with it. Linux only.
+        relays: exceptions that are raised here unchanged; others become a `WorkerError` with their traceback.
+        siblings: existing workers of the parent, whose pipes the process must not keep open.
 
     Attributes:
         pipe: the parent's end.
@@ -124,7 +124,7 @@ class ForkedWorker:
         self.pipe, theirs = context.Pipe(duplex)
         ours = [self.pipe, *(sibling.pipe for sibling in siblings)]
         self._process = context.Process(target=self._live, args=(work, os.getpid(), theirs, ours), name=name)
-        with signals_held():  # the process must not hear them before it has its own handlers
+        with signals_held():  # the process must not receive them before its own handlers are set
             self._process.start()
         theirs.close()
         assert self._process.pid is not None
@@ -132,23 +132,23 @@ class ForkedWorker:
 
     @property
     def exitcode(self) -> int | None:
-        """Its exit status, minus the signal that killed it, or None while it has not been waited for."""
+        """Its exit status, or minus the signal that killed it; None until it has been waited for."""
         return self._process.exitcode
 
     def is_ready(self, timeout_s: float = 0.0) -> bool:
-        """Whether `receive` need not wait: a message has come or the process has ended, if not now, then in time."""
+        """Whether `receive` returns at once, now or within `timeout_s`: a message has come or the process has ended."""
         return self.pipe.poll(timeout_s) or self.has_ended()
 
     def receive(self) -> Any:
-        """The next message, when it comes.
+        """Waits for the next message.
 
         Raises:
             WorkerError: if the process died; names the cause.
-            Exception: what `work` raised, see the class.
+            Exception: any exception of `work`, see the class.
         """
         try:
             while not self.pipe.poll(LIVENESS_POLL_S):
-                # What the process started may keep the pipe open. Once it has ended its last words are in the pipe.
+                # Child processes may keep the pipe open. The last messages of an ended process are in the pipe.
                 if self.has_ended() and not self.pipe.poll():
                     raise EOFError
             message = self.pipe.recv()
@@ -159,21 +159,21 @@ class ForkedWorker:
         return message
 
     def has_ended(self) -> bool:
-        """Whether it has ended. Does not wait for it in the sense of POSIX: until then its id is nobody else's."""
+        """Whether it has ended. Does not reap the process: until then its process id is not reused."""
         if sys.platform != "linux":
             return not self._process.is_alive()
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:  # it has been waited for
+        except ChildProcessError:  # it has been reaped
             return True
 
     def cause_of_death(self) -> str:
-        """Why it ended, as the predicate of a sentence; gives it a little time if its pipe has ended before it."""
+        """The cause of its end, as the predicate of a sentence; waits briefly if its pipe was closed before its end."""
         self._reap()
         return cause_of_death(self._process.exitcode)
 
     def send_signal(self, signum: int) -> None:
-        """Passes a signal on, if it is still there."""
+        """Sends a signal if the process still exists."""
         if not self.has_ended():
             os.kill(self.pid, signum)
 
@@ -186,9 +186,9 @@ class ForkedWorker:
                 self.pipe.send(self._farewell)
 
     def wait_until(self, deadline: float) -> None:
-        """Waits for its end, to a time of `time.monotonic` at most.
+        """Waits for its end, at most until `deadline` of `time.monotonic`.
 
-        Reads what the process still sends, and be it half a message, so that it can end its sending.
+        Reads everything that the process still sends, even incomplete messages, so that it can finish sending.
         """
         sources: list[Any] = [self.pipe, self._process.sentinel]
         while not self.has_ended() and (left := deadline - time.monotonic()) > 0:
@@ -199,24 +199,24 @@ class ForkedWorker:
                 sources.remove(self.pipe)
 
     def kill(self) -> None:
-        """Ends the process at once, and with it what it has started if it leads a group."""
+        """Ends the process at once; if it leads a group, also its child processes."""
         if self._leads_group:
             with suppress(ChildProcessError, ProcessLookupError):
-                # Until the process has been waited for, its id is nobody else's.
+                # Until the process is reaped, its process id is not reused.
                 os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 os.killpg(self.pid, signal.SIGKILL)
         self._process.kill()
         self._reap()
 
     def _reap(self) -> None:
-        if not self.has_ended():  # `join` waits for the sentinel, which what the process started may keep open
+        if not self.has_ended():  # `join` waits for the sentinel, which child processes may keep open
             self._process.join(SHUTDOWN_GRACE_S)
-        self._process.is_alive()  # waits for it in the sense of POSIX, if it has ended
+        self._process.is_alive()  # reaps it, if it has ended
 
     def _live(
         self, work: Callable[[Connection, ExitStack], None], parent: int, pipe: Connection, ours: list[Connection]
     ) -> None:
-        """All of the process's life."""
+        """The main function of the process."""
         if self._leads_group:
             os.setpgid(0, 0)
         die_with(parent)
@@ -237,7 +237,7 @@ class ForkedWorker:
 
 
 def end_all(workers: Sequence[ForkedWorker]) -> None:
-    """Asks the workers to end, gives all together `SHUTDOWN_GRACE_S`, and kills those that have not; closes the pipes.
+    """Asks the workers to end, waits `SHUTDOWN_GRACE_S` in total, and kills the remaining ones; closes the pipes.
 
     Signals take effect afterwards: a second Ctrl-C waits until no process is left.
     """
@@ -253,20 +253,20 @@ def end_all(workers: Sequence[ForkedWorker]) -> None:
 
 
 def ended_with(owner: object, workers: list[ForkedWorker]) -> Finalize:
-    """Has the workers end with an object, or with the interpreter, which would wait for them; once, whichever is first.
+    """Ends the workers with an object or with the interpreter (which would wait for them), whichever is first.
 
     Args:
-        owner: the object; nothing that a worker keeps may refer to it.
-        workers: those that are in the list then.
+        owner: the object; a worker must not keep a reference to it.
+        workers: the list of workers, read at the end.
 
     Returns:
-        What to call for ending them now.
+        A function that ends them now.
     """
     return Finalize(owner, end_all, (workers,), exitpriority=1)
 
 
 def _read(pipe: Connection) -> bytes:
-    """Some bytes; none at its end."""
+    """Reads some bytes; none at the end of the pipe."""
     with suppress(OSError):
         return os.read(pipe.fileno(), 1 << 16)
     return b""

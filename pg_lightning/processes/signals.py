@@ -1,8 +1,8 @@
 """Signals that end a run: Ctrl-C (SIGINT), SIGTERM, and SIGUSR1, with which SLURM asks a job to requeue itself.
 
-A handler saves nothing and waits for nobody. It notes the signal, and raises only where nothing is lost by it: outside
-of training, and inside `unless_stopped`, where rollouts and evaluations are played. A rollout and the update after it
-run to their end, if that is soon: from there a run can resume as if it had never stopped.
+A handler saves nothing and does not wait. It records the signal, and raises only where no state is lost: outside
+of training, and inside `unless_stopped`, where rollouts and evaluations are collected. A rollout and the update after
+it are completed if that is fast enough: then a resumed run is equal to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from typing import Any, TypeVar
 
 from pg_lightning.collectives import all_reduce_max
 
-# The exit status after each: what a shell reports of a process that the signal ended, and for SIGUSR1 "temporary
+# The exit status for each signal: as a shell reports a process that the signal ended; for SIGUSR1 "temporary
 # failure, try again" (EX_TEMPFAIL of sysexits.h).
 EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
 SIGNALS = tuple(EXIT_STATUS)
-BOUNDARY_PATIENCE_S = 1.5  # that a rollout and its update have to reach the rollout boundary
-TIDY_UP_LIMIT_S = 10.0  # that tidying up may take: an environment may hang
+BOUNDARY_PATIENCE_S = 1.5  # for a rollout and its update to reach the rollout boundary
+CLEAN_UP_LIMIT_S = 10.0  # for the clean-up: an environment may hang
 
-LATE_OFFSET = 1000  # added to a signal's number by a rank that has no time left to learn from its rollout
+LATE_OFFSET = 1000  # added to the signal number in the all-reduce: stop before the update
 
 T = TypeVar("T")
 
 
 class Stopped(SystemExit):
-    """A signal ends the run, with the exit status that belongs to it.
+    """A signal ends the run, with its exit status.
 
     Attributes:
         signum: the signal.
-        consistent: raised between two rollouts, on every rank: weights, optimizer and counters belong together.
+        consistent: raised between two rollouts, on every rank: weights, optimizer and counters are consistent.
     """
 
     def __init__(self, signum: int, consistent: bool = False) -> None:
@@ -52,46 +52,46 @@ class Stopped(SystemExit):
         return f"stopped by {self.signum.name}"
 
 
-class _Cut(BaseException):
-    """What is being played is given up."""
+class _Aborted(BaseException):
+    """Aborts the current rollout or evaluation."""
 
 
 class Phase(Enum):
-    """Where the run is, and so what a signal does."""
+    """The phase of the run, which determines the effect of a signal."""
 
-    OPEN = auto()  # outside of training: it raises `Stopped`
-    HELD = auto()  # between two calls of `unless_stopped`: it waits for the rollout boundary, while there is patience
-    PLAYS_ON = auto()  # what is played comes to its end, while there is patience; then it is given up
-    GIVES_UP = auto()  # what is played is given up at once
-    ENDING = auto()  # `Stopped` has been raised: it does nothing
+    OPEN = auto()  # outside of training: a signal raises `Stopped`
+    HELD = auto()  # between two calls of `unless_stopped`: a signal waits for the rollout boundary, up to the patience
+    COMPLETING = auto()  # the rollout is completed within the patience, and aborted after it
+    ABORTING = auto()  # the rollout or evaluation is aborted at once
+    ENDING = auto()  # `Stopped` has been raised: further signals do nothing
 
 
 @dataclass
 class _Listener:
-    """What has come, and what may be done about it. One for each process: signals are the process's."""
+    """The received signal, and the state of its handling. One per process, because signals belong to a process."""
 
-    pid: int = 0  # of the process that listens; one that is forked inherits a listener that is not its own
-    before: dict[int, Any] = field(default_factory=dict)  # the handlers that there were
+    pid: int = 0  # of the process that listens; a forked process inherits the listener of its parent
+    before: dict[int, Any] = field(default_factory=dict)  # the previous handlers
     received: int = 0  # the first signal
-    since: float = 0.0  # when it came, by `time.monotonic`
+    since: float = 0.0  # when it arrived, by `time.monotonic`
     phase: Phase = Phase.OPEN
-    patience: float | None = None  # seconds until a signal that is held raises; None for never
-    is_overdue: bool = False  # the next signal is the timer's, which says that patience is over
-    launcher: Any = None  # what has started further processes of the run
-    timer: threading.Timer | None = None  # of patience, then of the limit on tidying up
+    patience: float | None = None  # seconds until a held signal raises; None for never
+    is_overdue: bool = False  # the next signal comes from the timer and means that the patience is over
+    launcher: Any = None  # the launcher of further processes of the run
+    timer: threading.Timer | None = None  # for the patience, then for the limit of the clean-up
 
     @property
     def age(self) -> float:
-        """Seconds since the signal came."""
+        """Seconds since the signal arrived."""
         return time.monotonic() - self.since
 
     def end(self, signum: int, consistent: bool = False) -> Stopped:
-        """Later signals do nothing; returns what is to be raised."""
+        """Disables later signals; returns the exception to raise."""
         self.received, self.phase = signum, Phase.ENDING
         return Stopped(signum, consistent)
 
     def set_timer(self, timer: threading.Timer | None) -> None:
-        """Starts a timer in place of the one before."""
+        """Starts a timer instead of the previous one."""
         if self.timer is not None:
             self.timer.cancel()
         self.timer = timer
@@ -104,9 +104,9 @@ _listener = _Listener()
 
 
 def listen() -> bool:
-    """Handles the signals from now on; returns False if that is so already, or cannot be in this thread.
+    """Handles the signals from now on; returns False if they are already handled, or cannot be in this thread.
 
-    A signal that the process was started to ignore, as a shell does with Ctrl-C for what runs in the background, stays
+    A signal that is ignored at the start of the process, as a shell sets Ctrl-C for background jobs, stays
     ignored.
     """
     global _listener
@@ -121,7 +121,7 @@ def listen() -> bool:
 
 
 def forget() -> None:
-    """Gives the signals back to whom they belonged before `listen`."""
+    """Restores the handlers from before `listen`."""
     global _listener
     listener, _listener = _listener, _Listener()
     listener.set_timer(None)
@@ -130,22 +130,22 @@ def forget() -> None:
 
 
 def launches(launcher: Any) -> None:
-    """Names who starts further processes of the run: what it starts hears the signals too, and ends with this one."""
+    """Registers the launcher whose child processes receive forwarded signals, and end with this process."""
     _listener.launcher = launcher
 
 
 def hold(patience: float | None = BOUNDARY_PATIENCE_S) -> None:
-    """From now on signals are noted, and heeded by `raise_if_stopped`.
+    """From now on signals are recorded, and handled by `raise_if_stopped`.
 
     Args:
-        patience: seconds until a signal that has not been heeded raises wherever that may be; None for never.
+        patience: seconds until an unhandled signal raises at any point; None for never.
     """
     _listener.phase, _listener.patience = Phase.HELD, patience
 
 
 def are_held() -> bool:
     """Whether signals wait for a rollout boundary."""
-    return _listener.phase in (Phase.HELD, Phase.PLAYS_ON, Phase.GIVES_UP)
+    return _listener.phase in (Phase.HELD, Phase.COMPLETING, Phase.ABORTING)
 
 
 def release() -> None:
@@ -156,37 +156,37 @@ def release() -> None:
 
 
 def unless_stopped(function: Callable[..., T], *args: Any, patience: float = 0.0) -> T | None:
-    """What the function returns, or None if a signal comes before that; outside of `hold` a signal raises as ever.
+    """The result of the function, or None if a signal comes before; outside of `hold` a signal raises as usual.
 
-    For what may be given up anywhere: it must change nothing that is saved.
+    For functions that may be aborted anywhere: they must not change any saved state.
 
     Args:
-        function: what is played.
+        function: collects a rollout or an evaluation.
         *args: its arguments.
-        patience: 0 to give it up at once; else how old the signal may be when it begins, and up to
-            `BOUNDARY_PATIENCE_S` seconds later it is given up.
+        patience: 0 to abort at once; else the maximum age of a signal at the start, and the function is aborted
+            `BOUNDARY_PATIENCE_S` seconds after the signal.
     """
     listener, before = _listener, _listener.phase
     if before in (Phase.OPEN, Phase.ENDING):
         return function(*args)
     try:
         try:
-            listener.phase = Phase.PLAYS_ON if patience > 0 else Phase.GIVES_UP
+            listener.phase = Phase.COMPLETING if patience > 0 else Phase.ABORTING
             return None if listener.received and listener.age >= patience else function(*args)
         except Exception:
-            # If a signal went to the whole group, a process that plays for this one may have died of it first.
+            # If a signal went to the whole group, a process that this one waits for may have died of it first.
             time.sleep(0.2)
             if listener.received:
                 return None
             raise
         finally:
             listener.phase = before
-    except _Cut:
+    except _Aborted:
         return None
 
 
 def raise_if_stopped(strategy: Any) -> None:
-    """To be called by every rank of a `Strategy` at a rollout boundary.
+    """Raises on all ranks if any rank received a signal. A collective: all ranks must call it at a rollout boundary.
 
     Raises:
         Stopped: on all of them, if a signal came to any.
@@ -196,18 +196,18 @@ def raise_if_stopped(strategy: Any) -> None:
 
 
 def agree(strategy: Any, is_given_up: bool, seconds: float) -> bool:
-    """To be called by every rank of a `Strategy` that has played a rollout, or given it up.
+    """Decides on all ranks whether to learn from a rollout. A collective: all ranks must call it after a rollout.
 
     Args:
         strategy: of the training.
-        is_given_up: there is nothing to learn from.
-        seconds: that learning takes.
+        is_given_up: whether this rank's rollout was aborted.
+        seconds: time that learning takes.
 
     Returns:
-        Whether a signal has come to any rank, and the run ends at the next boundary.
+        Whether any rank received a signal, so that the run ends at the next boundary.
 
     Raises:
-        Stopped: on all of them, if any has not the time to learn first.
+        Stopped: on all ranks, if any of them has no time to learn first.
     """
     listener = _listener
     late = is_given_up or bool(listener.received and listener.age + seconds > BOUNDARY_PATIENCE_S)
@@ -218,23 +218,23 @@ def agree(strategy: Any, is_given_up: bool, seconds: float) -> bool:
 
 
 def may_wait() -> bool:
-    """Whether there is time to wait for what a checkpoint can do without: no signal has come, or only just now."""
+    """Whether there is time to wait for optional parts of a checkpoint: no signal has arrived, or only just now."""
     listener = _listener
-    if listener.received and not listener.since:  # it came to another rank
+    if listener.received and not listener.since:  # it arrived at another rank
         listener.since = time.monotonic()
     return not listener.received or listener.age < BOUNDARY_PATIENCE_S / 2
 
 
-def bound_the_end() -> None:
-    """What is not tidied up within `TIDY_UP_LIMIT_S` is left: an environment may hang."""
+def limit_clean_up() -> None:
+    """Exits if the clean-up takes longer than `CLEAN_UP_LIMIT_S`, because an environment may hang."""
     if _listener.received:
         status = EXIT_STATUS[signal.Signals(_listener.received)]
-        _listener.set_timer(threading.Timer(TIDY_UP_LIMIT_S, leave, [status]))
+        _listener.set_timer(threading.Timer(CLEAN_UP_LIMIT_S, leave, [status]))
 
 
 def join() -> None:
-    """Waits for the processes of the run to end as this one does; those that do not are killed."""
-    deadline = time.monotonic() + TIDY_UP_LIMIT_S
+    """Waits until the processes of the run have ended too; kills those that do not end."""
+    deadline = time.monotonic() + CLEAN_UP_LIMIT_S
     for process in getattr(_listener.launcher, "procs", ()):
         while _is_running(process) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -247,7 +247,7 @@ def _is_running(process: BaseProcess | subprocess.Popen[bytes]) -> bool:
 
 
 def leave(status: int) -> None:
-    """Ends this process and those that it started, at once."""
+    """Ends this process and its child processes at once."""
     for child in multiprocessing.active_children():
         child.kill()
     if _listener.launcher is not None:
@@ -260,7 +260,7 @@ def leave(status: int) -> None:
 def _handle(signum: int, frame: FrameType | None) -> None:
     listener = _listener
     if os.getpid() != listener.pid:
-        # A process of an environment, which has inherited this. What goes to the whole group is for the main process.
+        # A process of an environment, which has inherited this handler. The main process handles the signal.
         if signum == signal.SIGTERM:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
@@ -274,25 +274,25 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         return
     if not is_again:
         _note(listener, signum)
-    if phase is Phase.GIVES_UP or (phase is Phase.PLAYS_ON and is_overdue):
+    if phase is Phase.ABORTING or (phase is Phase.COMPLETING and is_overdue):
         listener.phase = Phase.HELD
-        raise _Cut
+        raise _Aborted
     if phase is Phase.OPEN or (is_overdue and listener.patience is not None):
         raise listener.end(listener.received)
 
 
 def _note(listener: _Listener, signum: int) -> None:
-    """What the first signal does wherever it comes: others of the run hear it too, and patience begins to run out."""
+    """Handles the first signal in any phase: forwards it to other processes of the run, and starts the patience."""
     listener.received, listener.since = signum, time.monotonic()
     if listener.launcher is not None:
         listener.launcher.kill(signum)
     if listener.phase is not Phase.OPEN:
         patience = BOUNDARY_PATIENCE_S if listener.patience is None else listener.patience
-        listener.set_timer(threading.Timer(patience, _lose_patience, [listener]))
+        listener.set_timer(threading.Timer(patience, _end_patience, [listener]))
 
 
-def _lose_patience(listener: _Listener) -> None:
-    """Sends the signal once more, from the timer's thread: only a handler can raise in the main thread."""
+def _end_patience(listener: _Listener) -> None:
+    """Sends the signal again, from the timer's thread: only a handler can raise in the main thread."""
     listener.is_overdue = True
     main = threading.main_thread().ident
     assert main is not None

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and the loggers that write it: folder, files, checkpoints, metrics, config, trackers."""
+"""The files of a run and the loggers that write them: folder, checkpoints, metrics, config, trackers."""
 
 from pg_lightning.run.checkpoints import CheckpointError, SafeCheckpointIO, read_checkpoint, read_own_checkpoint
 from pg_lightning.run.folder import last_checkpoint, relative, run_folder

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, which survive a crash, a full disk and a signal: how they are written and read."""
+"""Writes and reads checkpoints so that they survive a crash, a full disk and a signal."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class CheckpointError(RuntimeError):
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes files that are whole at any moment, keeps the one before, and loads nothing but tensors and plain types.
+    """Writes files atomically, keeps the previous one, and loads only tensors and plain types.
 
     Args:
-        warn: a failed save is a line on stderr, not an exception: training goes on, and the next save tries again.
+        warn: a failed save is a line on stderr, not an exception: training continues, and the next save tries again.
             Until one succeeds nothing is removed.
 
     Attributes:
@@ -40,10 +40,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self.failure: CheckpointError | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes a checkpoint; other than to a local folder as Lightning does.
+        """Writes a checkpoint; to a remote folder as Lightning does.
 
         Raises:
-            CheckpointError: if that fails, unless it is to warn.
+            CheckpointError: if that fails, unless `warn` is set.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -60,37 +60,41 @@ class SafeCheckpointIO(TorchCheckpointIO):
             self.failure = CheckpointError(_complaint(Path(path), buffer.tell(), error))
             if not self.warn:
                 raise self.failure from error
-            print(f"warning: {self.failure}; training goes on, the next save tries again", file=sys.stderr, flush=True)
+            print(
+                f"warning: {self.failure}; training continues, and the next save tries again",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        """Reads a checkpoint, whatever `weights_only` says without trust.
+        """Reads a checkpoint, always with `weights_only`, whatever the argument says.
 
         Raises:
-            UserError: if it is torn, naming the one before.
+            UserError: if the file is truncated, naming the previous one.
         """
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
         return read_checkpoint(Path(path), map_location)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Removes a checkpoint that another has taken the place of, if that one was written."""
+        """Removes a checkpoint that was replaced, if the new one was written."""
         if self.failure is None:
             super().remove_checkpoint(path)
 
 
 def previous_of(path: Path) -> Path:
-    """Where the file that was replaced last is kept: `last.previous.ckpt` for `last.ckpt`."""
+    """The path of the previous version of a file: `last.previous.ckpt` for `last.ckpt`."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """A checkpoint, read without trust: tensors and plain types only.
+    """A checkpoint, read with `weights_only`: tensors and plain types only.
 
     Raises:
-        UserError: if it cannot be read, is torn or damaged, naming the one before if that can.
+        UserError: if it cannot be read, is truncated or damaged; names the previous one if that one can be read.
     """
     try:
-        if zipfile.is_zipfile(path):  # torch writes checksums, and does not look at them
+        if zipfile.is_zipfile(path):  # torch writes checksums, but does not verify them
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
                     raise zipfile.BadZipFile(f"damaged at {damaged}")
@@ -101,15 +105,15 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         if previous.is_file():
             with suppress(UserError):
                 read_checkpoint(previous, "meta")
-                cure = f"; the one before it is whole: --ckpt_path {previous}"
+                cure = f"; the previous checkpoint is complete: --ckpt_path {previous}"
         raise UserError(f"ckpt_path: cannot read {str(path)!r}: {reason}{cure}") from error
 
 
 def read_own_checkpoint(path: str | Path) -> dict[str, Any]:
-    """All but the tensors' values of a checkpoint of this package, its own part under the key `pg_lightning`.
+    """A checkpoint of this package without the values of its tensors; its own part is under the key `pg_lightning`.
 
     Raises:
-        UserError: if there is no such file, or it is torn, or of another program.
+        UserError: if there is no such file, or it is truncated, or from another program.
     """
     if not Path(path).is_file():
         raise UserError(f"ckpt_path: no file {str(path)!r}")
@@ -120,10 +124,10 @@ def read_own_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _complaint(path: Path, size: int, error: OSError) -> str:
-    cure = "see to that disk"
+    cure = "check the disk"
     if error.errno in NO_ROOM:
-        cure = f"it takes {size / 1e6:.1f} MB: make room there"
+        cure = f"it needs {size / 1e6:.1f} MB: free space there"
     if error.errno in FORBIDDEN:
         cure = f"make {str(path.parent)!r} writable"
-    kept = "; the file from before is untouched" if path.is_file() else ""
+    kept = "; the previous file is unchanged" if path.is_file() else ""
     return f"cannot save {str(path)!r}: {error.strerror or error}; {cure}{kept}"

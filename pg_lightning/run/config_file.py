@@ -1,4 +1,4 @@
-"""`config.yaml` in the folder of a run: what re-creates it, and what it was made with."""
+"""`config.yaml` in the run folder: re-creates the run, and names the version of the code."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NAME = "config.yaml"
 
 
 def write_config(folder: Path, config: str) -> Path:
-    """Writes a config, YAML, with the version and the commit that it was made with in the first line.
+    """Writes a config, YAML, with version and commit of the code in the first line.
 
     Raises:
-        UserError: if the file cannot be written; that of a resumed run is untouched.
+        UserError: if the file cannot be written; the file of a resumed run is unchanged.
     """
     file = folder / NAME
     try:
@@ -37,7 +37,7 @@ def read_config(run: Path) -> Any:
 
 
 def trained_from(run: Path) -> str | None:
-    """The commit that the config of a run names in its first line."""
+    """The commit in the first line of a run's config."""
     path = run / NAME
     named = re.match(r"# .*commit ([0-9a-f]+\+?)", path.read_text()) if path.is_file() else None
     return named[1] if named else None

@@ -1,4 +1,4 @@
-"""How files are written: whole or not at all."""
+"""Atomic writes of files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-PARTIAL = ".partial"  # the suffix of a file that is being written
+PARTIAL = ".partial"  # suffix of a file that is being written
 
 
 def write_file(path: Path, content: bytes | str, previous: Path | None = None, durable: bool = True) -> None:
-    """Writes a file so that a crash at any moment leaves the old one or the new one.
+    """Writes a file so that a crash at any moment leaves the old file or the new one.
 
     The content goes to a temporary file in the same folder, is flushed to the disk and read back, and then renamed;
     `os.replace` is atomic.
@@ -26,11 +26,11 @@ def write_file(path: Path, content: bytes | str, previous: Path | None = None, d
         path: the file; its folder must exist.
         content: text is encoded as UTF-8, with line ends as they are.
         previous: where the old file is kept.
-        durable: the file and its name are on the disk when this returns. Without it a crash of the program leaves a
-            whole file, a power failure perhaps an empty one; it saves a few milliseconds.
+        durable: the file and its name are on the disk when this returns. Without it, the file survives a crash of the
+            program, but may be empty after a power failure; it saves a few milliseconds.
 
     Raises:
-        OSError: the old file is untouched.
+        OSError: the old file is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     partial = _partial(path)
@@ -42,7 +42,7 @@ def write_file(path: Path, content: bytes | str, previous: Path | None = None, d
                 file.flush()
                 os.fsync(file.fileno())
         if durable and partial.read_bytes() != data:
-            raise OSError(errno.EIO, "what was read back is not what was written")
+            raise OSError(errno.EIO, "the file differs from the data that was written")
         if previous is not None and link is not None and path.exists():
             try:
                 os.link(path, link)
@@ -56,20 +56,20 @@ def write_file(path: Path, content: bytes | str, previous: Path | None = None, d
         _sync(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Writes plain types as indented JSON, as `write_file` does.
 
     Raises:
-        OSError: the old file is untouched.
+        OSError: the old file is unchanged.
     """
     write_file(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Writes a table, one line a row, as `write_file` does; without `columns` they are those of the first row.
+    """Writes a table, one line per row, as `write_file` does; the default `columns` are those of the first row.
 
     Raises:
-        OSError: the old file is untouched.
+        OSError: the old file is unchanged.
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]) if columns is None else columns)
@@ -79,12 +79,12 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes what a process that was killed has left of files in a folder."""
+    """Removes partial files of a killed process from a folder."""
     _remove(*folder.glob(f".*{PARTIAL}"))
 
 
 def _partial(path: Path) -> Path:
-    """A name that no pattern for the file's own suffix matches, such as `.last_ckpt.partial`."""
+    """A name that does not match patterns for the file's own suffix, such as `.last_ckpt.partial`."""
     return path.with_name(f".{path.name.replace('.', '_')}{PARTIAL}")
 
 
@@ -96,7 +96,7 @@ def _remove(*paths: Path | None) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Flushes the names in a folder to the disk, where its file system can."""
+    """Flushes the names in a folder to the disk, if the file system can do it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

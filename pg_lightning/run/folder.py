@@ -1,26 +1,26 @@
-"""The folder of a run: `<root>/<config name>/version_K/`, with `checkpoints/`, `config.yaml` and `metrics.csv`."""
+"""The run folder: `<root>/<config name>/version_K/`, with `checkpoints/`, `config.yaml` and `metrics.csv`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-LAST = "last"  # the name of the newest checkpoint; as a --ckpt_path: go on in the folder of the newest run
+LAST_CHECKPOINT = "last"  # name of the newest checkpoint; as --ckpt_path: continue in the folder of the newest run
 
 
 def run_folder(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint was written by."""
+    """The folder of the run that wrote a checkpoint."""
     folder = checkpoint.absolute().parent
     return relative(folder.parent if folder.name == "checkpoints" else folder)
 
 
 def relative(path: Path) -> Path:
-    """A path as one would type it here."""
+    """A path relative to the current folder, if possible."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def last_checkpoint(runs: Path) -> Path | None:
     """The newest `last.ckpt` of the runs `version_K` in a folder."""
-    found = [(path.stat().st_mtime_ns, path) for path in runs.glob(f"version_*/checkpoints/{LAST}.ckpt")]
+    found = [(path.stat().st_mtime_ns, path) for path in runs.glob(f"version_*/checkpoints/{LAST_CHECKPOINT}.ckpt")]
     return max(found)[1] if found else None
 
 

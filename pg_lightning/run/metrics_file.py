@@ -1,4 +1,4 @@
-"""`metrics.csv`, which a resumed run continues as if it had never stopped."""
+"""`metrics.csv`; a resumed run continues it exactly."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from pg_lightning.errors import unwritable
 from pg_lightning.run.files import write_csv
 from pg_lightning.run.folder import next_free_version
 
-MOST = 10_000  # rows that wait in memory for a disk that takes none; about 20 MB
+MOST = 10_000  # rows buffered while the disk is not writable; about 20 MB
 
 
 class MetricsFile(CSVLogger):
-    """Lightning's `CSVLogger`, one row a call, that goes on in a folder where it finds a `metrics.csv`.
+    """Lightning's `CSVLogger`, one row per call, which continues an existing `metrics.csv`.
 
-    A kill at any moment leaves all rows but perhaps the last: where a new column changes the header, the file is
-    replaced, not written over. A disk that takes no rows costs one warning; they are written when it does again.
+    After a kill at any moment at most the last row is missing: if a new column changes the header, the file is
+    replaced atomically. A full disk causes one warning; the rows are written when there is space again.
 
     Raises:
-        UserError: by the first look at `log_dir`, if that cannot be made.
+        UserError: at the first access to `log_dir`, if it cannot be created.
     """
 
     def __init__(self, save_dir: str, name: str, version: str | None = None) -> None:
@@ -42,13 +42,13 @@ class MetricsFile(CSVLogger):
 
     @property
     def version(self) -> int | str:
-        """`version_K`, or the number K; of a run without one the next that is free, whose folder is made."""
+        """`version_K`, or the number K; by default the next free number, whose folder is created."""
         if self._known_version is None:
             self._known_version = self._next_version()
         return self._known_version
 
     def _next_version(self) -> int:
-        """Makes the folder too: of two runs that start at the same moment the second takes the next number."""
+        """Also creates the folder: if two runs start at the same moment, the second takes the next number."""
         try:
             version = next_free_version(Path(self.root_dir))
             while _is_first_process():
@@ -66,11 +66,11 @@ class MetricsFile(CSVLogger):
         return version
 
     def agree(self) -> None:
-        """Has all ranks know rank 0's folder; every rank must ask."""
+        """Shares rank 0's folder with all ranks. A collective: all ranks must call it."""
         self._known_version = all_gather_object(self.version)[0]
 
     def release(self) -> None:
-        """Removes the folder if nothing was written into it, and those above that were made for it."""
+        """Removes the folder if it is empty, and the parent folders that were created for it."""
         with suppress(OSError):
             for folder in self._made:
                 folder.rmdir()
@@ -78,33 +78,33 @@ class MetricsFile(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer; on other ranks than the first one that does nothing."""
+        """The writer; on other ranks than 0 an object that does nothing."""
         if self._rows is None:
             self._rows = MetricsWriter(Path(self.log_dir))
         return self._rows
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Tries once more to write the rows that have waited, and says what is missing in the end."""
+        """Tries once more to write buffered rows, and reports the missing ones."""
         if self._rows is not None:
             self._rows.save()
             self._rows.end()
 
 
 class MetricsWriter:
-    """Rows go to the file one by one. Those that it does not take stay in memory, and are tried again with the next.
+    """Writes rows to the file one by one. Rows that cannot be written stay in memory until the next write.
 
     Attributes:
-        metrics: rows that are not in the file yet.
-        count: rows that are.
-        lost: rows that were given up, since there were more than `MOST` in memory.
-        trouble: why the file took no rows, when it last did not.
+        metrics: rows that are not yet in the file.
+        count: rows in the file.
+        lost: rows that were dropped, because there were more than `MOST` in memory.
+        trouble: why the last write failed; None if it succeeded.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.csv"
-        self.metrics: list[dict[str, Any]] = []
+        self.metrics: list[dict[str, object]] = []
         self.count = 0
         self.lost = 0
         self.trouble: str | None = None
@@ -112,15 +112,15 @@ class MetricsWriter:
         self._torn_at: int | None = None
 
     def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
-        """Takes a row, to be written by `save`; a tensor as a number."""
+        """Adds a row, which `save` writes; tensors are converted to numbers."""
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         self.metrics.append({**row, "step": step})
 
     def log_hparams(self, params: dict[str, Any]) -> None:
-        """Nothing: `config.yaml` has them all."""
+        """Does nothing: `config.yaml` has the hyper-parameters."""
 
     def save(self) -> None:
-        """Appends the rows that are new, and those that have waited."""
+        """Appends new and buffered rows."""
         if not self.metrics:
             return
         try:
@@ -134,23 +134,26 @@ class MetricsWriter:
             self.lost += max(0, len(self.metrics) - MOST)
             del self.metrics[:-MOST]
             if self.trouble is None:
-                _warn(f"cannot write {str(self.path)!r}: {error.strerror}; training goes on, its rows wait in memory")
+                _warn(
+                    f"cannot write {str(self.path)!r}: {error.strerror}; training continues, and its rows are "
+                    "buffered in memory"
+                )
             self.trouble = error.strerror
         else:
             self.count += len(self.metrics)
             self.metrics = []
 
     def end(self) -> None:
-        """Says once how many rows never found room."""
+        """Reports once how many rows were never written."""
         if missing := len(self.metrics) + self.lost:
             _warn(f"{str(self.path)!r} lacks {missing} rows: {self.trouble}")
             self.metrics, self.lost = [], 0
 
     def keep(self, count: int, unwritten: list[dict[str, Any]]) -> None:
-        """Drops all rows but the first `count`, and the columns that only others had; further ones are to follow.
+        """Keeps only the first `count` rows and their columns, and adds `unwritten` rows to the buffer.
 
         Raises:
-            OSError: the file is untouched.
+            OSError: the file is unchanged.
         """
         rows = self._read(count)
         keys = sorted({key for row in rows for key, value in row.items() if value})
@@ -158,24 +161,24 @@ class MetricsWriter:
             self.replace(keys, [{key: row[key] for key in keys} for row in rows])
         self.count, self.metrics = len(rows), [*unwritten]
 
-    def _read(self, count: int | None = None) -> list[dict[str, Any]]:
+    def _read(self, count: int | None = None) -> list[dict[str, object]]:
         if not self.path.is_file():
             return []
         with self.path.open(newline="") as file:
             return list(islice(csv.DictReader(file), count))
 
     def append(self) -> None:
-        """Writes the rows in memory behind those of the file, all or none.
+        """Appends the rows in memory to the file, all or none.
 
         Raises:
-            OSError: what was written of them is removed, at once or before the next are written.
+            OSError: a partial write is removed, at once or before the next write.
         """
         whole = self.path.stat().st_size
         text = io.StringIO(newline="")
         csv.DictWriter(text, self._columns).writerows(self.metrics)
         data = text.getvalue().encode()
         try:
-            with self.path.open("ab", buffering=0) as file:  # what a buffer holds back would follow later
+            with self.path.open("ab", buffering=0) as file:  # a buffer could write its rest later
                 while data:
                     data = data[file.write(data) :]
         except OSError:
@@ -185,16 +188,16 @@ class MetricsWriter:
             raise
 
     def _cut(self) -> None:
-        """Removes what was written of rows that did not find room."""
+        """Removes a partial write from the end of the file."""
         if self._torn_at is not None:
             os.truncate(self.path, self._torn_at)
             self._torn_at = None
 
     def replace(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
-        """Writes the file anew.
+        """Writes the whole file again.
 
         Raises:
-            OSError: the file is untouched.
+            OSError: the file is unchanged.
         """
         write_csv(self.path, rows, columns)
         self._columns = columns
@@ -202,11 +205,11 @@ class MetricsWriter:
 
 
 def _is_first_process() -> bool:
-    """Whether this is rank 0, or will be: the main process of another node does not know before it has a strategy."""
+    """Whether this is rank 0, or will be: before it has a strategy, the main process of another node does not know."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     return cast(Any, rank_zero_only).rank == 0 and node == "0"
 
 
 def _warn(message: str) -> None:
-    with suppress(OSError):  # the terminal may be a file on the same disk
+    with suppress(OSError):  # stderr may be a file on the same disk
         print(f"warning: {message}", file=sys.stderr, flush=True)

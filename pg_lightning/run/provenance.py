@@ -1,4 +1,4 @@
-"""Which code a run was made with."""
+"""The version of the code that made a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ DESCRIBE = ("describe", "--always", "--abbrev=40", "--exclude=*")
 
 
 def commit() -> str | None:
-    """The commit of the working tree in the current folder, with a `+` where it has changes; None outside of one."""
+    """The commit of the working tree in the current folder, with a `+` if it has changes; None outside a tree."""
     return _git(*DESCRIBE, "--dirty=+")
 
 
 def code_version() -> dict[str, str]:
-    """Of this package: its `version`, and the `commit` if it runs from a git repository, with `-dirty` if edited."""
+    """The `version` of this package, and the `commit` if it runs from a git repository, with `-dirty` if modified."""
     version = {"version": __version__}
     root = Path(__file__).parents[2]
     if (root / ".git").exists() and (found := _git("-C", str(root), *DESCRIBE, "--dirty")):

@@ -1,6 +1,6 @@
-"""Weights & Biases as a mirror of the run: it may be slow, broken or gone, and the training never knows.
+"""Weights & Biases as a copy of the run's metrics: if it is slow or fails, training is not affected.
 
-What counts is written on disk, in `metrics.csv` and the checkpoints. W&B gets the same; whatever it raises ends here.
+The primary record is on disk, in `metrics.csv` and the checkpoints. All exceptions of W&B are caught here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NEW: dict[str, Any] = {"id": None, "env_steps": -1}
 
 
 def _tolerant(method: Callable[..., Any]) -> Callable[..., None]:
-    """What a method raises becomes one warning in all; after a failure it rests for 1, 2, 4, … calls."""
+    """Turns all exceptions of a method into a single warning; after a failure it pauses for 1, 2, 4, … calls."""
 
     @wraps(method)
     def call(self: FaultTolerantWandbLogger, *args: Any, **kwargs: Any) -> None:
@@ -49,7 +49,7 @@ def _tolerant(method: Callable[..., Any]) -> Callable[..., None]:
         except Exception as error:
             self._resting = 2**self._failures
             self._failures += 1
-            self._warn(f"{cause_of(error)}; metrics.csv has what is missing there")
+            self._warn(f"{cause_of(error)}; metrics.csv is complete")
 
     return call
 
@@ -57,17 +57,17 @@ def _tolerant(method: Callable[..., Any]) -> Callable[..., None]:
 class FaultTolerantWandbLogger(OpenWandbLogger):
     """Lightning's `WandbLogger` for runs that must not stop or wait because of it, with env steps as the x-axis.
 
-    Where the server does not answer at the start, refuses the key, or there is none, the run is recorded offline, for
-    `wandb sync` to upload. Whatever fails later costs one warning. The end waits for uploads for 20 s, or
-    `WANDB_FINISH_TIMEOUT`; what has not gone by then stays on disk.
+    If the server does not answer at the start, rejects the key, or there is no key, the run is recorded offline, for
+    `wandb sync` to upload. Later failures cause one warning. At the end it waits for uploads for 20 s, or
+    `WANDB_FINISH_TIMEOUT`; unsent data stays on disk.
 
     Args:
-        name: of the run in the UI.
-        save_dir: where `wandb/` with the run's files lies.
+        name: name of the run in the UI.
+        save_dir: the folder of `wandb/` with the run's files.
         project: by default `WANDB_PROJECT` or `pg_lightning`.
-        continues: folder of an earlier part of this run: its W&B run goes on, from where its metrics end.
+        continues: folder of an earlier part of this run; its W&B run is continued after its last metrics.
         log_model: upload the best checkpoint when training ends, as the artifact `model-<run id>`.
-        kwargs: of `WandbLogger` and `wandb.init`.
+        kwargs: arguments of `WandbLogger` and `wandb.init`.
 
     Raises:
         UserError: if wandb is not installed.
@@ -86,7 +86,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
             import wandb  # noqa: F401
         except ImportError as error:
             raise UserError(f"trainer.logger: wandb cannot be imported ({error}); pip install wandb") from error
-        is_named = kwargs.get("id") is not None or "WANDB_RUN_ID" in os.environ  # as by the agent of a sweep
+        is_named = kwargs.get("id") is not None or "WANDB_RUN_ID" in os.environ  # set, for example, by a sweep agent
         self._state_file = Path(save_dir) / "wandb" / "run.json"
         state = NEW if continues is None or is_named else _read_state(Path(continues))
         project = project or os.environ.get("WANDB_PROJECT", "pg_lightning")
@@ -105,7 +105,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run: online, else offline, else one that does nothing.
+        """The W&B run: online, else offline, else an object that does nothing.
 
         Raises:
             UserError: if a setting of wandb, as in `WANDB_MODE`, is not valid.
@@ -137,7 +137,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
                 run = self.begin(mode)
             except Exception as error:
                 troubles.append(cause_of(error))
-                with suppress(Exception, SystemExit):  # else the id is taken, by the run that could not start
+                with suppress(Exception, SystemExit):  # otherwise the failed run would keep the id
                     wandb.finish(exit_code=1)
                     wandb.teardown()
             else:
@@ -145,11 +145,11 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
                     upload = f"wandb sync {self._state_file.parent}"
                     self._warn(f"{troubles[0]}; the run is recorded offline, to be uploaded by `{upload}`")
                 return run
-        self._warn(f"{troubles[0]}; nothing is recorded there, metrics.csv has it all")
+        self._warn(f"{troubles[0]}; nothing is recorded there; metrics.csv is complete")
         return wandb.init(mode="disabled")
 
     def begin(self, mode: str | None) -> Any:
-        """Starts the W&B run in a mode, raising whatever wandb does."""
+        """Starts the W&B run in a mode; raises wandb's exceptions."""
         self.init_arguments["mode"] = mode
         self._state_file.parent.mkdir(parents=True, exist_ok=True)
         self.run = None
@@ -163,7 +163,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
     @rank_zero_only
     @_tolerant
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """A line of history. What an earlier part of the run has logged already is left out."""
+        """Adds a line of history. Steps that an earlier part of the run has logged are skipped."""
         env_steps = metrics.get(AXIS)
         if env_steps is not None and env_steps < self._mirrored_before:
             return
@@ -179,20 +179,20 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
     watch = _tolerant(WandbLogger.watch)
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Keeps in mind which callback knows the best."""
+        """Stores the callback that has the best checkpoint."""
         if self._logs_best and checkpoint_callback.monitor:
             self._best = checkpoint_callback
 
     @rank_zero_only
     @_tolerant
     def finalize(self, status: str) -> None:
-        """Uploads the best checkpoint, also of a run that was interrupted."""
+        """Uploads the best checkpoint, also of an interrupted run."""
         if self.run is None:
             return
         if self._best is not None:
             self._upload(self._best)
             self._best = None
-        if multiprocessing.parent_process() is not None:  # a worker of hogwild, which ends without wandb's exit hooks
+        if multiprocessing.parent_process() is not None:  # a worker of hogwild, which exits without wandb's exit hooks
             self.run.finish()
 
     def _upload(self, best: ModelCheckpoint) -> None:
@@ -205,7 +205,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
         self.experiment.log_artifact(artifact, aliases=["best"])
 
     def _remember(self, run: Any, env_steps: float) -> None:
-        """Writes down which W&B run this is and how far it goes, for a later part of the run."""
+        """Writes the id of the W&B run and its last env step to a file, for a later part of the run."""
         write_file(self._state_file, json.dumps({"id": run.id, "env_steps": env_steps}), durable=False)
 
     def _warn(self, message: str) -> None:
@@ -217,15 +217,15 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
 def _read_state(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / "wandb" / "run.json").read_text()))
-    except (OSError, ValueError):  # none, or torn: the run goes on as a new one
+    except (OSError, ValueError):  # missing or truncated: the run gets a new id
         return NEW
 
 
 def _probe(url: str) -> None:
-    """Asks a W&B server for its version, no more: `wandb.init` would take a minute and a half to find that it is dead.
+    """Requests the version of a W&B server; `wandb.init` would take a minute and a half to detect a dead server.
 
     Raises:
-        ConnectionError: if it does not answer, or answers that it is broken.
+        ConnectionError: if it does not answer, or reports an error.
     """
     query = json.dumps({"query": "{ serverInfo { cliVersionInfo } }"}).encode()
     request = urllib.request.Request(f"{url}/graphql", query, {"Content-Type": "application/json"})
@@ -236,5 +236,5 @@ def _probe(url: str) -> None:
             raise ConnectionError(f"{url} answers {error.code}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        if not isinstance(reason, ssl.SSLError):  # W&B may trust a certificate that Python does not
+        if not isinstance(reason, ssl.SSLError):  # W&B may trust a certificate that Python does not trust
             raise ConnectionError(f"{url} does not answer ({reason})") from error

@@ -1,4 +1,4 @@
-"""How a Trainer spreads over processes, beyond Lightning's own strategies. Importing this registers them by name."""
+"""Strategies beyond Lightning's own: how a Trainer uses several processes. Importing this registers them by name."""
 
 from pg_lightning.strategies.hogwild import HogwildStrategy, WorkerError
 

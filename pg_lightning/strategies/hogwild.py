@@ -1,7 +1,7 @@
 """Asynchronous workers: `Trainer(accelerator="cpu", strategy="hogwild", devices=4)` forks four processes to fit.
 
-Each runs the Trainer's own loop, as if alone: there are no collectives, and gradients are not averaged. What workers
-share is what the module put into shared memory before the fork. Worker 0 alone evaluates, logs and saves.
+Each runs the Trainer's own loop as a single process: there are no collectives, and gradients are not averaged. The
+workers share only what the module put into shared memory before the fork. Only worker 0 evaluates, logs and saves.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -31,18 +32,18 @@ from pg_lightning.lightning_private import Launcher, LaunchingStrategy, call_and
 from pg_lightning.processes import LIVENESS_POLL_S, ForkedWorker, WorkerError, end_all, require_fork, signals_held
 from pg_lightning.processes.signals import Stopped
 
-TEARDOWN_GRACE_S = 30.0  # that the workers have to tidy up, when all have said how they ended
+TEARDOWN_GRACE_S = 30.0  # for the workers to clean up, after all have reported how they ended
 
 
 class HogwildStrategy(LaunchingStrategy):
     """One worker process for each of the Trainer's `devices`, forked by `fit`.
 
-    To Lightning each is a single device: `trainer.world_size` is 1, and every collective returns what it is given.
+    To Lightning each is a single device: `trainer.world_size` is 1, and every collective returns its input.
     `trainer.global_rank` is the worker's index. `validate`, `test` and `predict` run in the calling process.
 
     Attributes:
-        launched_at: when the workers of this `fit` were forked, in nanoseconds: the same number in each, and another in
-            the next `fit`. A worker may come when others have ended, so who is first cannot be told by who is there.
+        launched_at: when the workers of this `fit` were forked, in nanoseconds: equal in all of them, and different in
+            the next `fit`. A worker may start after others have ended, so the first worker of a `fit` is found by it.
     """
 
     strategy_name = "hogwild"
@@ -57,22 +58,22 @@ class HogwildStrategy(LaunchingStrategy):
 
     @property
     def num_workers(self) -> int:
-        """How many processes `fit` forks."""
+        """Number of processes that `fit` forks."""
         return len(self.parallel_devices)
 
     @property
     def is_global_zero(self) -> bool:
         """Whether this process evaluates, logs and saves.
 
-        The main process does not while the workers train, nor when they failed: its weights are those of the start.
+        False in the main process while the workers train, and if they failed: its weights are then the initial ones.
         """
         return self.global_rank == 0 and not self.handed_over
 
     def make_launcher(self) -> HogwildLauncher:
-        """What forks the workers.
+        """The launcher that forks the workers.
 
         Raises:
-            UserError: where they cannot be forked, or could not share memory.
+            UserError: if they cannot be forked, or cannot share memory.
         """
         if not isinstance(self.accelerator, CPUAccelerator):
             raise UserError(
@@ -88,7 +89,7 @@ class HogwildStrategy(LaunchingStrategy):
 
 
 class HogwildLauncher(Launcher):
-    """Forks the workers, waits for them, and brings worker 0's results back."""
+    """Forks the workers, waits for them, and returns the results of worker 0."""
 
     def __init__(self, strategy: HogwildStrategy) -> None:
         self._strategy = strategy
@@ -96,20 +97,20 @@ class HogwildLauncher(Launcher):
 
     @property
     def is_interactive_compatible(self) -> bool:
-        """Forked processes need no script to start from."""
+        """Forked processes need no script."""
         return True
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Runs one of the Trainer's entry points: `fit` in the workers, any other right here.
+        """Runs one of the Trainer's entry points: `fit` in the workers, any other in this process.
 
         Raises:
-            WorkerError: if a worker died or failed. The others are gone by then.
+            WorkerError: if a worker died or failed. The other workers have ended by then.
             UserError: if a worker raised it; likewise Lightning's `MisconfigurationException`.
         """
         self._strategy.handed_over = False
         if trainer is None or trainer.state.fn != TrainerFn.FITTING:
             return function(*args, **kwargs)
-        _ = trainer.log_dir  # loggers settle on a version here: every process must know the same folder
+        _ = trainer.log_dir  # loggers choose a version here: every process must use the same folder
         self._strategy.handed_over = True
         self._strategy.launched_at = time.monotonic_ns()
         with _sigterm_raises():
@@ -127,17 +128,17 @@ class HogwildLauncher(Launcher):
         _take_over(trainer, outcomes[0])
 
     def kill(self, signum: int) -> None:
-        """Passes a signal on to the workers."""
+        """Forwards a signal to the workers."""
         for worker in self._workers:
             worker.send_signal(signum)
 
     def _start(self, trainer: Any, fit: Callable[[], Any]) -> None:
-        with signals_held():  # until all are there to be ended
+        with signals_held():  # until all workers are started and can be ended
             for rank in range(self._strategy.num_workers):
                 worker = ForkedWorker(
                     partial(self._work, rank, trainer, fit),
                     name=_name(rank),
-                    # Ctrl-C reaches all; the main process then ends the workers.
+                    # Ctrl-C reaches all processes; the main process then ends the workers.
                     handlers={
                         signal.SIGINT: signal.SIG_IGN,
                         signal.SIGTERM: signal.SIG_DFL,
@@ -151,7 +152,7 @@ class HogwildLauncher(Launcher):
                 self._workers.append(worker)
 
     def _work(self, rank: int, trainer: Any, fit: Callable[[], Any], pipe: Connection, _: ExitStack) -> None:
-        """What a worker does: it fits as if alone, and sends worker 0's results."""
+        """The main function of a worker: it fits as a single process; worker 0 sends its results."""
         strategy = self._strategy
         strategy.global_rank = strategy.local_rank = rank
         cast(Any, rank_zero_only).rank = rank
@@ -169,7 +170,7 @@ class HogwildLauncher(Launcher):
         pipe.send(_results(trainer) if rank == 0 else None)
 
     def _outcomes(self) -> dict[int, Any]:
-        """One of each worker, by rank; the first failure of any is raised."""
+        """One result per worker, by rank; the first failure of any is raised."""
         outcomes: dict[int, Any] = {}
         while waiting := [rank for rank in range(len(self._workers)) if rank not in outcomes]:
             wait([self._workers[rank].pipe for rank in waiting], LIVENESS_POLL_S)
@@ -184,7 +185,7 @@ def _name(rank: int) -> str:
 
 
 def _results(trainer: Any) -> bytes:
-    """What the main process shall know of worker 0, free of shared memory."""
+    """The results of worker 0 for the main process, copied out of shared memory."""
     buffer = io.BytesIO()
     results = {
         "weights": trainer.lightning_module.state_dict(),
@@ -199,7 +200,7 @@ def _results(trainer: Any) -> bytes:
 def _take_over(trainer: Any, results: bytes) -> None:
     taken = torch.load(io.BytesIO(results), weights_only=False)
     model = trainer.lightning_module
-    # What is shared is here already, and newer than worker 0's copy: it may have ended before the others.
+    # Shared tensors are already here, and newer than worker 0's copy, which may have ended before the others.
     shared = {name for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor) and tensor.is_shared()}
     own = {name: tensor for name, tensor in taken["weights"].items() if name not in shared}
     model.load_state_dict(own, strict=False)
@@ -207,7 +208,7 @@ def _take_over(trainer: Any, results: bytes) -> None:
     for callback in trainer.callbacks:
         if state := taken["callbacks"].get(callback.state_key):
             if isinstance(callback, ModelCheckpoint):
-                callback.dirpath = state["dirpath"]  # settled in the worker; restores nothing of another folder
+                callback.dirpath = state["dirpath"]  # set in the worker; a state of another folder would be ignored
             callback.load_state_dict(state)
     trainer.fit_loop.load_state_dict(taken["progress"])
     trainer.state.status, trainer.state.stage = TrainerStatus.FINISHED, None
@@ -215,12 +216,12 @@ def _take_over(trainer: Any, results: bytes) -> None:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises, so that what must be tidied up is; beside any handler that there was."""
+    """Makes SIGTERM raise an exception, so that clean-up runs; an existing handler is called too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(signum: int, frame: Any) -> None:
+    def stop(signum: int, frame: FrameType | None) -> None:
         if callable(before):
             before(signum, frame)
         raise SIGTERMException(128 + signum)

@@ -288,6 +288,6 @@ def test_a_run_is_resumed_with_the_moments_of_its_optimizers(a3c_run, cli, tmp_p
 def test_a_strategy_that_does_not_share_memory_is_refused(world_size, device):
     module = A3C(**SPACES)
     strategy = SimpleNamespace(root_device=torch.device(device))
-    module._trainer = SimpleNamespace(world_size=world_size, strategy=strategy, precision="32-true")
+    module.trainer = SimpleNamespace(world_size=world_size, strategy=strategy, precision="32-true")
     with pytest.raises(UserError, match=r"trainer.strategy.*hogwild"):
         module.setup("fit")

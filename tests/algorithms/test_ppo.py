@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch._dynamo
+from compilations import compiled_graphs
 from doubles import on_step
 from gymnasium import spaces
 from lightning.pytorch import Callback
@@ -567,17 +567,17 @@ def test_a_compiled_loss_teaches_the_same(algorithm):
         rollouts = [make_rollout(seed=seed) for seed in range(3)]
         return weights_of(fit(module, *[replace(r, policy_version=k) for k, r in enumerate(rollouts)]))
 
-    torch._dynamo.reset()
-    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch.compiler.reset()
+    before = compiled_graphs()
     eager, compiled = learn(), learn(compile=True)
-    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 2, "not compiled, or ever anew"
+    assert 0 < compiled_graphs() - before <= 2, "not compiled, or ever anew"
     for name in eager:
         np.testing.assert_allclose(compiled[name], eager[name], rtol=0, atol=2e-6)
 
 
 def test_a_copy_of_a_module_to_be_compiled_learns_itself():
     module = copy.deepcopy(PPO(observation_space=OBSERVATIONS, action_space=BOX, hidden_sizes=[4], compile=True))
-    torch._dynamo.reset()
+    torch.compiler.reset()
     before = weights_of(module)
     assert not same_weights(before, weights_of(fit(module, make_rollout())))
 
@@ -634,7 +634,7 @@ def test_a_compiled_memory_is_refused():
 def test_compiling_for_rollouts_of_ever_another_size_is_refused(data):
     module = make_ppo(compile=True)
     rollouts = RolloutDataModule("CartPole-v1", **data)
-    module._trainer = SimpleNamespace(world_size=1, strategy=None, datamodule=rollouts)
+    module.trainer = SimpleNamespace(world_size=1, strategy=None, datamodule=rollouts)
     with pytest.raises(UserError, match=r"model.compile.*set it to false, or data.backend to sync"):
         module.setup("fit")
 
@@ -648,7 +648,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
 
 def test_strategies_that_split_a_model_over_processes_are_refused():
     module = make_ppo()
-    module._trainer = SimpleNamespace(world_size=2, strategy=FSDPStrategy(), datamodule=None)
+    module.trainer = SimpleNamespace(world_size=2, strategy=FSDPStrategy(), datamodule=None)
     with pytest.raises(UserError, match=r"trainer.strategy: .*with ddp, not FSDPStrategy"):
         module.setup("fit")
 

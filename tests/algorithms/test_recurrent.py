@@ -46,5 +46,5 @@ def test_without_a_memory_it_is_a_coin(recall: Any, algorithm: Any) -> None:
 
 
 def test_minibatches_that_do_not_deal_out_the_environments_evenly_are_refused(fit: Any) -> None:
-    with pytest.raises(UserError, match=r"model\.num_minibatches.* 3 does not divide the 4 of data\.num_envs"):
+    with pytest.raises(UserError, match=r"model\.num_minibatches.* 3 does not divide data\.num_envs 4"):
         fit(RECALL, memory="gru", num_minibatches=3)

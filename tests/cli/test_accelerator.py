@@ -43,13 +43,15 @@ def test_the_faster_device_is_chosen_and_both_are_named(monkeypatch):
     )
     best, reason = choose_accelerator(*make(), devices=("cpu", "cuda"))
     assert best == "cpu"
-    assert reason == "cpu, the fastest at acting and learning (cpu 20.0, cuda 50.0 ms a rollout, environments left out)"
+    assert (
+        reason == "cpu, the fastest at acting and learning (cpu 20.0, cuda 50.0 ms per rollout, without environments)"
+    )
 
 
 def test_without_a_choice_nothing_is_measured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(accelerator, "seconds_per_rollout", None)
-    assert choose_accelerator(*make()) == ("cpu", "cpu, the only device that PPO can have here")
+    assert choose_accelerator(*make()) == ("cpu", "cpu, the only device available to PPO")
 
 
 def test_a3c_whose_workers_share_memory_has_no_choice(monkeypatch):

@@ -66,8 +66,8 @@ def test_a_wrong_key_in_a_yaml_is_named(cli, tiny, tmp_path, old, new, message):
     [
         ("data:\n  num_envs: 4\n num_steps: 3\n", "config: 'wrong.yaml' is not YAML: "),
         ("data: [\n", "config: 'wrong.yaml' is not YAML: "),
-        ("just words\n", "config: 'wrong.yaml' holds no keys"),
-        ("", "config: 'wrong.yaml' holds no keys"),
+        ("just words\n", "config: 'wrong.yaml' contains no keys"),
+        ("", "config: 'wrong.yaml' contains no keys"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(cli, tmp_path, content, message):

@@ -5,9 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from importlib.metadata import entry_points
 
+import warm
 from run_files import load, read_metrics
 
 from pg_lightning.cli import main
@@ -31,15 +31,11 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(tiny, tmp_path):
 
 
 def test_metrics_can_be_followed_and_an_interrupted_run_keeps_them_and_its_checkpoints(tiny, tmp_path):
-    arguments = ["fit", "--config", str(tiny), "--data.total_steps", "100_000_000"]
     run = tmp_path / "runs/tiny/version_0"
     metrics = run / "metrics.csv"
     log = tmp_path / "log.txt"
-    with log.open("w") as out:
-        # A shell ignores SIGINT for what it runs in the background, and every child inherits that.
-        listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        streams = {"stdout": out, "stderr": out}
-        process = subprocess.Popen(COMMAND + arguments, cwd=tmp_path, env=ENVIRONMENT, preexec_fn=listen, **streams)
+    arguments = ["-m", "pg_lightning", "fit", "--config", tiny, "--data.total_steps", 100_000_000]
+    process = warm.WarmProcess(arguments, tmp_path)
     try:
         for _ in range(1000):
             if process.poll() is not None or (metrics.is_file() and metrics.read_text().count("\n") > 6):
@@ -60,10 +56,8 @@ def test_metrics_can_be_followed_and_an_interrupted_run_keeps_them_and_its_check
 def test_two_processes_share_the_budget_and_one_run_folder(tiny, tmp_path):
     """128 env steps a rollout: 64 each. What is decided, normalised and logged is alike on both, or they would hang."""
     model = ["--model.target_kl", "0.005", "--model.normalize_values", "true"]
-    arguments = ["fit", "--config", str(tiny), "--trainer.devices", "2", "--trainer.log_every_n_steps", "4", *model]
-    finished = subprocess.run(
-        COMMAND + arguments, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
+    ranks = ["--trainer.devices", 2, "--trainer.log_every_n_steps", 4]
+    finished = warm.run(["-m", "pg_lightning", "fit", "--config", tiny, *ranks, *model], tmp_path)
     assert finished.returncode == 0, finished.stderr
     run = tmp_path / "runs/tiny/version_0"
     assert [path for path in tmp_path.rglob("*") if path.is_file() and run not in path.parents] == []
@@ -82,7 +76,7 @@ def test_two_processes_share_the_budget_and_one_run_folder(tiny, tmp_path):
     assert finished.stdout.count("run:   ") == 1
 
 
-def test_processes_with_rollouts_of_other_sizes_end_together():
+def test_processes_with_rollouts_of_other_sizes_end_together(tmp_path):
     """With whole episodes each rank has rows of its own number: none may go into a collective alone, or both wait."""
     script = """
 from lightning.pytorch import Trainer, seed_everything
@@ -100,6 +94,6 @@ for total_steps in (260, 400):
     trainer.fit(module, data)
     print("ended at", total_steps)
 """
-    command = [sys.executable, "-c", script]
-    finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    (tmp_path / "script.py").write_text(script)
+    finished = warm.run(["script.py"], tmp_path)
     assert finished.stdout.count("ended at") == 2, finished.stderr

@@ -365,7 +365,7 @@ def test_an_algorithm_without_critic_is_given_one(quiet_trainer, tmp_path, quick
         (["--gae_lambdas", "[1.5]"], "gae_lambdas: must be between 0 and 1"),
         (["--ckpt_path", "last"], "ckpt_path: diagnose needs a checkpoint"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: no file"),
-        (["--trainer.devices", 2], "trainer.devices: diagnose plays and computes in one process"),
+        (["--trainer.devices", 2], "trainer.devices: diagnose runs in one process"),
         (
             ["--data.env_id", "pg_lightning.envs.tasks.toy:pg_lightning/DelayedReward-v0"],
             "data.env_id: the gradient is zero",

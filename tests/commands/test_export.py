@@ -307,7 +307,7 @@ def test_what_differs_from_the_checkpoint_is_not_written(exported, tmp_path, mon
 
 def test_what_no_graph_can_express_is_one_clear_line(exported, tmp_path):
     torso = {"class_path": "test_export.Undecided", "init_args": {"scale": 1.0}}
-    with pytest.raises(UserError, match=r"model: torch.export cannot express this policy, with its torso or head: \S"):
+    with pytest.raises(UserError, match=r"model: torch.export cannot export this policy; change its torso or head: \S"):
         exported("torch", {}, torso=torso)
     assert not (tmp_path / "export").exists()
 

@@ -3,12 +3,11 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 
 from pg_lightning import cli
@@ -107,7 +106,7 @@ def test_what_is_done_is_not_done_again(tmp_path, played):
 def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path, played):
     with Runs("val/return_mean", 1, 1) as pool:
         pool.all([[a_run(tmp_path, "a", overrides={"model.gamma": 0.9})]])
-    with pytest.raises(UserError, match=r"^output: .*holds a run with other settings"), Runs("x", 1, 1) as pool:
+    with pytest.raises(UserError, match=r"^output: .*contains a run with other settings"), Runs("x", 1, 1) as pool:
         pool.all([[a_run(tmp_path, "a", overrides={"model.gamma": 0.8})]])
 
 
@@ -116,7 +115,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, played):
     with Runs("val/return_mean", 1, 2) as pool:
         assert [result.seed for result in pool.all([[a_run(tmp_path, "a", seed) for seed in (1, 2)]])] == [2]
     assert pool.failed == ["a, seed 1"]
-    with pytest.raises(UserError, match=r"^1 runs failed: a, seed 1; the same command"):
+    with pytest.raises(UserError, match=r"^1 runs failed: a, seed 1; run the same command"):
         raise_if_failed(pool.failed)
 
 
@@ -129,7 +128,7 @@ def test_a_mistake_in_the_settings_ends_the_study_in_the_words_of_the_run(tmp_pa
 def test_two_studies_do_not_work_in_one_folder(tmp_path):
     with (
         claimed(tmp_path / "x"),
-        pytest.raises(UserError, match=r"^output: a study is at work in"),
+        pytest.raises(UserError, match=r"^output: another study is running in"),
         claimed(tmp_path / "x"),
     ):
         pass
@@ -223,7 +222,7 @@ def test_a_range_that_is_none_is_named():
     [
         ([], "study: give a file, such as configs/studies/lr_cartpole.yaml, or --help"),
         (["nowhere"], "config: no file 'nowhere'; shipped: "),
-        (["lr_cartpole", "--seeds", "[1, 1]"], "seeds: give at least one, and none twice"),
+        (["lr_cartpole", "--seeds", "[1, 1]"], "seeds: give at least one seed, and no seed twice"),
         (["lr_cartpole", "--workers", "0"], "workers: must be at least 1, got 0"),
         (["lr_cartpole", "--config", "ppo_carpole"], "config: no file 'ppo_carpole'"),
         (["lr_cartpole", "--sampler", "cma"], "sampler: expected one of 'grid', 'random', 'tpe', got 'cma'"),
@@ -241,17 +240,18 @@ def test_bad_input_is_one_line(arguments, line, tmp_path, monkeypatch, capsys):
 
 def test_a_study_that_is_interrupted_goes_on_and_comes_to_an_end(tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
-    command = [sys.executable, "-m", "pg_lightning", "study", "tiny.yaml", "--workers", "2"]
+    command = ["-m", "pg_lightning", "study", "tiny.yaml", "--workers", "2"]
     folder = tmp_path / "studies/tiny"
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = warm.WarmProcess(command, tmp_path)
     while first.poll() is None and not list(folder.glob("runs/*/*/result.json")):
         time.sleep(0.1)
     os.kill(first.pid, signal.SIGTERM)
-    _, said = first.communicate()
+    assert first.wait(60) == 143
+    said = (tmp_path / "log.txt").read_text()
     done = {file: file.stat().st_mtime_ns for file in folder.glob("runs/*/*/result.json")}
-    assert (first.returncode, said.splitlines()[-1]) == (143, "stopped by SIGTERM")
+    assert said.splitlines()[-1] == "stopped by SIGTERM"
     assert 1 <= len(done) < 4
-    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    second = warm.run(command, tmp_path)
     assert second.returncode == 0, second.stderr
     assert done == {file: file.stat().st_mtime_ns for file in done}
     with (folder / "results.csv").open(newline="") as file:

@@ -6,11 +6,9 @@ import copy
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from doubles import WatchedActor
 from gymnasium import spaces
 from odd_envs import Bandit
 from torch import Tensor, nn
+from warm import WarmProcess
 
 from pg_lightning.algorithms import A2C, PPO
 from pg_lightning.data import RolloutDataModule
@@ -247,7 +246,7 @@ def test_hogwild_refuses(fit: Any, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_no_environments")
 def test_a_system_without_fork_refuses(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(UserError, match=r"^data\.overlap: .*cannot; set it to false$"):
+    with pytest.raises(UserError, match=r"^data\.overlap: .*does not support; set it to false$"):
         fit("CartPole-v1", OVERLAP)
 
 
@@ -379,27 +378,18 @@ Trainer(accelerator="cpu", max_epochs=-1, logger=False, enable_checkpointing=Fal
     ("number", "send", "backend", "stuck", "status"),
     [
         (signal.SIGINT, os.killpg, "sync", 1000, 1),
-        (signal.SIGTERM, os.killpg, "sync", 2, 0),
+        (signal.SIGTERM, os.killpg, "sync", 0.2, 0),
         (signal.SIGKILL, os.kill, "sync", 1000, -9),
         (signal.SIGKILL, os.kill, "async", 0, -9),
     ],
     ids=["SIGINT to the group, stuck", "SIGTERM to the group, slow", "SIGKILL, stuck", "SIGKILL, async"],
 )
 def test_a_signal_to_the_main_process_leaves_nothing(
-    number: int, send: Any, backend: str, stuck: int, status: int, tmp_path: Path
+    number: int, send: Any, backend: str, stuck: float, status: int, tmp_path: Path
 ) -> None:
     (tmp_path / "script.py").write_text(ENDLESS.replace("BACKEND", repr(backend)).replace("STUCK", str(stuck)))
-    folders = os.pathsep.join(str(Path(__file__).parents[i]) for i in range(3))
     log = tmp_path / "log.txt"
-    process = subprocess.Popen(
-        [sys.executable, "script.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": folders},
-        start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        stdout=log.open("w"),
-        stderr=subprocess.STDOUT,
-    )
+    process = WarmProcess(["script.py"], tmp_path)
     try:
         wait_until(lambda: (tmp_path / "ready").exists() or process.poll() is not None, 60)
         assert process.poll() is None, log.read_text()

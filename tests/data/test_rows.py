@@ -15,6 +15,7 @@ from torch import Tensor
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutCollector
 from pg_lightning.data.rows import DeviceRows, HostRows
+from pg_lightning.envs.backends.tensor import TASKS, TensorEnvironments
 from pg_lightning.envs.contract import Capabilities, Environments, VectorStep
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Rollout
@@ -213,9 +214,11 @@ def test_the_collector_makes_of_tensors_what_it_makes_of_arrays(whole: bool, kno
         assert one.episode_returns.numel() > 0
 
 
-def test_on_a_device_no_step_waits_for_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("env_id", ["the stub", *TASKS])
+def test_on_a_device_no_step_waits_for_the_host(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What turns a tensor into a number of Python's waits for the device: the rollout does once, its steps never."""
-    env = TensorCartPole(N, 7)
+    limit = {"max_episode_steps": 7}
+    env: Any = TensorCartPole(N, 7) if env_id == "the stub" else TensorEnvironments(env_id, N, limit)
     module = policy(env)
     collector = RolloutCollector(env, 20, 3, action_seed=5)
     collector.collect(module)

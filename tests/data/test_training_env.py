@@ -34,8 +34,16 @@ def test_training_adds_to_the_arguments_and_wrappers_that_both_have() -> None:
         [STACK],
         {"max_episode_steps": 5},
         [HALF],
+        num_envs=1,
     )
-    assert data._training_env == ({"max_episode_steps": 5, "sutton_barto_reward": True}, [STACK, HALF])
+    collector = data.make_collector([0], 0)
+    spec = collector.env.vector_env.envs[0].spec
+    collector.close()
+    assert (spec.max_episode_steps, spec.kwargs) == (5, {"sutton_barto_reward": True})
+    added = [(wrapper.name, wrapper.kwargs) for wrapper in spec.additional_wrappers[:2]]
+    assert [name for name, _ in added] == ["FrameStackObservation", "ClipReward"]
+    assert added[0][1]["stack_size"] == 2
+    assert added[1][1] == HALF["init_args"]
     assert (data.env_kwargs, data.wrappers) == ({"max_episode_steps": 9, "sutton_barto_reward": True}, [STACK])
 
 

@@ -196,7 +196,7 @@ def test_what_is_not_installed_is_said(monkeypatch: Any) -> None:
 @pytest.mark.parametrize(
     ("env_id", "cure"),
     [
-        ("ALE/Breakout-v5", "name it so"),
+        ("ALE/Breakout-v5", "to use it, set 'Breakout-v5'"),
         ("Humanoid-v4", "'Humanoid-v5'"),
         ("HalfCheetah-v3", "'HalfCheetah-v5'"),
         ("LunarLander-v3", "another data.backend"),

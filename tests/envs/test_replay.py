@@ -72,7 +72,7 @@ def test_another_place_is_noticed(part, change):
     actions, obs, returns, lengths, ended = played(env, 5)
     state = replay.save(env, actions, lengths, ended)
     {"obs": obs, "returns": returns}[part][0] += change
-    assert replay.load(env, state, obs, returns, lengths) == "the same actions lead elsewhere"
+    assert replay.load(env, state, obs, returns, lengths) == "the same actions lead to another state"
 
 
 def test_what_vectorised_code_hides_is_noticed():
@@ -81,7 +81,7 @@ def test_what_vectorised_code_hides_is_noticed():
     state = replay.save(env, actions, lengths, ended)
     other = make_vector_env("HiddenCount-v0", N, backend="vector")
     other.reset(seed=5)
-    assert replay.load(other, state, obs, returns, lengths) == "the same actions lead elsewhere"
+    assert replay.load(other, state, obs, returns, lengths) == "the same actions lead to another state"
 
 
 def test_an_environment_that_fails_is_none_that_fails_the_run():
@@ -119,4 +119,4 @@ def test_an_episode_without_an_end_is_given_up(monkeypatch):
     env = make_vector_env("CartPole-v1", N)
     actions, obs, returns, lengths, ended = played(env, 5)
     assert replay.save(env, actions, lengths, ended) is None
-    assert replay.load(env, None, obs, returns, lengths) == "its state is out of reach"
+    assert replay.load(env, None, obs, returns, lengths) == "this back-end cannot save its state"

@@ -36,8 +36,8 @@ CAUSES = {
     "leaves": r"raised SystemExit \(.*odd_envs.py:\d+\)",
     "exits": "exited with code 3",
     "is killed": "was killed by SIGKILL",
-    "hangs": "gave no answer within data.env_timeout, 1.5 s",
-    "is stopped": "gave no answer within data.env_timeout, 1.5 s",
+    "hangs": "did not answer within data.env_timeout, 1.5 s",
+    "is stopped": "did not answer within data.env_timeout, 1.5 s",
 }
 
 

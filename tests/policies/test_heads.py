@@ -823,10 +823,10 @@ REFUSED = {
         {"head": {"class_path": "beta", "init_args": {"log_std_init": 0.0}}},
         "model.head: .*BetaHead.*log_std_init",
     ),
-    "something else": (BOX, {"head": "math.pi"}, r"model.head: 3\.14.* has to be a Head"),
-    "no head": (BOX, {"head": {"class_path": "torch.nn.Linear"}}, "model.head: Linear has to be a Head"),
+    "something else": (BOX, {"head": "math.pi"}, r"model.head: 3\.14.* must be a Head"),
+    "no head": (BOX, {"head": {"class_path": "torch.nn.Linear"}}, "model.head: Linear must be a Head"),
     "a head without its layer": (BOX, {"head": f"{__name__}.LinearMissing"}, "model.head: LinearMissing .*nn.Linear"),
-    "half a head": (BOX, {"head": f"{__name__}.ForwardMissing"}, "model.head: ForwardMissing has to be a Head"),
+    "half a head": (BOX, {"head": f"{__name__}.ForwardMissing"}, "model.head: ForwardMissing must be a Head"),
 }
 
 

@@ -147,7 +147,7 @@ WRONG = {
     ),
     "an argument": (
         {"policy": {"class_path": LINEAR, "init_args": {"size": 3}}},
-        r"model.policy: cannot make LinearPolicy\(observation_space, action_space, \*\*init_args\): TypeError",
+        r"model.policy: cannot create LinearPolicy\(observation_space, action_space, \*\*init_args\): TypeError",
     ),
 }
 
@@ -175,5 +175,5 @@ def test_from_the_command_line(cli, tmp_path):
     assert on.returncode == 0, on.stderr
     assert gym.make("CartPole-v1").action_space.contains(pg_lightning.load(run).predict(np.zeros(4))[0])
     exported = cli(tmp_path, "export", "--ckpt_path", path, "--format", "torch")
-    assert exported.stderr.strip().splitlines()[-1].startswith("error: model.policy: export draws the graph of the")
+    assert exported.stderr.strip().splitlines()[-1].startswith("error: model.policy: export supports only the built-in")
     assert exported.returncode != 0

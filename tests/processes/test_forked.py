@@ -30,6 +30,7 @@ from pg_lightning.processes import (
     left_to_parent,
     require_fork,
     signals_held,
+    watch_children,
 )
 from pg_lightning.processes.signals import SIGNALS
 
@@ -206,7 +207,7 @@ def test_it_holds_no_pipe_of_its_siblings_open(start: Start) -> None:
 def test_a_system_that_cannot_fork_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     require_fork("data.x: forks", "set it to false")
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(UserError, match=r"^data\.x: forks, which this system cannot; set it to false$"):
+    with pytest.raises(UserError, match=r"^data\.x: forks, which this system does not support; set it to false$"):
         require_fork("data.x: forks", "set it to false")
 
 
@@ -429,3 +430,24 @@ def test_it_dies_with_its_parent(end: str) -> None:
         parent.stdout.close()
         if pid and is_running(pid):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("ends", "noticed", "said"),
+    [
+        (["exit 0", "exit 0"], False, []),
+        (["exit 0", "kill -KILL $$"], False, ["rank 2 was killed by SIGKILL"]),
+        (["exit 3", "exit 4"], False, ["rank 1 exited with code 3 before training ended"]),
+        (["kill -KILL $$", "sleep 60"], True, []),
+    ],
+)
+def test_a_watch_gives_up_for_a_child_that_died_and_that_nobody_notices(ends, noticed, said):
+    children = {f"rank {i}": subprocess.Popen(["sh", "-c", end]) for i, end in enumerate(ends, start=1)}
+    event, found = threading.Event(), []
+    if noticed:
+        event.set()
+    watch_children(children, event, found.append, patience=0.1)
+    for child in children.values():
+        child.kill()
+        child.wait()
+    assert [words.split("; ")[0] for words in found] == said

@@ -7,9 +7,7 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +15,7 @@ import pytest
 import torch
 from interruptions import sends
 from run_files import assert_same_weights, load, read_metrics
+from warm import WarmProcess
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutCollector, RolloutDataModule
@@ -140,7 +139,7 @@ def test_after_a_rollout_that_was_given_up_episodes_start_afresh(cli, tiny, tmp_
     last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
     assert load(last)["pg_lightning"]["env_steps"] == 2 * ROLLOUT
     assert cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last").returncode == 0
-    assert caplog.text.count("in the midst of a rollout; episodes start afresh") == 1
+    assert caplog.text.count("during a rollout; new episodes start") == 1
     assert load(last)["pg_lightning"]["env_steps"] == 11 * ROLLOUT
 
 
@@ -159,7 +158,7 @@ def test_a_rollout_that_ends_too_late_to_be_learned_from_is_given_up_too(
     last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
     assert load(last)["pg_lightning"]["env_steps"] == 2 * ROLLOUT
     assert cli(tmp_path, "fit", "--config", tiny, *overlap, "--ckpt_path", "last").returncode == 0
-    assert caplog.text.count("in the midst of a rollout; episodes start afresh") == 1
+    assert caplog.text.count("during a rollout; new episodes start") == 1
 
 
 def test_a_save_does_not_wait_for_a_rollout_that_takes_long(cli, tiny, tmp_path, monkeypatch):
@@ -405,25 +404,9 @@ def test_a_rollout_is_learned_from_if_there_is_time(seconds, effect):
 
 # In processes of their own.
 
-PATHS = os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3])
-
 
 def start(folder, tiny, *arguments):
-    """A run in a session of its own that hears Ctrl-C, also where this one's shell ignores it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "pg_lightning", "fit", "--config", str(tiny), *map(str, arguments)],
-        cwd=folder,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": PATHS,
-        },
-        start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        stdout=(folder / "log.txt").open("w"),
-        stderr=subprocess.STDOUT,
-    )
+    return WarmProcess(["-m", "pg_lightning", "fit", "--config", tiny, *arguments], folder)
 
 
 def in_session(leader):

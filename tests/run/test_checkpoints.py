@@ -5,14 +5,12 @@ import errno
 import io
 import os
 import pathlib
-import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from run_files import load, read_metrics
 
 from pg_lightning.errors import UserError
@@ -137,10 +135,10 @@ def test_whatever_fails_a_whole_checkpoint_is_there_and_the_next_save_succeeds(l
 @pytest.mark.parametrize(
     ("code", "cure"),
     [
-        (errno.ENOSPC, "make room there"),
+        (errno.ENOSPC, "free space there"),
         (errno.EROFS, "writable"),
         (errno.EACCES, "writable"),
-        (errno.EIO, "that disk"),
+        (errno.EIO, "check the disk"),
     ],
 )
 def test_a_failed_save_names_the_file_the_cause_and_the_cure(last, monkeypatch, code, cure):
@@ -148,13 +146,13 @@ def test_a_failed_save_names_the_file_the_cause_and_the_cure(last, monkeypatch, 
     with pytest.raises(CheckpointError, match=cure) as raised:
         SafeCheckpointIO().save_checkpoint(NEW, last)
     assert str(raised.value).startswith(f"cannot save {str(last)!r}: {os.strerror(code)}; ")
-    assert str(raised.value).endswith("; the file from before is untouched")
+    assert str(raised.value).endswith("; the previous file is unchanged")
 
 
 def test_bytes_that_did_not_arrive_are_noticed(last, monkeypatch):
     read = pathlib.Path.read_bytes
     monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: read(path)[:-1])
-    with pytest.raises(CheckpointError, match="read back"):
+    with pytest.raises(CheckpointError, match="differs from the data"):
         SafeCheckpointIO().save_checkpoint(NEW, last)
     assert value(last) == 1
 
@@ -190,7 +188,7 @@ def test_a_torn_checkpoint_is_refused_at_any_length_and_the_one_before_named(las
         with pytest.raises(UserError) as raised:
             SafeCheckpointIO().load_checkpoint(last)
         assert str(raised.value).startswith(f"ckpt_path: cannot read {str(last)!r}: ")
-        assert str(raised.value).endswith(f"; the one before it is whole: --ckpt_path {previous_of(last)}")
+        assert str(raised.value).endswith(f"; the previous checkpoint is complete: --ckpt_path {previous_of(last)}")
 
 
 def test_a_flipped_bit_is_noticed(last):
@@ -278,7 +276,7 @@ def test_if_the_last_save_fails_so_does_the_program(cli, tiny, tmp_path, full_fr
     finished = cli(tmp_path, "fit", "--config", tiny, "--data.env_id", "odd_envs:Flat-v0", "--data.eval_episodes", 1)
     assert finished.returncode == 2
     name = "best" if first == 1 else "last"
-    assert f"error: training is done, and {name}.ckpt could not be saved\n" in finished.stderr
+    assert f"error: training has ended, but {name}.ckpt could not be saved\n" in finished.stderr
     assert "Traceback" not in finished.stderr
     run = tmp_path / "runs/tiny/version_0"
     assert [row["step"] for row in read_metrics(run) if "val/return_mean" in row] == [256, 448, 640, 704]
@@ -349,16 +347,11 @@ def test_a_run_goes_on_from_the_checkpoint_of_an_interval(cli, train, tmp_path):
 def test_a_limit_on_the_size_of_files_is_a_disk_that_is_full(tiny, tmp_path):
     """For real: a write of the system fails in its midst."""
     limit = 8_000  # bytes; a checkpoint has 12,000, config.yaml and metrics.csv less
-    finished = subprocess.run(
-        [sys.executable, "-m", "pg_lightning", "fit", "--config", str(tiny), "--data.total_steps", "64"],
-        cwd=tmp_path,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        capture_output=True,
-        text=True,
-    )
+    script = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    (tmp_path / "script.py").write_text(f"{script}from pg_lightning.cli import main\nmain()\n")
+    finished = warm.run(["script.py", "fit", "--config", tiny, "--data.total_steps", 64], tmp_path)
     assert finished.returncode == 2
     assert "warning: cannot save 'runs/tiny/version_0/checkpoints/last.ckpt': File too large; it" in finished.stderr
-    assert "error: training is done, and best.ckpt could not be saved" in finished.stderr
+    assert "error: training has ended, but best.ckpt could not be saved" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert list((tmp_path / "runs/tiny/version_0/checkpoints").iterdir()) == []

@@ -55,7 +55,9 @@ def test_rows_that_found_no_room_follow_when_there_is_some(size, tmp_path, capsy
     assert write(logger, range(6, len(ROWS))) == states[-1]
     logger.finalize("success")
     file = f"{logger.log_dir}/metrics.csv"
-    warning = f"warning: cannot write '{file}': File too large; training goes on, its rows wait in memory\n"
+    warning = (
+        f"warning: cannot write '{file}': File too large; training continues, and its rows are buffered in memory\n"
+    )
     assert capsys.readouterr().err == (warning if len(states[5]) > size else "")
 
 
@@ -112,7 +114,7 @@ def test_a_resumed_run_on_a_full_disk_is_refused_in_one_line(run, cli, tiny, tmp
     finished = cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last", "--data.total_steps", 1000)
     assert finished.stderr.splitlines()[-1] == (
         "error: trainer.default_root_dir: cannot write 'runs/tiny/version_0/metrics.csv': No space left on device; "
-        "give a folder that takes it"
+        "give a writable folder"
     )
     assert finished.returncode == 2
     assert (stopped / "metrics.csv").read_bytes() == before
@@ -164,7 +166,7 @@ def test_training_goes_on_through_a_disk_that_is_full(run, tiny, tmp_path):
     assert finished.returncode == 0, finished.stderr
     warnings = [line for line in finished.stderr.splitlines() if "metrics.csv" in line]
     assert warnings == [
-        "warning: cannot write 'runs/tiny/version_0/metrics.csv': No space left on device; training goes on, its rows "
-        "wait in memory"
+        "warning: cannot write 'runs/tiny/version_0/metrics.csv': No space left on device; training continues, and "
+        "its rows are buffered in memory"
     ]
     assert without_speed(tmp_path / "kept/tiny/version_0") == without_speed(run)

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+from warm import WarmProcess, start_server
 
 from pg_lightning.errors import UserError
 from pg_lightning.strategies import HogwildStrategy, WorkerError
@@ -137,8 +137,13 @@ def processes(field, value):
     }
 
 
+@pytest.fixture(scope="module")
+def _server():
+    start_server()
+
+
 @pytest.fixture(autouse=True)
-def _nothing_left(tmp_path, monkeypatch):
+def _nothing_left(tmp_path, monkeypatch, _server):
     """No process, no temporary file, no change to this process's signals."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -364,20 +369,9 @@ def test_a_failed_run_leaves_worker_0s_checkpoint_and_the_main_process_does_not_
 
 
 def start_script(folder, body):
-    """A process in a session of its own, which hears SIGINT also where this one's shell ignores it."""
     (folder / "script.py").write_text(f"from test_hogwild import *\n{body}\n")
     (folder / "tmp").mkdir()
-    folders = os.pathsep.join(str(Path(__file__).parents[i]) for i in (0, 2))
-    paths = {"PYTHONPATH": folders, "TMPDIR": str(folder / "tmp")}
-    return subprocess.Popen(
-        [sys.executable, "script.py"],
-        cwd=folder,
-        env={**os.environ, **paths, "CUDA_VISIBLE_DEVICES": ""},
-        start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        stdout=(folder / "log.txt").open("w"),
-        stderr=subprocess.STDOUT,
-    )
+    return WarmProcess(["script.py"], folder, {"TMPDIR": str(folder / "tmp")})
 
 
 ENDLESS = """

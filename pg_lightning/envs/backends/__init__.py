@@ -1,1 +1,1 @@
-"""Back-ends: vector environments that say what they can do; see `envs.contract`."""
+"""Back-ends: vector environments that declare their capabilities; see `envs.contract`."""

@@ -1,4 +1,4 @@
-"""What the process of one environment does with it, and the memory that it shares with the process that asks."""
+"""The worker side of an environment process, and the memory that it shares with the main process."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from pg_lightning.envs.contract import READ
 
 
 class Rows(NamedTuple):
-    """One row for each environment, in memory that all processes see; in a worker, its own row."""
+    """One row for each environment, in shared memory; in a worker, only its own row."""
 
-    actions: Any
-    obs: Any
-    final_obs: Any
-    rewards: Any
-    terminated: Any
-    truncated: Any
+    actions: np.ndarray
+    obs: np.ndarray
+    final_obs: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
 
     def of(self, n: int) -> Rows:
-        """Row n of each, still an array where it is a single number."""
+        """Row n of each; single numbers stay arrays."""
         return Rows(*(array[n : n + 1].reshape(array.shape[1:]) for array in self))
 
 
-def shared_zeros(num_envs: int, shape: Iterable[int] | None, dtype: Any) -> np.ndarray:
+def shared_zeros(num_envs: int, shape: Iterable[int] | None, dtype: npt.DTypeLike | None) -> np.ndarray:
     """`[N, *shape]` zeros that forked processes share."""
     shape, dtype = (num_envs, *(shape or ())), np.dtype(dtype)
     count = math.prod(shape)
@@ -40,12 +41,12 @@ def shared_zeros(num_envs: int, shape: Iterable[int] | None, dtype: Any) -> np.n
 
 
 class Worker:
-    """What the process of an environment does with it.
+    """Runs the environment in its process.
 
     Args:
         env: the environment.
-        row: its own of the shared rows.
-        mode: when it restarts.
+        row: its row of the shared arrays.
+        mode: the autoreset mode.
     """
 
     def __init__(self, env: gym.Env, row: Rows, mode: AutoresetMode) -> None:
@@ -53,17 +54,17 @@ class Worker:
         self.row = row
         self.mode = mode
         self.has_ended = False
-        # Python's integers: environments check that an action is one, and NumPy's take ten times as long to check.
+        # Python integers: environments check the type of an action, which takes ten times as long for NumPy integers.
         self.action = row.actions.item if isinstance(env.action_space, gym.spaces.Discrete) else row.actions.copy
 
     def reset(self, seed: int | None, options: dict[str, Any] | None) -> dict[str, Any]:
-        """Begins an episode; returns what is read of its infos."""
+        """Starts an episode; returns the infos that are read."""
         self.row.obs[...], info = self.env.reset(seed=seed, options=options)
         self.has_ended = False
         return _read(info)
 
     def step(self) -> dict[str, Any]:
-        """Takes the action that is in the row, or restarts where the mode says so."""
+        """Takes the action in the row, or resets if the autoreset mode requires it."""
         row = self.row
         if self.has_ended and self.mode == AutoresetMode.NEXT_STEP:
             row.rewards[...], row.terminated[...], row.truncated[...] = 0.0, False, False
@@ -78,11 +79,11 @@ class Worker:
         return _read(info)
 
     def set_attr(self, name: str, value: Any) -> None:
-        """Gives the environment an attribute."""
+        """Sets an attribute of the environment."""
         setattr(self.env, name, value)
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What a method of the environment or of a wrapper returns, or an attribute."""
+        """Calls a method of the environment or of a wrapper, or returns an attribute."""
         found = self.env.get_wrapper_attr(name)
         return found(*args, **kwargs) if callable(found) else found
 
@@ -90,7 +91,7 @@ class Worker:
 def serve(make: Callable[[], gym.Env], row: Rows, mode: AutoresetMode, pipe: Connection, at_exit: ExitStack) -> None:
     """Answers `(method of Worker, *arguments)` with `(True, answer)`, until the method is `"close"`.
 
-    Whatever the environment raises, be it SystemExit, is the last answer: `(False, cause)`.
+    Any exception of the environment, even SystemExit, is sent as the last answer: `(False, cause)`.
     """
     try:
         env = make()

@@ -1,4 +1,4 @@
-"""EnvPool: classic control, MuJoCo and Atari in C++, stepped together by a pool of threads."""
+"""EnvPool: classic control, MuJoCo and Atari in C++, stepped together by a thread pool."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from pg_lightning.envs.contract import Capabilities
 from pg_lightning.errors import UserError, require
 
-# Stepped beside Gymnasium's from the same states under the same actions. Missing are MuJoCo before v4, and of v4
+# Verified to step like Gymnasium's from the same states with the same actions. Missing are MuJoCo before v4, and of v4
 # Humanoid and HumanoidStandup, whose contact forces are all zero, and Pusher, which Gymnasium itself cannot run.
 _CLASSIC = ("CartPole-v0", "CartPole-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1")
 _MUJOCO = (
@@ -28,16 +28,16 @@ _FOR_EVER = 2**31 - 1
 
 
 class PoolVectorEnv(VectorEnv):
-    """`num_envs` environments of EnvPool behind the interface of a Gymnasium vector environment.
+    """`num_envs` environments of EnvPool with the interface of a Gymnasium vector environment.
 
-    What differs from EnvPool's own: seeds arrive with `reset`, which makes the pool anew; actions are `float32`, as
-    Gymnasium's are; and an episode that ends by itself in the very step of its time limit is terminated and truncated,
-    where EnvPool says truncated only, so that a value function would go on after the end.
+    Differences from EnvPool's own interface: `reset` takes seeds and creates the pool again; actions are `float32`, as
+    in Gymnasium; and an episode that terminates in exactly the step of its time limit is terminated and truncated,
+    while EnvPool reports only truncated, so that a value function would bootstrap after the end.
 
     Args:
-        env_id: one of `SAME_AS_GYMNASIUM`, or an Atari game as EnvPool calls it, `Breakout-v5`.
-        num_envs: how many.
-        env_kwargs: arguments of `envpool.make`, `num_threads` among them.
+        env_id: one of `SAME_AS_GYMNASIUM`, or an Atari game with EnvPool's name, `Breakout-v5`.
+        num_envs: number of environments.
+        env_kwargs: arguments of `envpool.make`, including `num_threads`.
 
     Raises:
         UserError: if EnvPool is not installed, or has no such environment or argument.
@@ -46,7 +46,7 @@ class PoolVectorEnv(VectorEnv):
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (as Gymnasium declares it)
     capabilities = Capabilities(seeds="per_env")
 
-    def __init__(self, env_id: str, num_envs: int, env_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(self, env_id: str, num_envs: int, env_kwargs: dict[str, object] | None = None) -> None:
         self._atari = _is_atari(env_id)
         self.env_id, self.num_envs, self.env_kwargs = env_id, num_envs, dict(env_kwargs or {})
         spec = self._make("make_spec", [0] * num_envs)
@@ -60,9 +60,9 @@ class PoolVectorEnv(VectorEnv):
         self._pool: Any = None
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, object] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts all environments afresh; with one seed, environment i has seed + i, as in Gymnasium."""
+        """Starts new episodes in all environments; with one seed, environment i uses seed + i, as in Gymnasium."""
         if seed is not None or self._pool is None:
             seeds = (
                 [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or [None] * self.num_envs
@@ -72,7 +72,7 @@ class PoolVectorEnv(VectorEnv):
         return self._pool.reset()
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One step; where an episode has ended in the last one, the first observation of the next and reward 0."""
+        """One step; after the end of an episode, the first observation of the next one and reward 0."""
         obs, rewards, terminated, truncated, infos = self._pool.step(actions)
         if self._atari:
             return obs, rewards, terminated | (infos["terminated"] != 0), truncated, infos
@@ -84,7 +84,7 @@ class PoolVectorEnv(VectorEnv):
         self._out_of_time = truncated & ~terminated
         return obs, rewards, terminated, truncated, infos
 
-    def close_extras(self, **kwargs: Any) -> None:
+    def close_extras(self, **kwargs: object) -> None:
         """Ends the threads."""
         self._pool = None
 
@@ -98,28 +98,28 @@ class PoolVectorEnv(VectorEnv):
 
 
 class PoolEnv(gym.Env[np.ndarray, Any]):
-    """One environment of EnvPool: what evaluation plays, since each of its episodes has a seed of its own.
+    """One environment of EnvPool, for evaluation, where each episode has its own seed.
 
     Args:
         env_id: see `PoolVectorEnv`, as `env_kwargs`.
-        env_kwargs: but for `num_threads`, which is 1.
+        env_kwargs: without `num_threads`, which is 1.
 
     Raises:
         UserError: see `PoolVectorEnv`.
     """
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(self, env_id: str, env_kwargs: dict[str, object] | None = None) -> None:
         self._env = PoolVectorEnv(env_id, 1, {**(env_kwargs or {}), "num_threads": 1})
         self.observation_space = self._env.single_observation_space
         self.action_space = self._env.single_action_space
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[np.ndarray, dict[str, object]]:
         """Starts an episode."""
         return self._env.reset(seed=seed)[0][0], {}
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
         """One step."""
         obs, rewards, terminated, truncated, _ = self._env.step(np.asarray(action)[None])
         return obs[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
@@ -138,7 +138,7 @@ def _envpool() -> Any:
 
 
 def _is_atari(env_id: str) -> bool:
-    """Whether the id is an Atari game; refuses what is neither that nor the same as Gymnasium's."""
+    """Whether the id is an Atari game; refuses ids that are neither Atari games nor equal to Gymnasium's."""
     if env_id in SAME_AS_GYMNASIUM:
         return False
     specs = _envpool().registration.registry.specs
@@ -146,9 +146,9 @@ def _is_atari(env_id: str) -> bool:
         return True
     game = env_id.rpartition("/")[2]
     if specs.get(game, ("",))[0] == "envpool.atari":
-        why = f"EnvPool preprocesses Atari games itself, so its {game!r} is not {env_id!r}; if you want it, name it so"
+        why = f"EnvPool has its own preprocessing, so its {game!r} differs from {env_id!r}; to use it, set {game!r}"
     elif (newer := f"{game.rpartition('-')[0]}-v5") in SAME_AS_GYMNASIUM:
-        why = f"EnvPool's {env_id!r} is missing or not Gymnasium's; use {newer!r}, or another data.backend"
+        why = f"EnvPool lacks {env_id!r}, or it differs from Gymnasium's; use {newer!r}, or another data.backend"
     else:
         why = (
             f"backend 'envpool' has classic control, MuJoCo v5 and Atari games ('Breakout-v5'), not {env_id!r}; "

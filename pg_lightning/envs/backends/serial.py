@@ -1,4 +1,4 @@
-"""Environments that step one after the other, with no more between two of them than the loop."""
+"""Environments stepped one after the other, with minimal overhead."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pg_lightning.envs.contract import READ, Capabilities
 
 
 class SerialVectorEnv(SyncVectorEnv):
-    """Gymnasium's `SyncVectorEnv` for array observations, without what costs time and is not read here.
+    """Gymnasium's `SyncVectorEnv` for array observations, without costly features that are not used here.
 
-    Of the infos it gathers only `READ`: the five that each HalfCheetah gives take as long as a third of its physics.
-    The arrays that `step` returns are written anew by the next; a final observation is a copy.
+    It gathers only the infos in `READ`: the five infos of HalfCheetah take a third of the time of its physics.
+    The arrays that `step` returns are overwritten by the next step; a final observation is a copy.
     """
 
     capabilities = Capabilities(seeds="per_env", can_save_state="by_replay", can_reset_some=True)
 
     def step(self, actions: Any) -> tuple[Any, ...]:
-        """As Gymnasium's, whose own code runs where ended environments are not reset within the step."""
+        """As in Gymnasium, whose own code runs unless finished environments are reset within the step."""
         if self.autoreset_mode != AutoresetMode.SAME_STEP:
             return super().step(actions)
         infos: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Environments in vectorised code of their own, as Gymnasium registers it."""
+"""Environments with their own vectorised code, as registered in Gymnasium."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def make_vectorised(
     env_kwargs: dict[str, Any] | None,
     autoreset_mode: AutoresetName | None,
 ) -> VectorEnv:
-    """`num_envs` environments of vectorised code, which draws them all from one stream of random numbers.
+    """`num_envs` environments in vectorised code, which share one random stream.
 
     Args:
         env_id: see `make_env`.
         num_envs: N.
         env_kwargs: arguments of the environment.
-        autoreset_mode: what the code must do; None for what it does.
+        autoreset_mode: the required mode; None for the code's own.
 
     Raises:
-        UserError: if there is no such code, or it resets otherwise.
+        UserError: if there is no such code, or it has another autoreset mode.
     """
     try:
         env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **(env_kwargs or {}))

@@ -1,4 +1,4 @@
-"""Environments in a process each, under supervision: one that dies or hangs is replaced, and the others go on."""
+"""Environments in one process each, under supervision: a process that dies or hangs is replaced."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ log = logging.getLogger(__name__)
 
 
 class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
-    """N environments, each in a forked process of its own, with array observations in shared memory.
+    """N environments, each in its own forked process, with array observations in shared memory.
 
-    A process that dies, raises, or gives no answer in time is killed and replaced by one that begins a fresh episode
-    from a seed of its own. In the step in which that happens the environment has reward 0 and ends nothing; its
-    observation is the first of the new episode, and `infos[RESTARTED]` says so. Whoever records the step must not
-    learn from it.
+    A process that dies, raises, or does not answer in time is killed and replaced by one that starts a new episode
+    with its own seed. In that step the environment has reward 0 and neither terminates nor truncates; its
+    observation is the first of the new episode, and `infos[RESTARTED]` is set. The caller must not treat the step as a
+    transition.
 
-    Of the infos only `READ` is gathered. The arrays that `step` and `reset` return are written anew by the next call; a
+    Only the infos in `READ` are gathered. The arrays that `step` and `reset` return are overwritten by the next call; a
     final observation is a copy.
 
     Args:
         make: makes one environment; called in each process, and once here, for the spaces.
         num_envs: N.
-        autoreset_mode: when an ended episode restarts.
-        timeout: seconds that an answer may take, to the first reset with the start of the process. Time in which
-            everything was suspended does not count.
-        max_restarts: how many processes are replaced before the run is given up.
+        autoreset_mode: when a finished episode is reset.
+        timeout: seconds that an answer may take; for the first reset, including the start of the process. Time in which
+            the whole program was suspended does not count.
+        max_restarts: number of replacements after which the next failure ends the run.
 
     Attributes:
-        restarts: how many have been replaced.
+        restarts: number of replacements so far.
 
     Raises:
         UserError: if the system cannot fork; by the first `reset`, if it fails in every process.
-        WorkerError: by `reset` and `step`, if one more process than `max_restarts` fails. No process is left then.
+        WorkerError: by `reset` and `step`, if more than `max_restarts` processes fail. No process is left then.
     """
 
     capabilities = Capabilities(seeds="per_env", can_save_state="by_replay", can_reset_some=True, supervises=True)
@@ -103,13 +103,13 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The process of each environment."""
+        """The process id of each environment."""
         return tuple(worker.pid for worker in self._workers)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """As Gymnasium's: all environments, or those of `options["reset_mask"]`, `[N]` bool."""
+        """As in Gymnasium: all environments, or those of `options["reset_mask"]`, `[N]` bool."""
         options = dict(options or {})
         chosen = np.flatnonzero(options.pop("reset_mask", np.ones(self.num_envs, bool))).tolist()
         if seed is None or isinstance(seed, int):
@@ -125,7 +125,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         return self._rows.obs, self._gathered(infos)
 
     def step(self, actions: Any) -> tuple[Any, ...]:
-        """As Gymnasium's; what is said of an environment that had to be replaced, see the class."""
+        """As in Gymnasium; for replaced environments, see the class."""
         rows = self._rows
         rows.actions[...] = actions
         answers, broken = self._ask(dict.fromkeys(range(self.num_envs), STEP))
@@ -142,10 +142,10 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         return rows.obs, rows.rewards, rows.terminated, rows.truncated, infos
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """What a method of each environment returns, or an attribute.
+        """Calls a method of each environment, or returns an attribute.
 
         Raises:
-            WorkerError: if an environment gives none. It is replaced by the next `step`.
+            WorkerError: if an environment does not answer. It is replaced by the next `step`.
         """
         answers, broken = self._ask(dict.fromkeys(range(self.num_envs), _message("call", name, args, kwargs)))
         for cause in broken.values():
@@ -153,10 +153,10 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         return tuple(answers[n] for n in range(self.num_envs))
 
     def set_attr(self, name: str, values: Any) -> None:
-        """Gives each environment an attribute of its own, from a list, or all the same.
+        """Sets an attribute of each environment, from a list, or one value for all.
 
         Raises:
-            WorkerError: if an environment does not take it. It is replaced by the next `step`.
+            WorkerError: if an environment fails. It is replaced by the next `step`.
         """
         if not isinstance(values, (list, tuple)):
             values = [values] * self.num_envs
@@ -165,11 +165,11 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
             raise WorkerError(f"data.backend async: {name}: {cause}")
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Lets every environment close itself, if that does not take long, and ends its process."""
+        """Lets every environment close itself within a short time, and ends its process."""
         self._end()
 
     def _start(self, n: int) -> None:
-        with signals_held():  # until the worker is where `close` finds it
+        with signals_held():  # until the worker is stored where `close` finds it
             worker = ForkedWorker(
                 partial(serve, self._make, self._rows.of(n), self._mode),
                 name=f"env {n}",
@@ -181,7 +181,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
             self._workers[n : n + 1] = [worker]
 
     def _replace(self, broken: dict[int, str]) -> dict[int, Any]:
-        """New processes for those that broke, each in a new episode; what they say of it."""
+        """Starts new processes for those that failed, each with a new episode; returns the infos of their resets."""
         infos: dict[int, Any] = {}
         while broken:
             for n, cause in broken.items():
@@ -193,7 +193,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
                     )
                 self.restarts += 1
                 log.warning(
-                    f"data.backend async: {cause}; its episode is cut and a new process begins another "
+                    f"data.backend async: {cause}; its episode is truncated and a new process starts another "
                     f"(restart {self.restarts} of at most {self.max_restarts})"
                 )
                 self._workers[n].pipe.close()
@@ -207,12 +207,12 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         return None if seed is None else env_seed(seed, self.restarts, n)
 
     def _ask(self, messages: dict[int, bytes]) -> tuple[dict[int, Any], dict[int, str]]:
-        """The answers of the environments, and the causes for which there are none; those processes are ended."""
+        """The answers of the environments, and the causes of missing answers; the processes of the latter are ended."""
         poller = select.poll()
         waiting: dict[int, int] = {}
         for n, message in messages.items():
             pipe = self._workers[n].pipe
-            with suppress(BrokenPipeError, ConnectionResetError):  # found out by who waits for the answer
+            with suppress(BrokenPipeError, ConnectionResetError):  # detected when the answer is awaited
                 pipe.send_bytes(message)
             poller.register(pipe, select.POLLIN)
             waiting[pipe.fileno()] = n
@@ -236,11 +236,11 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
                     is_well, answer = False, worker.cause_of_death()
                 (answers if is_well else broken)[n] = answer
             if not ready:
-                # Not by the clock: a program that was stopped for an hour must not find all its processes late.
+                # Not by the clock: after the program was suspended for an hour, its processes must not count as late.
                 left -= pause
                 if left <= 0:
                     for n in waiting.values():
-                        broken[n] = f"gave no answer within data.env_timeout, {self.timeout:g} s"
+                        broken[n] = f"did not answer within data.env_timeout, {self.timeout:g} s"
                         self._workers[n].kill()
                     break
         return answers, {n: f"env {n} (process {self._workers[n].pid}) {broken[n]}" for n in sorted(broken)}
@@ -253,5 +253,5 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         return infos
 
 
-def _message(*command: Any) -> bytes:
+def _message(*command: object) -> bytes:
     return pickle.dumps(command)

@@ -1,1 +1,1 @@
-"""Small environments whose answers are known."""
+"""Small environments with known answers."""

@@ -1,4 +1,4 @@
-"""The aliased gridworld: where every policy that does not toss a coin goes round in circles.
+"""The aliased gridworld, in which every deterministic policy goes round in circles from some cells.
 
 Importing this module registers it: the id is `pg_lightning.envs.tasks.gridworld:pg_lightning/GreyCells-v0`.
 """
@@ -27,9 +27,9 @@ class GreyCells(gym.Env[np.ndarray, Any]):
     """The aliased gridworld of David Silver's course on reinforcement learning (lecture 7, policy gradients).
 
     A corridor of five cells. Below its ends are traps, below its middle the treasure; each ends the episode. The
-    actions are N, E, S, W, and a move into a wall stays. An episode starts in any cell of the corridor with equal
-    chances; a step costs 1, a trap costs `penalty` more. The observation is which of the N, E, S, W sides of the cell
-    are walls, so the two cells marked ? look alike, and no other two do.
+    actions are N, E, S, W; a move into a wall has no effect. An episode starts in any cell of the corridor with equal
+    probability; a step costs 1, a trap costs `penalty` more. The observation tells which of the sides N, E, S, W of the
+    cell are walls, so the two cells marked ? look alike, and no other two do.
 
         +---+---+---+---+---+
         |     ?       ?     |
@@ -40,22 +40,22 @@ class GreyCells(gym.Env[np.ndarray, Any]):
     Consider the policy that goes inwards at the ends, south in the middle, and on grey cells east with probability p,
     west with q = 1 − p. It needs 1 step from the middle. From the left grey cell two steps reach the treasure with
     probability p, and with probability q two steps lead back: T = p 2 + q (2 + T), so T = 2/p. It is 2/q from the right
-    one. An end needs one step more. The mean over the five starts gives, without discount and time limit,
+    one. An end needs one more step. The mean over the five starts is, without discount and time limit,
 
         V(p) = −(1 + 2/p + 2/q + (1 + 2/p) + (1 + 2/q)) / 5 = −(3 + 4/(p q)) / 5,
 
-    best at p = ½, where it is −19/5. N and S on grey cells only waste steps. The chance that the k-th step is needed is
-    a power of q from one side and of p from the other, so discounted sums and sums up to a time limit are symmetric
-    and concave in p too: ½ is best under any discount and any limit. With discount γ the left grey cell is worth
-    −(1 + γ)/(1 − γ² q).
+    with its maximum at p = ½, −19/5. N and S on grey cells only waste steps. The probability that the k-th step is
+    needed is a power of q from one side and of p from the other, so discounted sums and sums up to a time limit are
+    symmetric and concave in p too: ½ is best under any discount and any limit. With discount γ the left grey cell has
+    the value −(1 + γ)/(1 − γ² q).
 
-    A deterministic policy of the observation never reaches the treasure from at least one side. The best one takes
-    −(1 + 2 + 3 + 50 + 50)/5 = −21.2 under the registered limit of 50 steps. An agent with memory reaches −13/5: from a
-    grey cell it tries one side, and an end tells it where it is. One that sees its cell would reach −11/5.
+    A deterministic policy of the observation never reaches the treasure from at least one side. The best one has a
+    mean return of −(1 + 2 + 3 + 50 + 50)/5 = −21.2 under the registered limit of 50 steps. An agent with memory reaches
+    −13/5: from a grey cell it tries one side, and an end shows where it is. An agent that sees its cell reaches −11/5.
 
     Args:
-        penalty: of a trap. From an end, the way to the treasure costs at most 5 at p = ½ under any discount. The
-            default, the time limit, makes a trap worse than even the 50 steps of a policy that is stuck.
+        penalty: cost of a trap. From an end, the way to the treasure costs at most 5 at p = ½ under any discount. The
+            default, the time limit, makes a trap worse than the 50 steps of a policy that is stuck.
     """
 
     def __init__(self, penalty: float = float(TIME_LIMIT)) -> None:
@@ -73,7 +73,7 @@ class GreyCells(gym.Env[np.ndarray, Any]):
         return walls(self.cell), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Moves, or stays where a wall is in the way."""
+        """Moves, or stays if there is a wall."""
         if not walls(self.cell)[action]:
             self.cell = _beyond(self.cell, action)
         trapped = self.cell in TRAPS
@@ -82,7 +82,7 @@ class GreyCells(gym.Env[np.ndarray, Any]):
 
 
 def walls(cell: Cell) -> np.ndarray:
-    """1 for each of the sides N, E, S, W of the cell that is a wall, else 0."""
+    """1 for each side N, E, S, W of the cell that is a wall, else 0."""
     return np.array([_beyond(cell, side) not in _FLOOR for side in range(4)], dtype=np.float32)
 
 

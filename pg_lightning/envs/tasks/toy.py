@@ -1,6 +1,6 @@
-"""Environments so small that the right answer is known exactly: each asks one question of an algorithm.
+"""Environments so small that the exact answer is known: each tests one property of an algorithm.
 
-Importing this module registers them: `pg_lightning.envs.tasks.toy:pg_lightning/ConstantReward-v0` is an id anywhere.
+Importing this module registers them: `pg_lightning.envs.tasks.toy:pg_lightning/ConstantReward-v0` can be used as an id.
 V* is the value of the best policy, γ the discount factor.
 
 | id, each `pg_lightning/…-v0` | question                                          | answer                          |
@@ -10,14 +10,14 @@ V* is the value of the best policy, γ the discount factor.
 | `DelayedReward`              | does value flow back in time, discounted?         | V(s0) = γ, V(s1) = 1            |
 | `ActionReward`               | does the actor prefer the better action?          | a = 1, V* = 1                   |
 | `ContextualReward`           | does the actor see the observation, context c?    | a = c, V* = 1                   |
-| `ContinuousReward`           | the first of these two, of a `Box` action         | a = (½, −½), V* = 0             |
-| `ContinuousContextualReward` | the second, of a `Box` action                     | a = (2c − 1) (½, −½), V* = 0    |
-| `MultiDiscreteReward`        | are the parts of an action told apart?            | a = (c, 2c), V* = 1             |
-| `MultiBinaryReward`          | the same of bits                                  | a = (c, 1 − c), V* = 1          |
-| `HiddenCoin`                 | control: is nothing learned where nothing can be? | V = ½ under every policy        |
-| `Endless`                    | is a time limit told from an end?                 | V = 1 / (1 − γ)                 |
-| `Recall`                     | is the first observation, c, kept in mind?        | a = c at the end, V*(s0) = γ³   |
-| `MaskedReward`               | are actions that are not allowed left out?        | an outermost allowed a, V* = 1  |
+| `ContinuousReward`           | as `ActionReward`, with a `Box` action            | a = (½, −½), V* = 0             |
+| `ContinuousContextualReward` | as `ContextualReward`, with a `Box` action        | a = (2c − 1) (½, −½), V* = 0    |
+| `MultiDiscreteReward`        | are the components of an action independent?      | a = (c, 2c), V* = 1             |
+| `MultiBinaryReward`          | the same for bits                                 | a = (c, 1 − c), V* = 1          |
+| `HiddenCoin`                 | control: nothing can be learned                   | V = ½ under every policy        |
+| `Endless`                    | is truncation distinguished from termination?     | V = 1 / (1 − γ)                 |
+| `Recall`                     | is the first observation, c, remembered?          | a = c at the end, V*(s0) = γ³   |
+| `MaskedReward`               | are invalid actions excluded?                     | an outermost allowed a, V* = 1  |
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SIGN = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 
 class DelayedReward(gym.Env[Any, Any]):
-    """`length` steps with nothing to decide and reward 1 at the end: V(s_t) = γ^(length − 1 − t)."""
+    """`length` steps without a choice and reward 1 at the end: V(s_t) = γ^(length − 1 − t)."""
 
     def __init__(self, length: int = 2) -> None:
         self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
@@ -45,13 +45,13 @@ class DelayedReward(gym.Env[Any, Any]):
         self.length = length
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Starts at 0; the observation is the share of the steps that is done."""
+        """Starts at 0; the observation is the fraction of steps taken."""
         super().reset(seed=seed)
         self.steps = 0
         return self._observation(), {}
 
     def step(self, action: Any) -> Step:
-        """Moves on by one."""
+        """Moves by one."""
         self.steps += 1
         ended = self.steps == self.length
         return self._observation(), float(ended), ended, False, {}
@@ -68,20 +68,20 @@ class ObservedReward(gym.Env[Any, Any]):
         self.action_space = spaces.Discrete(1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draws the observation, with equal chances."""
+        """Draws the observation, with equal probabilities."""
         super().reset(seed=seed)
         self.sign = 2.0 * self.np_random.integers(2) - 1.0
         return np.array([self.sign], dtype=np.float32), {}
 
     def step(self, action: Any) -> Step:
-        """Pays the observation."""
+        """Returns the observation as the reward."""
         return np.array([self.sign], dtype=np.float32), self.sign, True, False, {}
 
 
 class Target(gym.Env[Any, Any]):
-    """One step, rewarded for hitting a target: V* = 1 where the reward is the share of it that is hit, 0 in a `Box`.
+    """One step, rewarded for matching a target: V* = 1 if the reward is the fraction matched, 0 for a `Box`.
 
-    The context c is 0 or 1 with equal chances. The target is c of `Discrete(2)`, (c, 2c) of `MultiDiscrete([2, 3])`,
+    The context c is 0 or 1, equally likely. The target is c of `Discrete(2)`, (c, 2c) of `MultiDiscrete([2, 3])`,
     (c, 1 − c) of `MultiBinary(2)`, and (2c − 1) (½, −½) of a `Box`, whose reward is minus the squared distance.
 
     Args:
@@ -116,16 +116,17 @@ class Target(gym.Env[Any, Any]):
 
 
 class Endless(gym.Env[Any, Any]):
-    """+1 a step for ever: V = 1 / (1 − γ) under any time limit; V(s_t) = (1 − γ^(n − t)) / (1 − γ) if it ends after n.
+    """Reward 1 per step, endless: V = 1 / (1 − γ) under any time limit; V(s_t) = (1 − γ^(n − t)) / (1 − γ) with an end.
 
-    Registered with a time limit of 8, which `max_episode_steps` changes. A time limit cuts the episode, and an agent
-    must not care. `terminate_after` ends it: then the observation counts the steps, since they matter, and V falls
-    to 1 at the last. With both at one step the last step is terminated *and* truncated: it is an end.
+    Registered with a time limit of 8, which `max_episode_steps` changes. A time limit truncates the episode, and the
+    values must not depend on it. `terminate_after` ends the task: then the observation counts the steps, because V
+    depends on them and falls to 1 in the last step. If both are at the same step, it is terminated *and* truncated and
+    counts as terminated.
 
     Args:
         terminate_after: number of steps n after which the task itself ends; never if null.
-        first_reward: of the first step of an episode, instead of 1. It sets V of a first observation apart, by
-            `first_reward` − 1, from V of all that follow.
+        first_reward: of the first step of an episode, instead of 1. V of the first observation then differs by
+            `first_reward` − 1 from V of all later ones.
     """
 
     def __init__(self, terminate_after: int | None = None, first_reward: float = 1.0) -> None:
@@ -142,7 +143,7 @@ class Endless(gym.Env[Any, Any]):
         return 0, {}
 
     def step(self, action: Any) -> Step:
-        """Pays; the observation is the number of steps, as far as it is counted."""
+        """Returns the reward; the observation is the number of steps, up to the counted maximum."""
         self.steps += 1
         reward = self.first_reward if self.steps == 1 else 1.0
         return min(self.steps, self.counted), reward, self.steps == self.terminate_after, False, {}
@@ -151,12 +152,12 @@ class Endless(gym.Env[Any, Any]):
 class Recall(gym.Env[Any, Any]):
     """The cue shown first, −1 or +1, decides which action, 0 or 1, pays 1 at the last step: V*(s_t) = γ^(delay − t).
 
-    An observation is (cue, whether this is the last step); the cue is 0 but in the first. Earlier actions do not
-    matter. The last observation is the same after both cues, so every policy without memory gets ½ of what the best
-    one with memory gets.
+    An observation is (cue, whether this is the last step); the cue is 0 except in the first. Earlier actions have no
+    effect. The last observation is the same after both cues, so every policy without memory gets ½ of the return of the
+    best policy with memory.
 
     Args:
-        delay: number of steps between the cue and the action that is paid. At 0 nothing need be remembered.
+        delay: number of steps between the cue and the rewarded action. With 0 no memory is needed.
     """
 
     def __init__(self, delay: int = 3) -> None:
@@ -167,14 +168,14 @@ class Recall(gym.Env[Any, Any]):
         self.delay = delay
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draws the cue, with equal chances, and shows it."""
+        """Draws the cue, with equal probabilities, and shows it."""
         super().reset(seed=seed)
         self.steps = 0
         self.cue = int(self.np_random.integers(2))
         return self._observation(2 * self.cue - 1), {}
 
     def step(self, action: Any) -> Step:
-        """Pays at the last step if the action is the cue's."""
+        """Pays in the last step if the action matches the cue."""
         self.steps += 1
         ended = self.steps > self.delay
         return self._observation(0), float(ended and action == self.cue), ended, False, {}
@@ -184,21 +185,21 @@ class Recall(gym.Env[Any, Any]):
 
 
 class MaskedReward(gym.Env[Any, Any]):
-    """One step with actions that are not allowed: `info["action_mask"]`, of reset and step, is 1 where they are.
+    """One step with invalid actions: `info["action_mask"]`, of reset and step, is 1 where an action is allowed.
 
-    Any set of allowed actions but the empty one is as likely as any other, and the observation does not show it. It
-    shows the context, −1 or +1 with equal chances: +1 asks for the largest allowed action, −1 for the smallest, which
-    pays 1; another allowed one pays 0, one that is not allowed −10. V* = 1: logits that grow, or fall, steeply with
-    the action are right under every mask. Allowed actions drawn evenly pay 887/1860 ≈ 0.477. Without the mask it takes
-    luck: the best is 16/31 − 10 · 15/31 = −134/31 ≈ −4.32, with action 4 or 0.
+    Every non-empty set of allowed actions is equally likely, and the observation does not show it. The observation is
+    the context, −1 or +1 with equal probability: for +1 the largest allowed action pays 1, for −1 the smallest;
+    another allowed action pays 0, an invalid one −10. V* = 1: logits that increase, or decrease, steeply with
+    the action are right under every mask. A uniform choice among allowed actions gives 887/1860 ≈ 0.477. Without the
+    mask the best possible return is 16/31 − 10 · 15/31 = −134/31 ≈ −4.32, with action 4 or 0.
 
-    With `multi_discrete` each choice of `MultiDiscrete([3, 4])` has a mask and a best option of its own, and the masks
-    follow one another in one of length 7. The reward is the share of the choices that is best, so still V* = 1, or −10
+    With `multi_discrete`, each component of `MultiDiscrete([3, 4])` has its own mask and best option; the masks
+    are concatenated to length 7. The reward is the fraction of best choices, so still V* = 1, or −10
     if either is not allowed.
 
     Args:
         action: kind of the action space.
-        strict: raise ValueError at an action that is not allowed, instead of paying −10.
+        strict: raise ValueError for an invalid action, instead of paying −10.
     """
 
     def __init__(self, action: Literal["discrete", "multi_discrete"] = "discrete", strict: bool = False) -> None:
@@ -208,14 +209,14 @@ class MaskedReward(gym.Env[Any, Any]):
         self.strict = strict
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draws the context and what is allowed."""
+        """Draws the context and the mask."""
         super().reset(seed=seed)
         self.context = int(self.np_random.integers(2))
         self.allowed = [self._some_of(size) for size in self.sizes]
         return _show("box", self.context), self._info()
 
     def step(self, action: Any) -> Step:
-        """Pays for the best of what is allowed; the mask stays as it was."""
+        """Pays for the best allowed action; the mask does not change."""
         choices = np.atleast_1d(action).tolist()
         valid = all(choice in allowed for choice, allowed in zip(choices, self.allowed, strict=True))
         if self.strict and not valid:
@@ -263,7 +264,7 @@ def _observation_space(kind: ObservationKind) -> Space[Any]:
 
 
 def _show(kind: ObservationKind, c: int) -> Any:
-    """The context in one part of the observation; the other parts never change."""
+    """The context in one entry of the observation; the other entries are constant."""
     nothing = np.zeros(1, dtype=np.float32)
     shown = {
         "hidden": nothing,

@@ -1,4 +1,4 @@
-"""What Atari recipes ask for beyond Gymnasium's wrappers: FIRE where a life begins, and lives as episodes."""
+"""Wrappers of Atari recipes that Gymnasium lacks: FIRE at the start of a life, and lives as episodes."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import gymnasium as gym
 
 
 class FireAtLifeStart(gym.Wrapper[Any, Any, Any, Any]):
-    """Presses FIRE where a life begins: some games wait for it, and a policy may never come to press it.
+    """Presses FIRE at the start of a life: some games wait for it, and a policy may never learn to press it.
 
-    At the start of a game, as is usual, and here after every lost life too, so that a policy that was trained with
-    `LifeEpisodes` finds what it knows when it plays whole games.
+    The usual wrapper does this at the start of a game only. This one also does it after every lost life, so that a
+    policy trained with `LifeEpisodes` meets the same situation in whole games.
 
     Args:
         env: an Atari game, preprocessed; not yet frame-stacked.
 
     Raises:
-        ValueError: if the game knows no FIRE.
+        ValueError: if the game has no action FIRE.
     """
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
         meanings = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
         if "FIRE" not in meanings:
-            raise ValueError("its actions are without FIRE")
+            raise ValueError("the environment has no action FIRE")
         self._fire = meanings.index("FIRE")
         self._lives = 0
 
@@ -49,10 +49,10 @@ class FireAtLifeStart(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class LifeEpisodes(gym.Wrapper[Any, Any, Any, Any]):
-    """Every life is an episode that ends in a terminal state; the game goes on in the next (Mnih et al. 2015).
+    """Every life is an episode that ends in a terminal state; the game continues in the next one (Mnih et al. 2015).
 
-    For `data.train_wrappers`: evaluation plays whole games. Gymnasium's `terminal_on_life_loss` begins a new game
-    instead, so that no second life is ever seen.
+    For `data.train_wrappers`: evaluation plays whole games. Gymnasium's `terminal_on_life_loss` starts a new game
+    instead, so the later lives are never seen.
 
     Args:
         env: an Atari game, preprocessed.
@@ -65,7 +65,7 @@ class LifeEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self._last: tuple[Any, dict[str, Any]]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """The observation that the last life ended with; a new game if none is under way, or if there is a seed."""
+        """The observation at the end of the last life; a new game if none is in progress, or if there is a seed."""
         if self._is_over or seed is not None:
             self._last = self.env.reset(seed=seed, options=options)
             self._lives, self._is_over = lives_of(self), False
@@ -82,5 +82,5 @@ class LifeEpisodes(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def lives_of(env: gym.Env) -> int:
-    """The lives that are left in an Atari game; 0 in games without."""
+    """The remaining lives in an Atari game; 0 in games without lives."""
     return int(env.unwrapped.ale.lives())  # type: ignore[attr-defined]

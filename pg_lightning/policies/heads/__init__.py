@@ -1,4 +1,4 @@
-"""Heads: from features to a distribution over actions, and from its actions to those of the environment."""
+"""Heads: map features to a distribution over actions, and its samples to actions of the environment."""
 
 from pg_lightning.policies.heads.base import Head
 from pg_lightning.policies.heads.continuous import BetaHead, DiagonalGaussianHead, SquashedGaussianHead

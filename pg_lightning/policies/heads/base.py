@@ -1,4 +1,4 @@
-"""What a head is: from features to a distribution over actions."""
+"""The base class of heads, which map features to a distribution over actions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Head(nn.Module):
     linear: nn.Linear
 
     def forward(self, features: Tensor, action_mask: Tensor | None = None) -> Distribution:
-        """Features `[B, F]` to π; the mask is nonzero where a choice is allowed, for heads that have choices."""
+        """Features `[B, F]` to π; the mask is nonzero where a choice is allowed, for heads with discrete choices."""
         return self.distribution(self.linear(features), action_mask)
 
     def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> Distribution:
@@ -31,7 +31,7 @@ class Head(nn.Module):
 
 
 def refuse_mask(action_mask: Tensor | None) -> None:
-    """Raises a `UserError` if there is a mask: for heads whose actions are not choices."""
+    """Raises a `UserError` if there is a mask: for heads without discrete choices."""
     if action_mask is not None:
         raise UserError(
             "action_mask: masks are only for Discrete and MultiDiscrete action spaces; "

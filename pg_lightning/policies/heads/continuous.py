@@ -1,4 +1,4 @@
-"""Heads of `Box` actions: a Gaussian that is clipped, a Gaussian that is squashed, and a beta distribution."""
+"""Heads for `Box` actions: a clipped Gaussian, a squashed Gaussian, and a beta distribution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pg_lightning.policies.heads.base import Head, refuse_mask, space_name
 
 
 class _Bounds:
-    """The bounds of a `Box`. No buffers: they stay in the precision of the space whatever that of the network."""
+    """The bounds of a `Box`. They are not buffers, so they keep the precision of the space in any network precision."""
 
     def __init__(self, space: spaces.Box) -> None:
         self.shape = space.shape
@@ -24,12 +24,12 @@ class _Bounds:
         self.tensors = low, high, low / 2 + high / 2, high / 2 - low / 2
 
     def clip(self, actions: Tensor) -> Tensor:
-        """Actions `[N, D]` to `[N, *space]` within the bounds."""
+        """Clips actions `[N, D]` to the bounds, as `[N, *space]`."""
         low, high, _, _ = self._on(actions.device)
         return actions.reshape(-1, *self.shape).to(low.dtype).clamp(low, high)
 
     def scale(self, positions: Tensor) -> Tensor:
-        """Positions `[N, *space]` from −1, the lower bound, to 1, the upper, clipped against rounding."""
+        """Maps positions `[N, *space]` from [−1, 1] to the bounds, clipped against rounding."""
         low, high, centre, half = self._on(positions.device)
         return torch.addcmul(centre, positions, half).clamp(low, high)
 
@@ -44,7 +44,7 @@ class _Bounds:
 
 
 def _log_half_widths(head: str, space: spaces.Box) -> float:
-    """Σ log((high − low)/2), refusing a space without bounds that a policy can be squeezed into."""
+    """Σ log((high − low)/2); refuses a space without finite bounds."""
     half = space.high.astype(np.float64) / 2 - space.low.astype(np.float64) / 2
     if not (np.isfinite(half).all() and (half > 0).all()):
         raise UserError(
@@ -53,8 +53,8 @@ def _log_half_widths(head: str, space: spaces.Box) -> float:
     return float(np.log(half).sum())
 
 
-# Outside of these σ² or 1/σ² comes close to what float32 can hold (below) or actions are all at their bounds (above):
-# the convention since SAC. Beyond them the gradient of log σ is 0.
+# Outside these bounds σ² or 1/σ² approaches the limits of float32 (below) or all actions are at their bounds (above):
+# the convention since SAC. Outside, the gradient of log σ is 0.
 LOG_STD_BOUNDS = (-20.0, 2.0)
 
 
@@ -82,14 +82,14 @@ class DiagonalGaussianHead(Head):
     """`Box` actions from a normal distribution.
 
     The environment gets the sample clipped to the bounds of the space; the algorithm keeps the sample itself, so that
-    log π(a|s) and its gradient are those of the action that was drawn.
+    log π(a|s) and its gradient are those of the sampled action.
 
     Args:
         num_features: width F of the features.
         space: bounded or not.
         log_std_init: initial log σ.
         state_dependent_std: log σ is `log_std_init` plus an output of the network, kept within `LOG_STD_BOUNDS`,
-            instead of a parameter of its own.
+            instead of a separate parameter.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class DiagonalGaussianHead(Head):
         self.linear, self.log_std = _gaussian_outputs(num_features, space, log_std_init, state_dependent_std)
 
     def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> DiagonalGaussian:
-        """π; takes no mask."""
+        """π; masks are refused."""
         refuse_mask(action_mask)
         return DiagonalGaussian(*_mean_and_log_std(outputs, self.log_std, self.log_std_init))
 
@@ -133,7 +133,7 @@ class SquashedGaussianHead(Head):
         self.linear, self.log_std = _gaussian_outputs(num_features, space, log_std_init, state_dependent_std)
 
     def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> SquashedGaussian:
-        """π; takes no mask."""
+        """π; masks are refused."""
         refuse_mask(action_mask)
         mean, log_std = _mean_and_log_std(outputs, self.log_std, self.log_std_init)
         return SquashedGaussian(mean, log_std, self.log_scale)
@@ -162,7 +162,7 @@ class BetaHead(Head):
         self.linear = nn.Linear(num_features, 2 * size)
 
     def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> Beta:
-        """π; takes no mask."""
+        """π; masks are refused."""
         refuse_mask(action_mask)
         alpha, beta = (1 + nn.functional.softplus(at_least_float32(outputs))).chunk(2, -1)
         return Beta(alpha, beta, self.log_scale)

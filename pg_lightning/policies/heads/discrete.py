@@ -1,4 +1,4 @@
-"""Heads of discrete actions: softmaxes, with masks, and independent bits."""
+"""Heads for discrete actions: softmaxes, with masks, and independent bits."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pg_lightning.policies.heads.base import Head, refuse_mask
 
 
 def _forbidden(allowed: Tensor) -> Tensor:
-    """Where one of the choices in the last dimension is forbidden; nowhere if none of them is allowed."""
+    """The masked choices in the last dimension; none if the mask allows no choice."""
     return ~allowed & allowed.any(-1, keepdim=True)
 
 
 def _check_mask(action_mask: Tensor, *shape: int) -> None:
-    """Refuses `[B, 1]` or `[n]` for `[B, n]`, which would broadcast without a word."""
+    """Refuses `[B, 1]` or `[n]` for `[B, n]`, which would broadcast silently."""
     if action_mask.shape != shape:
         raise UserError(f"action_mask: expected one entry per choice, {list(shape)}, got {list(action_mask.shape)}")
 
@@ -37,8 +37,8 @@ class CategoricalHead(Head):
 
         Args:
             outputs: `[B, O]`.
-            action_mask: `[B, n]` of any dtype, nonzero where a choice is allowed, counted from the space's first. The
-                others have probability 0. A row that allows nothing counts as unmasked: environments give such masks
+            action_mask: `[B, n]` of any dtype, nonzero where a choice is allowed, starting with the space's first. The
+                others have probability 0. A row that allows nothing counts as unmasked: environments return such masks
                 with terminal observations.
 
         Raises:
@@ -80,9 +80,9 @@ class MultiCategoricalHead(Head):
 
         Args:
             outputs: `[B, O]`.
-            action_mask: `[B, n_1 + … + n_D]` of any dtype, one choice after the other, nonzero where allowed: the
-                layout of sb3-contrib. What is not allowed has probability 0. A choice that allows nothing counts as
-                unmasked.
+            action_mask: `[B, n_1 + … + n_D]` of any dtype, the masks of the choices concatenated, nonzero where
+                allowed: the layout of sb3-contrib. Other choices have probability 0. A component that allows nothing
+                counts as unmasked.
 
         Raises:
             UserError: if the mask has another shape.
@@ -108,7 +108,7 @@ class BernoulliHead(Head):
         self.linear = nn.Linear(num_features, math.prod(space.shape))
 
     def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> Bernoulli:
-        """π; takes no mask."""
+        """π; masks are refused."""
         refuse_mask(action_mask)
         return Bernoulli(outputs)
 

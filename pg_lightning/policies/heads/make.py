@@ -1,4 +1,4 @@
-"""Which head an action space gets, or the one that a config names."""
+"""Chooses the head of an action space, or makes the head that a config names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pg_lightning.policies.heads.discrete import BernoulliHead, CategoricalHead,
 
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary and floating-point Box"
 
-# The first head that fits a space is the one it gets unasked.
+# The first head that fits a space is its default.
 _SPACES: dict[type[Head], type[Space]] = {
     CategoricalHead: spaces.Discrete,
     MultiCategoricalHead: spaces.MultiDiscrete,
@@ -50,12 +50,12 @@ def make_head(
     Args:
         num_features: width F of the features.
         space: the environment's (single) action space.
-        head: `gaussian`, `squashed_gaussian` or `beta` for a `Box`, or the class path of a head that is made with
-            `num_features`, the space and its `init_args`; it is a `Head` or a module with the same `linear`,
+        head: `gaussian`, `squashed_gaussian` or `beta` for a `Box`, or the class path of a head. Its constructor gets
+            `num_features`, the space and its `init_args`; it must be a `Head` or a module with `linear`,
             `forward` and `env_actions`. By default the space decides, and a `Box` gets `gaussian`.
         log_std_init: initial log σ of a Gaussian; other heads have none.
-        state_dependent_std: whether the σ of a Gaussian depends on the state. The `init_args` of a head come before
-            this and `log_std_init`.
+        state_dependent_std: whether the σ of a Gaussian depends on the state. The `init_args` of a head take precedence
+            over this and `log_std_init`.
 
     Raises:
         UserError: if the space is not supported, or the head or one of its options does not fit it.
@@ -67,13 +67,13 @@ def make_head(
     _check_space(make, space)
     name = getattr(make, "__name__", repr(make))
     if not _is_head(make):
-        raise UserError(f"model.head: {name} has to be a Head, or a torch module with forward and env_actions")
+        raise UserError(f"model.head: {name} must be a Head, or a torch module with forward and env_actions")
     gaussian = make in (DiagonalGaussianHead, SquashedGaussianHead)
     if state_dependent_std and not gaussian:
-        where = "set it to false" if make in _SPACES else "with a head of your own, put it in model.head.init_args"
+        where = "set it to false" if make in _SPACES else "for your own head, put it in model.head.init_args"
         raise UserError(
-            f"model.state_dependent_std: {name} for {space_name(space)} has no such option, "
-            f"gaussian and squashed_gaussian have; {where}"
+            f"model.state_dependent_std: only gaussian and squashed_gaussian have this option, "
+            f"not {name} for {space_name(space)}; {where}"
         )
     defaults = {"log_std_init": log_std_init, "state_dependent_std": state_dependent_std} if gaussian else {}
     arguments = {**defaults, **(arguments or {})}
@@ -83,12 +83,12 @@ def make_head(
         raise UserError(f"model.head: cannot make {name} with (num_features, space, **init_args): {error}") from error
     made = make(num_features, space, **arguments)
     if not isinstance(getattr(made, "linear", None), nn.Linear):
-        raise UserError(f"model.head: {name} has to have its last layer, an nn.Linear, as linear")
+        raise UserError(f"model.head: {name} must have an nn.Linear named linear as its last layer")
     return made
 
 
 def _check_space(make: Any, space: Space) -> None:
-    """Refuses a space that no head of this package takes, and one that the head named does not."""
+    """Refuses a space that no head of this package supports, or that the given head does not support."""
     built_in = isinstance(make, type) and make in _SPACES
     if make is None or (built_in and not any(_fits(known, space) for known in _SPACES)):
         raise UserError(
@@ -98,12 +98,12 @@ def _check_space(make: Any, space: Space) -> None:
         kind = _SPACES[make].__name__
         raise UserError(
             f"model.head: {make.__name__} is for {kind} action spaces, not {space_name(space)}; leave model.head out "
-            "to get the head that fits"
+            "to get the right head"
         )
 
 
 def _is_head(make: Any) -> bool:
-    """Whether it is a module class with `env_actions` and with a `forward` or a `distribution` of its own."""
+    """Whether it is a module class with `env_actions` and with its own `forward` or `distribution`."""
     if not (isinstance(make, type) and issubclass(make, nn.Module)):
         return False
     has_forward = make.forward not in (nn.Module.forward, Head.forward)

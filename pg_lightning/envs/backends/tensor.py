@@ -1,0 +1,166 @@
+"""Environments as tensors on a device: a task's pure functions, a time limit, and a reset within the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from pg_lightning.envs.contract import Capabilities, VectorStep
+from pg_lightning.envs.tasks import classics
+from pg_lightning.errors import UserError, cause_of
+
+
+class TensorTask(Protocol):
+    """The rules of an environment, for N of them at once, as pure functions.
+
+    Attributes:
+        num_uniforms: number of random numbers that a reset uses.
+    """
+
+    @property
+    def num_uniforms(self) -> int:
+        """Number of random numbers for the first state of an episode."""
+        ...
+
+    def first(self, uniform: Tensor) -> Tensor:
+        """First states `[N, S]` of episodes, from `[N, num_uniforms]` uniform numbers in [0, 1)."""
+        ...
+
+    def observe(self, state: Tensor) -> Tensor:
+        """Observations `[N, *obs]` of states `[N, S]`."""
+        ...
+
+    def step(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The next states `[N, S]`, rewards `[N]` and whether the task has ended `[N]` bool.
+
+        `actions` `[N, *action]` have the shape, range and dtype of the action space, or torch's equivalent dtype.
+        """
+        ...
+
+
+TASKS: dict[str, type[TensorTask]] = {
+    "CartPole-v0": classics.CartPole,
+    "CartPole-v1": classics.CartPole,
+    "Pendulum-v1": classics.Pendulum,
+    "Acrobot-v1": classics.Acrobot,
+    "MountainCar-v0": classics.MountainCar,
+    "MountainCarContinuous-v0": classics.MountainCarContinuous,
+}
+
+
+class TensorEnvironments:
+    """N environments of one task, which share one random stream on their device. See `Environments`.
+
+    A step does not synchronise with the device: random numbers are drawn for all environments, even without a reset.
+
+    Args:
+        env_id: a Gymnasium id in `TASKS`; spaces and time limit are Gymnasium's.
+        num_envs: N.
+        env_kwargs: arguments of the task, and `max_episode_steps`.
+        device: of the tensors.
+        dtype: of the states.
+
+    Raises:
+        UserError: if there is no such task, or it does not have an argument.
+    """
+
+    restarts = 0
+    capabilities = Capabilities(torch.device("cpu"), "same_step", can_save_state="by_copy")
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        env_kwargs: dict[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if env_id not in TASKS:
+            raise UserError(f"data.backend: device has {', '.join(TASKS)}, not {env_id!r}; use sync or vector")
+        arguments = dict(env_kwargs or {})
+        limit = arguments.pop("max_episode_steps", gym.spec(env_id).max_episode_steps)
+        try:
+            self.task: TensorTask = TASKS[env_id](**arguments)
+        except TypeError as error:
+            raise UserError(f"data.env_kwargs: cannot make {env_id!r} on a device: {cause_of(error)}") from error
+        with gym.make(env_id, disable_env_checker=True, **arguments) as env:
+            self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+        self.num_envs, self.limit = num_envs, limit
+        self.device, self.dtype = torch.device(device), dtype
+        self.capabilities = replace(self.capabilities, device=self.device)
+        self._generator = torch.Generator(self.device)
+        self.state = self.task.first(self.uniforms(1)[0])
+        self.steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+
+    def uniforms(self, num_steps: int) -> Tensor:
+        """`[num_steps, N, num_uniforms]` random numbers; each step uses one row."""
+        shape = num_steps, self.num_envs, self.task.num_uniforms
+        return torch.rand(shape, generator=self._generator, device=self.device, dtype=self.dtype)
+
+    def transition(
+        self, state: Tensor, steps: Tensor, actions: Tensor, uniform: Tensor
+    ) -> tuple[Tensor, Tensor, VectorStep[Tensor]]:
+        """A step as a pure function.
+
+        Args:
+            state: `[N, S]`.
+            steps: `[N]` int64 env steps of the current episodes.
+            actions: `[N, *action]`.
+            uniform: `[N, num_uniforms]` for new episodes.
+
+        Returns:
+            The next `state` and `steps`, and the result of the step.
+        """
+        moved, rewards, terminated = self.task.step(state, actions)
+        steps = steps + 1
+        truncated = torch.zeros_like(terminated) if self.limit is None else steps >= self.limit
+        done = terminated | truncated
+        state = torch.where(done.unsqueeze(-1), self.task.first(uniform), moved)
+        obs, final_obs = self.task.observe(state), self.task.observe(moved)
+        step = VectorStep(obs, rewards, terminated, truncated, done, done, final_obs)
+        return state, steps.masked_fill(done, 0), step
+
+    def reset(self, seeds: Sequence[int | None] | int | None = None) -> tuple[Tensor, None]:
+        """See `Environments`; the first of several seeds is used for all."""
+        seed = seeds if isinstance(seeds, int) or seeds is None else seeds[0]
+        if seed is not None:
+            self._generator.manual_seed(seed)
+        self.state = self.task.first(self.uniforms(1)[0])
+        self.steps = torch.zeros_like(self.steps)
+        return self.task.observe(self.state), None
+
+    def step(self, actions: Tensor) -> VectorStep[Tensor]:
+        """See `Environments`."""
+        uniform = self.uniforms(1)[0]
+        self.state, self.steps, step = self.transition(self.state, self.steps, actions.to(self.device), uniform)
+        return step
+
+    def trim(self, lengths: object) -> None:
+        """Does nothing: earlier steps are not stored."""
+
+    def state_dict(self, lengths: Tensor) -> dict[str, Any]:
+        """See `Environments`."""
+        envs = {
+            "device": self.device.type,
+            "state": self.state.cpu().clone(),
+            "steps": self.steps.cpu().clone(),
+            "generator": self._generator.get_state(),
+        }
+        return {"envs": envs}
+
+    def load_state_dict(self, state: dict[str, Any], obs: Tensor, returns: Tensor, lengths: Tensor) -> str:
+        """See `Environments`."""
+        envs = state["envs"]
+        if envs["device"] != self.device.type:
+            return f"its random numbers were drawn on {envs['device']}, not on {self.device.type}"
+        self.state, self.steps = envs["state"].to(self.device, self.dtype), envs["steps"].to(self.device)
+        self._generator.set_state(envs["generator"])
+        return ""
+
+    def close(self) -> None:
+        """Does nothing: there are no resources to release."""

@@ -1,0 +1,127 @@
+"""Tasks of tensors are Gymnasium's: the same steps from the same states, in double precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pg_lightning.envs import make_vector_env
+from pg_lightning.envs.backends.tensor import TASKS, TensorEnvironments
+from pg_lightning.errors import UserError
+
+N = 64
+DISCRETE = [env_id for env_id in TASKS if isinstance(gym.spec(env_id).make().action_space, gym.spaces.Discrete)]
+every_task = pytest.mark.parametrize("env_id", TASKS)
+# Where episodes pass through and end, and a little beyond: the greatest of each number of the state.
+REACH = {
+    "CartPole": [2.5, 3.0, 0.25, 3.0],
+    "Pendulum": [9.0, 8.0],
+    "Acrobot": [np.pi, np.pi, 4 * np.pi, 9 * np.pi],
+    "MountainCar": [1.2, 0.07],
+    "MountainCarContinuous": [1.2, 0.07],
+}
+
+
+def of_gymnasium(env: Any, state: np.ndarray, action: Any) -> tuple[Any, ...]:
+    """Observation, reward and end of one step of Gymnasium's task from a state, and the state that follows."""
+    task = env.unwrapped
+    task.state = state.copy()
+    task.steps_beyond_terminated = None
+    obs, reward, terminated, *_ = task.step(action)
+    return obs, reward, terminated, np.array(task.state, dtype=np.float64)
+
+
+@every_task
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_a_step_is_that_of_gymnasium(env_id: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    reach = np.array(REACH[env_id.partition("-")[0]])
+    states = rng.uniform(-reach, reach, (N, len(reach)))
+    if "MountainCar" in env_id:
+        states[:, 0] = states[:, 0].clip(max=0.6)
+        states[: N // 4, 0] = -1.2 + 0.01 * rng.random(N // 4)  # at the wall
+        states[N // 4 : N // 2, 0] = rng.uniform(0.44, 0.51, N // 4)  # at the goal
+    env = gym.make(env_id, disable_env_checker=True)
+    env.action_space.seed(seed)
+    # In float64, or Gymnasium computes in the precision of the action.
+    actions = [np.asarray(env.action_space.sample(), None if env_id in DISCRETE else np.float64) for _ in range(N)]
+    expected = [of_gymnasium(env, state, action) for state, action in zip(states, actions, strict=True)]
+    task = TASKS[env_id]()
+    moved, rewards, terminated = task.step(torch.from_numpy(states), torch.as_tensor(np.array(actions)))
+    obs, reward, end, state = (np.array(column) for column in zip(*expected, strict=True))
+    # MountainCarContinuous rounds its state to float32.
+    atol = 1e-7 if env_id.startswith("MountainCarContinuous") else 1e-9
+    np.testing.assert_allclose(moved, state, rtol=0, atol=atol)
+    np.testing.assert_allclose(rewards, reward, rtol=0, atol=atol)
+    np.testing.assert_array_equal(terminated, end)
+    np.testing.assert_allclose(task.observe(moved), obs, rtol=1e-6, atol=1e-6)
+
+
+@every_task
+def test_episodes_begin_where_those_of_gymnasium_do(env_id: str) -> None:
+    task, env = TASKS[env_id](), gym.make(env_id, disable_env_checker=True)
+    ours = task.first(torch.rand(4000, task.num_uniforms, dtype=torch.float64)).numpy()
+    env.reset(seed=0)
+    theirs = np.array([(env.reset(), np.array(env.unwrapped.state))[1] for _ in range(4000)])
+    np.testing.assert_allclose(ours.min(0), theirs.min(0), atol=0.05 * np.ptp(theirs, 0).max())
+    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=0.05 * np.ptp(theirs, 0).max())
+    np.testing.assert_allclose(ours.max(0), theirs.max(0), atol=0.05 * np.ptp(theirs, 0).max())
+
+
+@every_task
+def test_spaces_and_time_limit_are_those_of_the_id(env_id: str) -> None:
+    env = TensorEnvironments(env_id, 2)
+    spec = gym.spec(env_id)
+    with gym.make(env_id) as one:
+        assert env.single_observation_space == one.observation_space
+        assert env.single_action_space == one.action_space
+    first, _ = env.reset(0)
+    assert first.dtype == torch.float32
+    assert env.limit == spec.max_episode_steps
+
+
+def test_an_episode_is_cut_at_the_limit_and_the_next_begins_in_the_same_step() -> None:
+    env = TensorEnvironments("Pendulum-v1", 3, {"max_episode_steps": 4})
+    env.reset(1)
+    steps = [env.step(torch.zeros(3, 1)) for _ in range(9)]
+    assert [step.truncated.all().item() for step in steps] == [False, False, False, True] * 2 + [False]
+    cut = steps[3]
+    assert cut.final_obs is not None
+    assert not torch.equal(cut.final_obs, cut.obs)
+    assert cut.obs[:, 2].abs().max() <= 1.0, "the first velocity"
+    assert torch.equal(steps[0].final_obs, steps[0].obs), "where nothing ends the last observation is this one"
+
+
+def test_arguments_are_those_of_gymnasium() -> None:
+    down = torch.tensor([[0.0, 0.0, 0.25, 0.0]])
+    pay = [TASKS["CartPole-v1"](**options).step(down, torch.tensor([0]))[1] for options in ({}, REWARDED)]
+    assert [x.item() for x in pay] == [1.0, -1.0]
+    with gym.make("Pendulum-v1", g=1.0) as env:
+        *_, state = of_gymnasium(env, np.array([1.0, 0.0]), np.array([0.0], np.float32))
+    moved, *_ = TASKS["Pendulum-v1"](g=1.0).step(torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.zeros(1, 1))
+    np.testing.assert_allclose(moved[0], state, atol=1e-12)
+
+
+REWARDED = {"sutton_barto_reward": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"env_id": "LunarLander-v3"}, r"^data.backend: device has CartPole-v0, .*not 'LunarLander-v3'; use sync or"),
+        ({"env_kwargs": {"colour": 1}}, r"^data.env_kwargs: cannot make 'CartPole-v1' on a device: .*colour"),
+        ({"autoreset_mode": "next_step"}, r"^data.autoreset_mode: backend 'device' resets as same_step"),
+        ({"wrappers": ["gymnasium.wrappers.NormalizeReward"]}, r"^data.wrappers: backend 'device'"),
+    ],
+    ids=str,
+)
+def test_what_a_device_does_not_have_is_refused_in_one_line(options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        make_vector_env(**{"env_id": "CartPole-v1", "num_envs": 2, "backend": "device", **options})

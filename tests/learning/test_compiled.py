@@ -1,0 +1,186 @@
+"""Compiled gradient steps are the eager ones but for rounding, and what they cannot do is done eagerly."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from compilations import compiled_graphs
+from gymnasium import spaces
+from lightning.pytorch.callbacks import LambdaCallback
+from rollouts import BOX, OBSERVATIONS, fit, make_rollout, weights_of
+from torch import nn
+
+from pg_lightning import A2C, PPO, TRPO, VTrace
+from pg_lightning.learning.compiled import CompiledStep
+
+COMMON = {"observation_space": OBSERVATIONS, "hidden_sizes": [4], "lr": 0.01, "total_steps": 1000}
+ADAM = "torch.optim.Adam"
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts the steps of one call, and takes the compiler's place: its graph runs operation by operation."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    counts = {"step": 0, "differentiate": 0}
+
+    def counting(name, method):
+        def call(self, *arguments):
+            counts[name] += 1
+            return method(self, *arguments)
+
+        return call
+
+    for name in counts:
+        monkeypatch.setattr(CompiledStep, name, counting(name, getattr(CompiledStep, name)))
+    torch.compiler.reset()
+    return counts
+
+
+def learned(algorithm, actions=BOX, rollouts=20, precision="64-true", **options):
+    """The weights after some rollouts with actions of the policy's own, and the module."""
+    torch.manual_seed(0)
+    callbacks = options.pop("callbacks", [])
+    module = algorithm(**{**COMMON, "action_space": actions, **options})
+    generator = torch.Generator().manual_seed(5)
+
+    def played(seed):
+        rollout = make_rollout(seed=seed)
+        actions, _ = module.network.sample(rollout.obs[:-1].flatten(0, 1), generator)
+        return replace(rollout, actions=actions.unflatten(0, rollout.rewards.shape))
+
+    fit(module, *(partial(played, seed) for seed in range(rollouts)), precision=precision, callbacks=callbacks)
+    return weights_of(module), module
+
+
+def assert_same(one, other, atol=1e-10):
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=0, atol=atol, err_msg=name)
+
+
+PPO_STEPS = {"num_epochs": 2, "num_minibatches": 3, "ent_coef": 0.01}
+ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}}
+SHRINKING = {"clip_schedule": "linear", "clip_range_vf": 0.1, "max_grad_norm": 0.1, "lr_schedule": "linear"}
+NORMALISERS = {"normalize_obs": True, "normalize_values": True, "scale_rewards": True}
+CASES = {
+    "a2c, gaussian, rmsprop": (A2C, {"ent_coef": 0.01, "state_dependent_std": True}),
+    "a2c, bits, two optimizers": (
+        A2C,
+        {"actions": spaces.MultiBinary(3), "critic_optimizer": "adam", "critic_lr": 0.1},
+    ),
+    "vtrace, choices, AdamW": (VTrace, {"actions": spaces.MultiDiscrete([2, 3]), "optimizer": ADAMW}),
+    "ppo, squashed, shrinking": (PPO, {**PPO_STEPS, "head": "squashed_gaussian", **SHRINKING}),
+    "ppo, beta, penalty": (PPO, {**PPO_STEPS, "head": "beta", "kl_penalty": 0.5, "target_kl": 0.01}),
+    "ppo, one choice, normalisers": (PPO, {**PPO_STEPS, "actions": spaces.Discrete(3), **NORMALISERS}),
+    "ppo, shared torso, layer norm": (PPO, {**PPO_STEPS, "shared_torso": True, "layer_norm": True}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_twenty_updates_in_float64_are_the_eager_ones(name, counted):
+    algorithm, options = CASES[name]
+    eager, _ = learned(algorithm, **options)
+    assert counted == {"step": 0, "differentiate": 0}
+    compiled, module = learned(algorithm, **options, compile=True)
+    steps = 20 * (6 if algorithm is PPO else 1)
+    assert counted == {"step": steps, "differentiate": 0}
+    assert module.trainer.global_step == steps * len(module.learner.rates.optimizers)
+    assert_same(compiled, eager)
+
+
+ALONE = {
+    "a limit on the KL": (PPO, {**PPO_STEPS, "target_kl": 1e-4}),
+    "micro-batches": (A2C, {"micro_batch_size": 7}),
+    "an optimizer without a formula": (A2C, {"optimizer": "torch.optim.Adagrad"}),
+    "an option without a formula": (A2C, {"optimizer": {"class_path": ADAM, "init_args": {"amsgrad": True}}}),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_where_something_comes_between_the_gradient_alone_is_one_call(name, counted):
+    algorithm, options = ALONE[name]
+    eager, _ = learned(algorithm, **options, rollouts=5)
+    compiled, _ = learned(algorithm, **options, rollouts=5, compile=True)
+    assert counted["differentiate"] >= 5
+    assert counted["step"] <= 5, "the first step of an update with a limit is free"
+    assert_same(compiled, eager)
+
+
+class Tied(nn.Module):
+    """A torso one of whose parameters stands in two modules."""
+
+    def __init__(self, observation_space):
+        super().__init__()
+        self.out_features = 3
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, obs):
+        return self.second(self.first(obs).tanh()).tanh()
+
+
+def test_tied_parameters_stay_tied(counted):
+    options = {**PPO_STEPS, "torso": {"class_path": f"{__name__}.Tied"}}
+    eager, _ = learned(PPO, rollouts=5, **options)
+    compiled, _ = learned(PPO, rollouts=5, compile=True, **options)
+    assert counted["step"] > 0
+    assert_same(compiled, eager)
+
+
+def test_the_critic_of_trpo_too(counted):
+    eager, _ = learned(TRPO, rollouts=5)
+    compiled, _ = learned(TRPO, rollouts=5, compile=True)
+    assert counted["step"] > 0
+    assert_same(compiled, eager, atol=1e-8)
+
+
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_after_backward", "on_before_optimizer_step"])
+def test_a_callback_that_listens_is_called_for_every_step(hook, counted):
+    calls = []
+    callback = LambdaCallback(**{hook: lambda *_: calls.append(1)})
+    compiled, _ = learned(A2C, rollouts=3, compile=True, callbacks=[callback])
+    assert len(calls) == 3
+    assert counted["step"] == 0
+    assert_same(compiled, learned(A2C, rollouts=3)[0])
+
+
+def test_a_hook_on_a_gradient_is_called_for_every_step(counted):
+    calls = []
+
+    def watch(trainer, module):
+        module.network.critic_head.weight.register_hook(lambda grad: calls.append(grad))
+
+    learned(A2C, rollouts=3, compile=True, callbacks=[LambdaCallback(setup=lambda t, m, stage: watch(t, m))])
+    assert len(calls) == 3
+    assert counted == {"step": 0, "differentiate": 0}
+
+
+def test_a_hook_on_an_optimizer_is_called_for_every_step(counted):
+    calls = []
+
+    def watch(trainer, module):
+        trainer.optimizers[0].register_step_post_hook(lambda *_: calls.append(1))
+
+    learned(A2C, rollouts=3, compile=True, callbacks=[LambdaCallback(on_train_start=watch)])
+    assert len(calls) == 3
+    assert counted["step"] == 0
+
+
+def test_the_gradient_of_a_step_can_be_read_after_it(counted):
+    norms = []
+
+    def read(trainer, module, *_):
+        norms.append(torch.cat([p.grad.flatten() for p in module.network.parameters()]).norm().item())
+
+    for compile in (False, True):
+        reading = LambdaCallback(on_train_batch_end=read)
+        learned(A2C, rollouts=4, max_grad_norm=0.1, compile=compile, callbacks=[reading])
+    assert norms[4:] == pytest.approx(norms[:4], rel=1e-9)
+    assert counted["step"] == 4
+
+
+def test_nothing_is_compiled_anew_while_rates_fall_and_logs_come_and_go(counted):
+    before = compiled_graphs()
+    learned(PPO, **PPO_STEPS, lr_schedule="linear", clip_schedule="linear", compile=True)
+    assert compiled_graphs() - before == 1
