@@ -40,7 +40,9 @@ def give_critic(network: ActorCritic) -> None:
         UserError: if the policy is not the built-in `ActorCritic`.
     """
     if not isinstance(network, ActorCritic):
-        raise UserError("model.policy: only the built-in network can get a new critic; set fit_critic to false")
+        raise UserError(
+            "model.policy: only the built-in network can get a new critic; give ckpt_path, and fit_critic false"
+        )
     network.critic_torso = deepcopy(network.actor_torso)
     network.critic_memory = deepcopy(network.actor_memory)
     weight = network.actor_head.linear.weight

@@ -177,3 +177,10 @@ def test_from_the_command_line(cli, tmp_path):
     exported = cli(tmp_path, "export", "--ckpt_path", path, "--format", "torch")
     assert exported.stderr.strip().splitlines()[-1].startswith("error: model.policy: export supports only the built-in")
     assert exported.returncode != 0
+
+
+def test_diagnose_cannot_give_it_a_new_critic(cli, tmp_path):
+    arguments = ["--config", "a2c_cartpole", "--model.policy", LINEAR, "--batches", 8, "--episodes", 2]
+    finished = cli(tmp_path, "diagnose", *arguments)
+    assert finished.stderr.strip().splitlines()[-1].startswith("error: model.policy: only the built-in network can get")
+    assert finished.returncode != 0
