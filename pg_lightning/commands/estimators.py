@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pg_lightning.errors import UserError
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.policies import ActorCritic, ValueNormalizer
@@ -33,7 +34,15 @@ CRITIC_STEPS, CRITIC_ROWS, CRITIC_LR = 3000, 256, 1e-3  # of Adam
 
 
 def give_critic(network: ActorCritic) -> None:
-    """Adds a new critic, which shares nothing with the actor and starts with a copy of its features."""
+    """Adds a new critic, which shares nothing with the actor and starts with a copy of its features.
+
+    Raises:
+        UserError: if the policy is not the built-in `ActorCritic`.
+    """
+    if not isinstance(network, ActorCritic):
+        raise UserError(
+            "model.policy: only the built-in network can get a new critic; give ckpt_path, and fit_critic false"
+        )
     network.critic_torso = deepcopy(network.actor_torso)
     network.critic_memory = deepcopy(network.actor_memory)
     weight = network.actor_head.linear.weight

@@ -34,6 +34,7 @@ from pg_lightning.data import RolloutCollector, RolloutDataModule
 from pg_lightning.data.datamodule import PREDICT
 from pg_lightning.envs import BACKENDS, env_seed, make_vector_env
 from pg_lightning.errors import UserError, one_line
+from pg_lightning.policies import ActorCritic
 from pg_lightning.policies.obs_groups import ObsGroups, seen_space
 from pg_lightning.run.checkpoints import read_checkpoint
 from pg_lightning.run.config_file import read_config, trained_from
@@ -75,9 +76,7 @@ def export(
         UserError: if a package is missing, if the policy cannot be exported, if the outputs of the file differ from the
             checkpoint's, or if it cannot be written.
     """
-    missing = [name for name in NEEDED[format] if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f'format: {format} needs {", ".join(missing)}; pip install "pg_lightning[export]"')
+    _check(model.network, format)
     run = run_folder(Path(ckpt_path))
     env_steps = read_checkpoint(Path(ckpt_path), "meta")["pg_lightning"]["env_steps"]
     result = known_return(run, data, env_steps)
@@ -119,6 +118,14 @@ def export(
         f"written to {file}"
     )
     return file
+
+
+def _check(network: object, format: PolicyFormat) -> None:
+    if not isinstance(network, ActorCritic):
+        raise UserError("model.policy: export supports only the built-in network")
+    missing = [name for name in NEEDED[format] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f'format: {format} needs {", ".join(missing)}; pip install "pg_lightning[export]"')
 
 
 def _checked_graph(model: Any, data: RolloutDataModule, format: PolicyFormat) -> tuple[bytes, dict[str, Any]]:

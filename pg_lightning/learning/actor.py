@@ -92,6 +92,42 @@ class PolicyActor:
         return self.policy.actor_head.env_actions(actions)
 
 
+class OtherPolicyActor(PolicyActor):
+    """Acts with any other implementation of `Policy`.
+
+    `PolicyActor` accesses parts of an `ActorCritic` directly, which saves a call per environment step.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy computes."""
+        return self._device or next(self.policy.parameters()).device
+
+    def act(
+        self,
+        obs: Tensor,
+        generator: torch.Generator,
+        deterministic: bool = False,
+        action_mask: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the memory after them."""
+        obs, mask = obs.to(self.device), None if action_mask is None else action_mask.to(self.device)
+        if deterministic:
+            return self.policy.mode(obs, mask, state)
+        return self.policy.sample(obs, generator, mask, state)
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        """Actions as the environment wants them."""
+        return self.policy.env_actions(actions)
+
+
+def actor_of(policy: ActorCritic, progress: Progress) -> PolicyActor:
+    """The actor for a policy, an `ActorCritic` or another implementation."""
+    kind = PolicyActor if isinstance(policy, ActorCritic) else OtherPolicyActor
+    return kind(policy, progress)
+
+
 def log_probs(policy: ActorCritic, rollout: Rollout) -> Tensor:
     """log π(a|s) `[T, N]` of the actions of a rollout, 0 where not valid."""
     zeros = torch.zeros_like(rollout.rewards)

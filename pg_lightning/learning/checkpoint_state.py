@@ -10,6 +10,7 @@ from gymnasium import Space
 from pg_lightning.collectives import all_gather_object
 from pg_lightning.errors import UserError, one_line
 from pg_lightning.policies.description import described_policy
+from pg_lightning.policies.obs_groups import ObsGroups
 
 BY_ENV_STEPS = {"constant", "linear"}  # schedules without a state
 
@@ -36,6 +37,7 @@ def saved(module: PolicyGradientModule) -> dict[str, Any]:
         "lr_schedule": module.learner.settings.schedule_name,
         "ranks": [*ranks],
         **module.spaces,
+        "obs_groups": groups_of(module),
         "policy": described_policy(module.network),
     }
 
@@ -72,6 +74,11 @@ def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: b
             f"model.lr_schedule: the checkpoint was trained with {before}, whose state is not that of {schedule}; "
             "give the one that it was trained with"
         )
+    if state.get("obs_groups", groups_of(module)) != groups_of(module):  # also if their sizes are equal
+        raise UserError(
+            f"model.obs_groups: the checkpoint was trained with {state['obs_groups']}, not {groups_of(module)}; set "
+            "the groups that it was trained with"
+        )
     theirs, ours = (
         {name: tuple(tensor.shape) for name, tensor in weights.items()}
         for weights in (checkpoint["state_dict"], module.state_dict())
@@ -83,6 +90,11 @@ def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: b
             f"{ours.get(name, 'missing')} here; give the model.* that it was trained with"
         )
     module.progress.load_state_dict(state)
+
+
+def groups_of(module: PolicyGradientModule) -> ObsGroups | None:
+    """The names of the observation groups of actor and critic; None for a policy without groups."""
+    return getattr(module.network, "groups", None)
 
 
 def restore_episodes(module: PolicyGradientModule, own: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from pg_lightning.class_path import ClassPath
 from pg_lightning.collectives import Alone, disconnect
 from pg_lightning.errors import UserError
 from pg_lightning.learning import checkpoint_state
-from pg_lightning.learning.actor import PolicyActor, as_it_is, precision_of
+from pg_lightning.learning.actor import actor_of, as_it_is, precision_of
 from pg_lightning.learning.checks import check_data, check_numbers, check_rollout, check_strategy
 from pg_lightning.learning.connecting import connect_ranks, episodes_go_on
 from pg_lightning.learning.learner import Learner
@@ -30,7 +30,7 @@ from pg_lightning.learning.run_statistics import RunStatistics
 from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
 from pg_lightning.lightning_private import trainer_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
-from pg_lightning.policies import ActorCritic, RewardScaler
+from pg_lightning.policies import RewardScaler, make_policy
 from pg_lightning.policies.description import KeepsArguments, made_space, plain_arguments
 from pg_lightning.rollout import Batch, Episode, Rollout
 from pg_lightning.statistics import explained_variance
@@ -59,6 +59,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         scale_rewards: divide rewards by the running standard deviation of the discounted return.
         compile: compile the gradient step with `torch.compile`. This takes 10 to 25 s at the start of training, which
             pays off in runs of millions of steps: see docs/performance.md.
+        policy: the class path of your own policy, instead of `ActorCritic` and its options; see `make_policy`.
         **network: see `ActorCritic`.
 
     Attributes:
@@ -95,6 +96,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         vf_coef: float = 0.5,
         scale_rewards: bool = False,
         compile: bool = False,
+        policy: ClassPath | None = None,
         **network: Any,
     ) -> None:
         super().__init__()
@@ -106,7 +108,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         self.automatic_optimization = False
         # In plain types if Lightning creates the module from the `hyper_parameters` of a checkpoint.
         observation_space, action_space = made_space(observation_space), made_space(action_space)
-        self.network = ActorCritic(observation_space, action_space, critic=self.has_critic, **network)
+        self.network = make_policy(policy, observation_space, action_space, self.has_critic, **network)
         if compile and self.network.has_memory:
             raise UserError("model.compile: recurrent policies (model.memory) are not supported; set it to false")
         self.reward_scaler = RewardScaler(gamma) if scale_rewards else None
@@ -115,7 +117,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         self.vf_coef = vf_coef
         self.spaces = checkpoint_state.described(observation_space, action_space)
         self.progress = Progress(total_steps)
-        self.actor = PolicyActor(self.network, self.progress)
+        self.actor = actor_of(self.network, self.progress)
         self.learner = Learner(settings, self.progress, max_grad_norm, compile, micro_batch_size)
         self.statistics = RunStatistics(self.reward_scaler, self.network.normalizer)
         self.reports = TrainingReports()

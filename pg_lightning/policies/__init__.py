@@ -4,6 +4,7 @@ from pg_lightning.policies.actor_critic import ActorCritic
 from pg_lightning.policies.contract import Policy
 from pg_lightning.policies.distributions import Distribution
 from pg_lightning.policies.heads import Head, make_head
+from pg_lightning.policies.make import make_policy
 from pg_lightning.policies.normalizers import ObservationNormalizer, RewardScaler, RunningMeanVar, ValueNormalizer
 from pg_lightning.policies.recurrent import Memory, MemoryKind
 from pg_lightning.policies.torsos import MLP, Activation, NatureCNN
@@ -26,4 +27,5 @@ __all__ = [
     "ValueNormalizer",
     "load",
     "make_head",
+    "make_policy",
 ]

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pg_lightning.policies.distributions import Distribution
 from pg_lightning.rollout import Batch, Rollout
@@ -29,6 +29,10 @@ class Policy(Protocol):
     @property
     def has_memory(self) -> bool:
         """Whether the policy is recurrent: then states are tensors, else None."""
+        ...
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters to optimize: the actor's and the critic's, none in both."""
         ...
 
     def initial_state(self, num_envs: int) -> Tensor | None:

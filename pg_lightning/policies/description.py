@@ -18,6 +18,7 @@ from torch import nn
 from pg_lightning.class_path import resolve
 from pg_lightning.errors import UserError, named_cause_of
 from pg_lightning.policies.actor_critic import ActorCritic
+from pg_lightning.policies.make import refuse_other_than_modules, require_policy
 from pg_lightning.policies.obs_groups import every_group
 from pg_lightning.policies.torsos import TORSOS
 from pg_lightning.spaces import FlattenedBox
@@ -81,17 +82,19 @@ def made_space(space: Space[Any] | Plain) -> Space[Any]:
 
 
 def described_policy(policy: nn.Module) -> Plain:
-    """The class of an `ActorCritic` and the arguments of its constructor, as `{class_path, init_args}`.
+    """The class of a policy and the `init_args` it was created with, as `{class_path, init_args}`.
 
-    For another module, or if an argument is not plain, `{refused}` with the reason in one line: training continues
-    without a description.
+    For a module without `init_args`, or with an argument that is not plain, `{refused}` with the reason in one line:
+    training continues without a description.
     """
-    if not isinstance(policy, ActorCritic):
+    known = getattr(policy, "init_args", None)
+    if not isinstance(known, Mapping):
         return {
-            "refused": f"policy: a {type(policy).__name__} is not described by its checkpoint; only an ActorCritic is"
+            "refused": f"policy: a {type(policy).__name__} is not described by its checkpoint; only an "
+            "ActorCritic and a model.policy are"
         }
     try:
-        arguments = {name: plain(f"model.{name}", value) for name, value in policy.init_args.items()}
+        arguments = {name: plain(f"model.{name}", value) for name, value in known.items()}
     except UserError as error:
         return {"refused": str(error)}
     return {"class_path": f"{type(policy).__module__}.{type(policy).__qualname__}", "init_args": arguments}
@@ -108,16 +111,18 @@ def made_policy(description: Plain) -> ActorCritic:
     if "refused" in description:
         raise UserError(description["refused"])
     make, arguments = resolve("policy", description)
-    _refuse_other_than_modules("policy", make)
+    refuse_other_than_modules("policy", make)
     torso = arguments.get("torso")
-    if torso is not None:
-        _refuse_other_than_modules("model.torso", resolve("model.torso", torso, TORSOS)[0])
+    if torso is not None and issubclass(make, ActorCritic):
+        refuse_other_than_modules("model.torso", resolve("model.torso", torso, TORSOS)[0])
     try:
         made = {name: made_space(arguments[name]) for name in ("observation_space", "action_space")}
-        seen = {"obs_groups": every_group(made["observation_space"])}  # for policies from before observation groups
+        # A policy from before observation groups saw everything.
+        seen = {"obs_groups": every_group(made["observation_space"])} if make is ActorCritic else {}
         policy: ActorCritic = make(**{**seen, **arguments, **made})
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"policy: cannot make {make.__name__}: {named_cause_of(error)}") from error
+    require_policy("policy", policy)
     return policy
 
 
@@ -192,10 +197,3 @@ def _numbers(bounds: np.ndarray) -> Any:
     """One number if all are equal, else all numbers, because an image has very many bounds."""
     first = bounds.reshape(-1)[:1]
     return first.item() if len(first) and (bounds == first).all() else bounds.tolist()
-
-
-def _refuse_other_than_modules(field: str, make: Any) -> None:
-    if not (isinstance(make, type) and issubclass(make, nn.Module)):
-        raise UserError(
-            f"{field}: {getattr(make, '__name__', make)!r} is not a class of torch modules; it is not called"
-        )

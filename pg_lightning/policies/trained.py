@@ -57,7 +57,8 @@ def load(path: str | Path, seed: int = 0) -> TrainedPolicy:
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(PREFIX)
     }
-    if any(tensor.dtype == torch.float64 for name, tensor in weights.items() if name.startswith("actor_head")):
+    trained = [weights[name] for name, _ in policy.named_parameters() if name in weights]
+    if any(tensor.dtype == torch.float64 for tensor in trained):
         policy.double()
     try:
         policy.load_state_dict(weights)
@@ -66,7 +67,8 @@ def load(path: str | Path, seed: int = 0) -> TrainedPolicy:
         raise UserError(f"path: the weights in {str(file)!r} are not those of its policy: {reason}") from error
     arguments = state["policy"]["init_args"]
     observation_space, action_space = (made_space(arguments[f"{name}_space"]) for name in ("observation", "action"))
-    return TrainedPolicy(policy.eval(), observation_space, action_space, state["env_steps"], seed, policy.groups)
+    groups = getattr(policy, "groups", None)
+    return TrainedPolicy(policy.eval(), observation_space, action_space, state["env_steps"], seed, groups)
 
 
 class TrainedPolicy:

@@ -496,7 +496,8 @@ COMMON_SPACES = {"observation_space": OBSERVATIONS, "action_space": BOX}
 COMMON = {"observation_space": OBSERVATIONS, "action_space": BOX, "lr": 0.05, "num_epochs": 2, "num_minibatches": 2}
 
 # For every option: another value than the default, and what else must be set for it to matter.
-NOT_LEARNED = {"compile", "micro_batch_size", "critic"}  # they change how, or are not the user's
+# They change how, are not the user's, or replace the network: tests/policies/test_own_policy.py.
+NOT_LEARNED = {"compile", "micro_batch_size", "critic", "policy"}
 OPTIONS = {
     "observation_space": (spaces.Box(-1.0, 1.0, (5,)), {}),
     "action_space": (DISCRETE, {}),

@@ -383,6 +383,18 @@ def test_groups_of_ones_own_come_back_from_a_checkpoint(tmp_path):
         assert torch.equal(tensor, again.state_dict()[name])
 
 
+def test_a_checkpoint_of_other_groups_of_the_same_size_is_refused(tmp_path):
+    other = {"actor": ["a"], "critic": ["b", "c"]}
+    same = FlattenedBox(spaces.Dict({name: box(2) for name in "abc"}))
+    path = saved(PPO(observation_space=same, action_space=BOX, obs_groups=other), tmp_path / "x.ckpt")
+    assert PPO.load_from_checkpoint(path).network.groups == other
+    changed = {"actor": ["b"], "critic": ["a", "c"]}
+    with pytest.raises(
+        UserError, match=r"model\.obs_groups: the checkpoint was trained with .*\['a'\].* not .*\['b'\]"
+    ):
+        PPO.load_from_checkpoint(path, obs_groups=changed)
+
+
 def test_a_policy_from_before_there_were_groups_sees_everything():
     torch.manual_seed(0)
     before = ActorCritic(PAIR, BOX, obs_groups={role: ["policy", "critic"] for role in ("actor", "critic")})

@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from pg_lightning.errors import UserError
-from pg_lightning.policies import ActorCritic, Policy
+from pg_lightning.policies import ActorCritic, Policy, make_policy
 from pg_lightning.rollout import Batch, Rollout, Sequences
 from pg_lightning.spaces import FlattenedBox
 
@@ -53,6 +53,15 @@ class Case:
         return (torch.rand(count, self.choices, generator=torch.Generator().manual_seed(5)) < 0.7).to(torch.int8)
 
 
+class OtherCase(Case):
+    """Of a class that shares nothing with `ActorCritic`."""
+
+    def make(self) -> ActorCritic:
+        torch.manual_seed(1)
+        own = {"class_path": "doubles.LinearPolicy", "init_args": {"scale": 0.5}}
+        return make_policy(own, self.obs, self.actions, critic=True)
+
+
 CASES = {
     "categorical": Case(),
     "multi-categorical": Case(MULTI),
@@ -79,6 +88,7 @@ CASES = {
     "relu": Case(BOX, options={"activation": "relu", "hidden_sizes": [8, 8]}),
     "layer norm": Case(options={"layer_norm": True}),
     "no hidden layer": Case(options={"hidden_sizes": []}),
+    "another class, masked": OtherCase(choices=4),
     "groups": Case(obs=GROUPS),
     "groups, normalised": Case(BOX, GROUPS, {"normalize_obs": True, "normalize_values": True}),
     "groups, masked": Case(MULTI, GROUPS, choices=11),

@@ -382,7 +382,7 @@ def test_arguments_that_are_no_plain_types_are_named_when_it_is_loaded_not_when_
 def test_a_network_of_another_kind_does_not_keep_training_from_being_saved(tmp_path):
     module = module_for(VECTOR, ACTIONS["discrete"])
     module.network = nn.Linear(3, 2)
-    with pytest.raises(UserError, match="policy: a Linear is not described by its checkpoint; only an ActorCritic is"):
+    with pytest.raises(UserError, match="policy: a Linear is not described by its checkpoint; only an ActorCritic and"):
         pg_lightning.load(saved(module, tmp_path / "policy.ckpt"))
 
 
