@@ -40,7 +40,7 @@ class CollectorProcess:
 
     def __init__(self, make_collector: Callable[[], RolloutCollector]) -> None:
         self._make_collector = make_collector
-        self._weights: list[Tensor] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []
         self._ahead: Rollout | None = None
         self._failure: UserError | WorkerError | None = None
         self.worker: ForkedWorker | None = None
@@ -94,13 +94,13 @@ class CollectorProcess:
         """Ends the process, and with it the environments; the rollout under way is lost."""
         if self.worker is not None:
             self._end()
-            self._weights = []
+            self._copies = []
 
     def _start(self, actor: Actor) -> None:
         # Copied before the fork: a forked process cannot use the GPU of its parent, not even to move weights off it.
         acting = copy(actor)
         acting.policy = deepcopy(actor.policy).to("cpu").share_memory()
-        self._weights = _tensors(acting)
+        self._copies = list(zip(_tensors(acting), _tensors(actor), strict=True))
         self.worker = ForkedWorker(
             partial(_serve, self._make_collector, acting),
             name="data.overlap: the process that plays the rollouts",
@@ -109,8 +109,8 @@ class CollectorProcess:
         self._end = ended_with(self, [self.worker])
 
     def _play(self, actor: Actor) -> None:
-        for shared, tensor in zip(self._weights, _tensors(actor), strict=True):
-            shared.detach().copy_(tensor.detach())
+        for shared, weights in self._copies:
+            shared.detach().copy_(weights.detach())
         self._send(actor.policy_version)
 
     def _asked(self, method: str, *arguments: Any) -> Any:

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, 
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from pg_lightning.errors import UserError
-from pg_lightning.learning.compiled import CompiledStep, Loss, Stats
+from pg_lightning.learning.compiled import CompiledStep, Loss, Stats, compiled
 from pg_lightning.learning.gradient import FlatGradient, Gradient
 from pg_lightning.rollout import Batch
 from pg_lightning.statistics import explained_variance
@@ -115,7 +115,7 @@ class Backward:
 
     def _compiled(self, loss: Loss) -> Loss:
         if loss not in self._losses:
-            self._losses[loss] = torch.compile(loss)
+            self._losses[loss] = compiled(loss)
         return self._losses[loss]
 
 

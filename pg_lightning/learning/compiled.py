@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn, optim
@@ -17,7 +17,14 @@ from pg_lightning.torch_private import has_step_hooks
 Stats = dict[str, Tensor]
 Loss = Callable[[Batch], tuple[Tensor, Stats]]
 Moments = dict[str, Tensor]
+Function = TypeVar("Function", bound=Callable[..., object])
 Group = Mapping[str, Any]
+
+
+def compiled(function: Function) -> Function:
+    """The function compiled. Calls do not check again that the layers of `torch.nn` in it are what they were."""
+    unchecked = torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe
+    return cast(Function, torch.compile(function, options={"guard_filter_fn": unchecked}))
 
 
 class Formula(Protocol):
@@ -46,12 +53,14 @@ class CompiledStep:
         self._module = module
         self._differentiate: dict[Loss, Callable[..., tuple[Tensor, Stats]]] = {}
         self._step: dict[Loss, Callable[..., Stats]] = {}
-        self._rates: dict[str, Tensor] = {}
+        self._optimizers: Sequence[optim.Optimizer] = ()
+        self._moments: list[Moments] = []
+        self._rates: list[Tensor] = []
 
     def differentiate(self, loss: Loss, batch: Batch) -> tuple[Tensor, Stats]:
         """The gradient `[P]` of a loss, and its statistics."""
         if loss not in self._differentiate:
-            self._differentiate[loss] = torch.compile(self._gradient_of(loss))
+            self._differentiate[loss] = compiled(self._gradient_of(loss))
         return self._differentiate[loss](self.gradient.values, batch)
 
     def can_step(self, optimizers: Sequence[optim.Optimizer]) -> bool:
@@ -63,26 +72,22 @@ class CompiledStep:
             return False
         for x in optimizers:
             make_moments(x)
+        self._optimizers = optimizers
+        states = [x.state[vector] for x in optimizers for group in x.param_groups for vector in group["params"]]
+        self._moments = [{name: m for name, m in state.items() if isinstance(m, Tensor)} for state in states]
+        # A learning rate that changes must not cause a recompilation: it is a tensor.
+        self._rates = [self.gradient.values.new_zeros((), dtype=torch.float64) for _ in groups]
         self.gradient.collect()  # from now on the gradient of a parameter is a view of what `step` writes
         return True
 
-    def step(self, loss: Loss, optimizers: Sequence[optim.Optimizer], batch: Batch) -> Stats:
+    def step(self, loss: Loss, batch: Batch) -> Stats:
         """One gradient step; returns the statistics of the loss and `train/grad_norm`, before the clip."""
         if loss not in self._step:
-            self._step[loss] = torch.compile(self._step_of(loss, optimizers))
-        moments = []
-        for x in optimizers:
-            for group in x.param_groups:
-                (vector,) = group["params"]
-                moments.append({name: m for name, m in x.state[vector].items() if isinstance(m, Tensor)})
-                self._rate(group["name"]).fill_(group["lr"])
-        return self._step[loss](self.gradient.values, self.gradient.grads, moments, [*self._rates.values()], batch)
-
-    def _rate(self, name: str) -> Tensor:
-        """A learning rate that changes is no reason to compile anew."""
-        if name not in self._rates:
-            self._rates[name] = torch.zeros((), dtype=torch.float64, device=self.gradient.values.device)
-        return self._rates[name]
+            self._step[loss] = compiled(self._step_of(loss))
+        groups = [group for x in self._optimizers for group in x.param_groups]
+        for rate, group in zip(self._rates, groups, strict=True):
+            rate.fill_(group["lr"])
+        return self._step[loss](self.gradient.values, self.gradient.grads, self._moments, self._rates, batch)
 
     def _gradient_of(self, loss: Loss) -> Callable[[Tensor, Batch], tuple[Tensor, Stats]]:
         holder = _LossModule(self._module, loss)
@@ -103,10 +108,12 @@ class CompiledStep:
 
         return grad(of_vector, has_aux=True)
 
-    def _step_of(self, loss: Loss, optimizers: Sequence[optim.Optimizer]) -> Callable[..., Stats]:
+    def _step_of(self, loss: Loss) -> Callable[..., Stats]:
         gradient_of = self._gradient_of(loss)
         groups = [
-            (FORMULAS[type(x)], {**group, "params": None, "lr": None}) for x in optimizers for group in x.param_groups
+            (FORMULAS[type(x)], {**group, "params": None, "lr": None})
+            for x in self._optimizers
+            for group in x.param_groups
         ]
         numels = [vector.numel() for (vector,) in self.gradient.groups.values()]
         max_norm = self.max_grad_norm

@@ -152,7 +152,7 @@ class Learner:
             return bool(self.mean(stats[name], batch) > limit)
 
         if self._one_call is not None and limit == math.inf and self.backward.is_at_once(batch):
-            stats = self._one_call.step(loss, self.rates.optimizers, batch)
+            stats = self._one_call.step(loss, batch)
             for optimizer in _optimizers_of(self.module):
                 count_step(optimizer)
             self.steps.append((len(batch), stats))

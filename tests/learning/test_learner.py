@@ -108,7 +108,7 @@ class Guided(PolicyGradientModule):
 
 def test_the_step_of_an_algorithm_of_ones_own_is_compiled_where_that_is_asked_for(monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda step: compiled.append(step) or step)
+    monkeypatch.setattr(torch, "compile", lambda step, **_: compiled.append(step) or step)
     eager = fit(make(Guided), make_rollout(), make_rollout(seed=1))
     assert compiled == []
     module = fit(make(Guided, compile=True), make_rollout(), make_rollout(seed=1))
