@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from pg_lightning.callbacks.evaluation import EvaluateEverySteps
 from pg_lightning.learning import PolicyGradientModule
@@ -49,14 +49,14 @@ class RunCheckpoint(FallibleModelCheckpoint):
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(self)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: object) -> None:
         """Saves if a save is due, unless an evaluation follows at once, after which there is a save anyway."""
         if self.monitor is None and self._next is not None and pl_module.env_steps >= self._next:
             self._aim(trainer, pl_module)
             if not self._evaluations.is_due or not trainer.enable_validation:
                 self.save_now(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves, unless the last evaluation already did."""
         if self.monitor is None:
             self.save_now(trainer)
@@ -73,12 +73,12 @@ class RunCheckpoint(FallibleModelCheckpoint):
                 f"\nsaved: {self.saved_at:,} env steps\nnext:  python -m pg_lightning fit --ckpt_path {relative(path)}"
             )
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Checks whether a run continues in its own folder."""
         path, folder = (Path(str(x)).resolve() for x in (trainer.ckpt_path, self.dirpath))
         self._goes_on = path.parent == folder
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Includes the state that the main process of asynchronous workers needs."""
         return super().state_dict() | {"failed": self.failed}
 

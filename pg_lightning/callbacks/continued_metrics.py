@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -37,14 +36,14 @@ class ContinuedMetrics(Callback):
         if len(set(found)) > 1:
             raise UserError(f"ckpt_path: the processes have found different checkpoints: {', '.join(found)}")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The number of rows in the file, and the rows that are not yet written."""
         rows = self.logger.experiment
         if not isinstance(rows, MetricsWriter):  # not rank 0; the checkpoint is that of rank 0
             return {}
         return {"rows": rows.count, "unwritten": [{k: str(v) for k, v in row.items()} for row in rows.metrics]}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Keeps the state until everything is restored."""
         self._restored = state_dict
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -16,12 +15,12 @@ from pg_lightning.processes.signals import Stopped
 class LearningCurve(Callback):
     """Draws `learning_curve.png` from `metrics.csv` in the run's folder when training ends; W&B gets it too."""
 
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Also draws the curve after a signal."""
         if isinstance(exception, Stopped) and exception.consistent:
             self.on_fit_end(trainer, pl_module)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the return against env steps: of the training episodes, and of the evaluations."""
         folder = Path(trainer.log_dir or ".")  # a collective: all ranks must read it
         if trainer.is_global_zero and (folder / "metrics.csv").is_file():

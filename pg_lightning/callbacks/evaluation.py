@@ -47,7 +47,7 @@ class EvaluateEverySteps(Callback):
         if stage == "fit":
             trainer.check_val_every_n_epoch = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Whether an evaluation is due, because a run may be stopped between a rollout and its evaluation."""
         return {"due": self._due}
 
@@ -67,7 +67,7 @@ class EvaluateEverySteps(Callback):
         trainer.val_check_batch = sys.maxsize
         self._aim(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: object) -> None:
         """Enables or disables validation after this rollout."""
         self._due = pl_module.env_steps >= self._next or pl_module.env_steps >= pl_module.total_steps
         self._due |= _ends_here(trainer)
@@ -100,7 +100,7 @@ class EvaluationReport(Callback):
     def __init__(self, run_folder: Path) -> None:
         self.run_folder = run_folder
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """After `validate`."""
         if trainer.state.fn == "validate":
             self._write(trainer, pl_module, "validate")

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -58,7 +58,7 @@ class EnvStepProgress(ProgressBar):
             )
             self._bar.start()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: object) -> None:
         """Moves the bar, or prints a line if enough time has passed."""
         if self._bar is not None:
             self._bar.update(
@@ -77,7 +77,7 @@ class EnvStepProgress(ProgressBar):
         elif self._enabled:
             self._print(trainer, pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Restores the terminal."""
         if self._bar is not None:
             self._bar.stop()

@@ -23,7 +23,7 @@ class RandomStates(Callback):
     def __init__(self) -> None:
         self._ranks: list[dict[str, object]] = []
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The generators of all ranks. A collective: all ranks must call it."""
         return {"ranks": all_gather_object(random_state())}
 

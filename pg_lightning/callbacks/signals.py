@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pg_lightning.callbacks.checkpoints import RunCheckpoint
@@ -23,7 +21,7 @@ class StopOnSignal(Callback):
     def __init__(self) -> None:
         self._listens = False
 
-    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Installs the handlers; if a program has already done so, `listen` changes nothing."""
         if stage == "fit":
             self._listens = signals.listen()
@@ -42,7 +40,7 @@ class StopOnSignal(Callback):
         """Everything is saved: from here on a signal ends the run at once."""
         signals.release()
 
-    def on_exception(self, trainer: Any, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves first, and limits the time of the clean-up."""
         signals.release()
         if isinstance(exception, signals.Stopped):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gymnasium.vector import VectorEnv
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -36,7 +36,7 @@ class EvaluationVideo(Callback):
         self.max_frames = max_frames
         self._is_working = True
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks before training starts that videos can be recorded."""
         if stage != "fit" or not trainer.is_global_zero:
             return
@@ -44,7 +44,7 @@ class EvaluationVideo(Callback):
         who = "trainer.callbacks: EvaluationVideo"
         require_pictures(who, data.env_id, data.env_kwargs, data.wrappers, data.backend)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Records, on rank 0. A failure ends the videos, with a warning, but not training."""
         folder = trainer.log_dir  # a collective: all ranks must read it
         if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero or not self._is_working:

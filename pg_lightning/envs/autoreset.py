@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from pg_lightning.envs import replay
-from pg_lightning.envs.contract import RESTARTED, Environments, VectorStep, capabilities_of
+from pg_lightning.envs.contract import RESTARTED, Environments, EnvState, Info, VectorStep, capabilities_of
 from pg_lightning.errors import UserError
 
 Step = VectorStep[np.ndarray]
@@ -56,14 +56,14 @@ class GymnasiumEnvironments:
             del self._played[: len(self._played) - kept]
             self._trimmed = 2 * kept + 1024
 
-    def state_dict(self, lengths: Tensor) -> dict[str, Any]:
+    def state_dict(self, lengths: Tensor) -> EnvState:
         """See `Environments`."""
         return {
             "envs": replay.save(self.vector_env, self._played, lengths.numpy(), self._in_reset_row),
             "in_reset_row": torch.from_numpy(self._in_reset_row.copy()),
         }
 
-    def load_state_dict(self, state: dict[str, Any], obs: Tensor, returns: Tensor, lengths: Tensor) -> str:
+    def load_state_dict(self, state: EnvState, obs: Tensor, returns: Tensor, lengths: Tensor) -> str:
         """See `Environments`."""
         reason = replay.load(self.vector_env, state["envs"], obs.numpy(), returns.numpy(), lengths.numpy())
         if not reason:
@@ -155,7 +155,7 @@ class Disabled(GymnasiumEnvironments):
         return obs, _action_mask(infos, which)
 
     def _waiting(
-        self, obs: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, infos: dict[str, Any]
+        self, obs: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray, infos: Info
     ) -> Step:
         step = Step(obs, rewards, terminated, truncated, terminated | truncated, self._nothing)
         return _with_infos(step, infos) if infos else step
@@ -175,7 +175,7 @@ def environments(env: VectorEnv[Any, Any, Any] | Environments) -> Environments:
     return _ADAPTERS[AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))](env)
 
 
-def _with_infos(step: Step, infos: dict[str, Any], final_obs: np.ndarray | None = None) -> Step:
+def _with_infos(step: Step, infos: Info, final_obs: np.ndarray | None = None) -> Step:
     begins, valid, restarted = step.begins, step.valid, None
     if RESTARTED in infos:
         restarted = infos[RESTARTED]
@@ -185,7 +185,7 @@ def _with_infos(step: Step, infos: dict[str, Any], final_obs: np.ndarray | None 
     return Step(*step[:5], begins, final_obs, valid, restarted, mask, infos)
 
 
-def _action_mask(infos: dict[str, Any], which: np.ndarray | None = None) -> np.ndarray | None:
+def _action_mask(infos: Info, which: np.ndarray | None = None) -> np.ndarray | None:
     """A copy of the masks of all environments, or of those in `which`; they must be arrays from every environment.
     If an environment gave no mask, Gymnasium fills in zeros."""
     if "action_mask" not in infos:

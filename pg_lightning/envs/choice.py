@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from pg_lightning.class_path import ClassPath
 from pg_lightning.envs.autoreset import environments
 from pg_lightning.envs.backends.vectorised import AutoresetName
-from pg_lightning.envs.contract import Environments
+from pg_lightning.envs.contract import Environments, EnvKwargs
 from pg_lightning.envs.make import Backend, make_vector_env
 from pg_lightning.errors import UserError
 
@@ -23,7 +22,7 @@ CANDIDATES: tuple[Backend, ...] = ("sync", "async", "vector")
 def choose_backend(
     env_id: str,
     num_envs: int,
-    env_kwargs: dict[str, Any] | None = None,
+    env_kwargs: EnvKwargs | None = None,
     wrappers: Sequence[ClassPath] = (),
     autoreset_mode: AutoresetName | None = None,
     seconds: float = 0.25,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, SupportsFloat, TypeVar
 
 import torch
 from gymnasium import Space
@@ -20,6 +20,13 @@ ArrayT = TypeVar("ArrayT")  # np.ndarray on the host, Tensor on a device
 
 RESTARTED = "pg_lightning/restarted"  # in the infos of a step: `[N]` bool, the environments that this step replaced
 READ = ("action_mask", "final_obs")  # the infos that collection and evaluation read
+
+# In Gymnasium's signatures any type is allowed:
+Info = dict[str, Any]  # the infos beside observations, and the options of a reset
+SingleReset = tuple[Any, Info]  # the result of a reset of one environment
+SingleStep = tuple[Any, SupportsFloat, bool, bool, Info]  # and of a step
+EnvKwargs = dict[str, Any]  # of an environment's constructor
+EnvState = dict[str, Any]  # plain types and arrays, as in a checkpoint
 
 
 class VectorStep(NamedTuple, Generic[ArrayT]):
@@ -121,14 +128,14 @@ class Environments(Protocol):
         """Sets the lengths `[N]` of the current episodes in env steps: older actions are no longer needed."""
         ...
 
-    def state_dict(self, lengths: Tensor) -> dict[str, Any]:
+    def state_dict(self, lengths: Tensor) -> EnvState:
         """The state of the environments, in plain types and tensors.
 
         `lengths` `[N]` int64 are the env steps of the current episodes.
         """
         ...
 
-    def load_state_dict(self, state: dict[str, Any], obs: Tensor, returns: Tensor, lengths: Tensor) -> str:
+    def load_state_dict(self, state: EnvState, obs: Tensor, returns: Tensor, lengths: Tensor) -> str:
         """Restores the state of environments that were just reset.
 
         Args:

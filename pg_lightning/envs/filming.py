@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pg_lightning.class_path import ClassPath
+from pg_lightning.envs.contract import EnvKwargs
 from pg_lightning.envs.make import BACKENDS, Backend, make_env
 from pg_lightning.errors import UserError
 
 
 def require_pictures(
-    who: str, env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[ClassPath], backend: Backend
+    who: str, env_id: str, env_kwargs: EnvKwargs | None, wrappers: Sequence[ClassPath], backend: Backend
 ) -> None:
     """Checks that videos can be recorded.
 
@@ -43,6 +44,6 @@ def camera(folder: Path, name: str, **options: Any) -> ClassPath:
     return {"class_path": "gymnasium.wrappers.RecordVideo", "init_args": {**arguments, **options}}
 
 
-def rendering(env_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+def rendering(env_kwargs: EnvKwargs | None) -> EnvKwargs:
     """Arguments of an environment, with the render mode added."""
     return {**(env_kwargs or {}), "render_mode": "rgb_array"}

@@ -19,7 +19,7 @@ from pg_lightning.envs.backends.serial import SerialVectorEnv
 from pg_lightning.envs.backends.tensor import TensorEnvironments
 from pg_lightning.envs.backends.vectorised import CAPABILITIES, MODES, REFUSALS, AutoresetName, make_vectorised
 from pg_lightning.envs.backends.workers import WorkerVectorEnv
-from pg_lightning.envs.contract import Capabilities, Environments
+from pg_lightning.envs.contract import Capabilities, Environments, EnvKwargs
 from pg_lightning.envs.replay import Replayable
 from pg_lightning.errors import UserError, cause_of, one_line
 from pg_lightning.spaces import FlattenedBox
@@ -32,7 +32,7 @@ class Order(NamedTuple):
 
     env_id: str
     num_envs: int
-    env_kwargs: dict[str, Any] | None
+    env_kwargs: EnvKwargs | None
     wrappers: Sequence[ClassPath]
     backend: Backend
     autoreset_mode: AutoresetName | None
@@ -51,7 +51,7 @@ SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Tuple o
 
 def make_env(
     env_id: str,
-    env_kwargs: dict[str, Any] | None = None,
+    env_kwargs: EnvKwargs | None = None,
     wrappers: Sequence[ClassPath] = (),
     backend: Backend = "sync",
 ) -> gym.Env:
@@ -98,7 +98,7 @@ def make_env(
 def make_vector_env(
     env_id: str,
     num_envs: int,
-    env_kwargs: dict[str, Any] | None = None,
+    env_kwargs: EnvKwargs | None = None,
     wrappers: Sequence[ClassPath] = (),
     backend: Backend = "sync",
     autoreset_mode: AutoresetName | None = None,
@@ -187,7 +187,7 @@ class BackendSpec:
     capabilities: Capabilities
     evaluates_in: Backend = "sync"
     alone: Backend = "sync"
-    make_one: Callable[[str, dict[str, Any] | None], gym.Env] | None = None
+    make_one: Callable[[str, EnvKwargs | None], gym.Env] | None = None
     renders: bool = True
 
 

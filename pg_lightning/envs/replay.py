@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from pg_lightning.envs.contract import capabilities_of
+from pg_lightning.envs.contract import EnvState, Info, SingleReset, SingleStep, capabilities_of
 from pg_lightning.processes import WorkerError
 
 MAX_REPLAY = 50_000  # steps of an episode; longer episodes are not replayed, to limit memory and time
@@ -27,7 +27,7 @@ _NUMBERS = (bool, int, float, str, type(None), np.ndarray, np.generic)
 class Replayable(gym.Wrapper[Any, Any, Any, Any]):
     """Records how its episode started, and can restart it; the outermost wrapper. It adds no cost per step."""
 
-    record: dict[str, Any] | None = None
+    record: EnvState | None = None
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
@@ -35,7 +35,7 @@ class Replayable(gym.Wrapper[Any, Any, Any, Any]):
         self._seed: int | None = None
         self._before: Any = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> SingleReset:
         """Resets the environment, and records the random state from which the first observation is drawn."""
         self.step = self.env.step  # type: ignore[method-assign]
         self._seed, self._before = seed, None
@@ -46,7 +46,7 @@ class Replayable(gym.Wrapper[Any, Any, Any, Any]):
                 self._before = None
         return self.env.reset(seed=seed, options=options)
 
-    def beginning(self) -> dict[str, Any]:
+    def beginning(self) -> EnvState:
         """The record for `replay` except the actions: `seed` or `before` of this episode, and `now`."""
         return {"seed": self._seed, "before": self._before, "now": _generator_state(self.env)}
 
@@ -80,13 +80,13 @@ class Replayable(gym.Wrapper[Any, Any, Any, Any]):
         except Exception as error:  # an environment may raise anything: then it cannot be restored
             return f"{type(error).__name__}: {error}"
 
-    def _begin(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def _begin(self, action: Any) -> SingleStep:
         """The step after the end of an episode, in next-step autoreset."""
         obs, info = self.reset()
         return obs, 0.0, False, False, info
 
 
-def save(env: Any, played: Sequence[np.ndarray], lengths: np.ndarray, ended: np.ndarray) -> dict[str, Any] | None:
+def save(env: Any, played: Sequence[np.ndarray], lengths: np.ndarray, ended: np.ndarray) -> EnvState | None:
     """The state of a vector environment, in plain types and tensors; None if it cannot be saved.
 
     Args:
@@ -109,7 +109,7 @@ def save(env: Any, played: Sequence[np.ndarray], lengths: np.ndarray, ended: np.
     return _plain({"beginnings": beginnings, "actions": actions, "ended": ended})
 
 
-def load(env: Any, state: dict[str, Any] | None, obs: np.ndarray, returns: np.ndarray, lengths: np.ndarray) -> str:
+def load(env: Any, state: EnvState | None, obs: np.ndarray, returns: np.ndarray, lengths: np.ndarray) -> str:
     """Restores the state of a vector environment that was made in the same way.
 
     Args:
@@ -146,13 +146,13 @@ def load(env: Any, state: dict[str, Any] | None, obs: np.ndarray, returns: np.nd
     return ""
 
 
-def history(state: dict[str, Any] | None) -> list[np.ndarray]:
+def history(state: EnvState | None) -> list[np.ndarray]:
     """The actions `[N, *action]` in a saved state, needed for the next save."""
     actions = None if state is None or "beginnings" not in state else state["actions"]
     return [] if actions is None else list(actions.numpy())
 
 
-def _save_vectorised(env: Any) -> dict[str, Any] | None:
+def _save_vectorised(env: Any) -> EnvState | None:
     """The state of vectorised code. It draws all its copies from one generator, so no single episode can be replayed.
     Its numbers and arrays are saved instead, and the result of the next step of a copy, for verification."""
     numbers = {name: value for name, value in vars(env.unwrapped).items() if isinstance(value, _NUMBERS)}
@@ -166,7 +166,7 @@ def _save_vectorised(env: Any) -> dict[str, Any] | None:
         return None
 
 
-def _load_vectorised(env: Any, state: dict[str, Any]) -> str:
+def _load_vectorised(env: Any, state: EnvState) -> str:
     try:
         for name, value in state["numbers"].items():
             setattr(env.unwrapped, name, value)
@@ -183,7 +183,7 @@ def _next(env: Any, actions: np.ndarray) -> list[np.ndarray]:
     return [np.asarray(x) for x in copy.deepcopy(env).step(actions)[:4]]
 
 
-def _generator_state(env: Any) -> dict[str, Any] | None:
+def _generator_state(env: Any) -> EnvState | None:
     return getattr(getattr(env.np_random, "bit_generator", None), "state", None)
 
 

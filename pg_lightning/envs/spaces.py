@@ -8,15 +8,14 @@ from typing import Any
 from gymnasium import Space
 
 from pg_lightning.class_path import ClassPath
+from pg_lightning.envs.contract import EnvKwargs
 from pg_lightning.envs.make import Backend, make_env
 from pg_lightning.errors import UserError, one_line
 
 Spaces = tuple[Space[Any], Space[Any]]
 
 
-def spaces_of(
-    env_id: str, env_kwargs: dict[str, Any] | None, wrappers: Sequence[ClassPath], backend: Backend
-) -> Spaces:
+def spaces_of(env_id: str, env_kwargs: EnvKwargs | None, wrappers: Sequence[ClassPath], backend: Backend) -> Spaces:
     """The observation space and the action space of one environment; see `make_env` for arguments and errors."""
     env = make_env(env_id, env_kwargs, wrappers, backend)
     spaces = env.observation_space, env.action_space
@@ -28,7 +27,7 @@ def require_same_spaces(
     name: str,
     expected: Spaces,
     env_id: str,
-    env_kwargs: dict[str, Any] | None,
+    env_kwargs: EnvKwargs | None,
     wrappers: Sequence[ClassPath],
     backend: Backend,
 ) -> None:

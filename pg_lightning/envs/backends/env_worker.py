@@ -8,14 +8,14 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from pg_lightning.envs.contract import READ
+from pg_lightning.envs.contract import READ, Info
 
 
 class Rows(NamedTuple):
@@ -57,13 +57,13 @@ class Worker:
         # Python integers: environments check the type of an action, which takes ten times as long for NumPy integers.
         self.action = row.actions.item if isinstance(env.action_space, gym.spaces.Discrete) else row.actions.copy
 
-    def reset(self, seed: int | None, options: dict[str, Any] | None) -> dict[str, Any]:
+    def reset(self, seed: int | None, options: Info | None) -> Info:
         """Starts an episode; returns the infos that are read."""
         self.row.obs[...], info = self.env.reset(seed=seed, options=options)
         self.has_ended = False
         return _read(info)
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Info:
         """Takes the action in the row, or resets if the autoreset mode requires it."""
         row = self.row
         if self.has_ended and self.mode == AutoresetMode.NEXT_STEP:
@@ -78,11 +78,11 @@ class Worker:
         row.obs[...] = obs
         return _read(info)
 
-    def set_attr(self, name: str, value: Any) -> None:
+    def set_attr(self, name: str, value: object) -> None:
         """Sets an attribute of the environment."""
         setattr(self.env, name, value)
 
-    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Calls a method of the environment or of a wrapper, or returns an attribute."""
         found = self.env.get_wrapper_attr(name)
         return found(*args, **kwargs) if callable(found) else found
@@ -104,7 +104,7 @@ def serve(make: Callable[[], gym.Env], row: Rows, mode: AutoresetMode, pipe: Con
             pipe.send((False, _cause(error)))
 
 
-def _read(info: dict[str, Any]) -> dict[str, Any]:
+def _read(info: Info) -> Info:
     return {key: info[key] for key in READ if key in info}
 
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from pg_lightning.envs.contract import Capabilities
+from pg_lightning.envs.contract import Capabilities, EnvKwargs, Info
 from pg_lightning.errors import UserError, require
 
 # Verified to step like Gymnasium's from the same states with the same actions. Missing are MuJoCo before v4, and of v4
@@ -46,7 +46,7 @@ class PoolVectorEnv(VectorEnv):
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 (as Gymnasium declares it)
     capabilities = Capabilities(seeds="per_env")
 
-    def __init__(self, env_id: str, num_envs: int, env_kwargs: dict[str, object] | None = None) -> None:
+    def __init__(self, env_id: str, num_envs: int, env_kwargs: EnvKwargs | None = None) -> None:
         self._atari = _is_atari(env_id)
         self.env_id, self.num_envs, self.env_kwargs = env_id, num_envs, dict(env_kwargs or {})
         spec = self._make("make_spec", [0] * num_envs)
@@ -60,8 +60,8 @@ class PoolVectorEnv(VectorEnv):
         self._pool: Any = None
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, object] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+        self, *, seed: int | list[int | None] | None = None, options: Info | None = None
+    ) -> tuple[np.ndarray, Info]:
         """Starts new episodes in all environments; with one seed, environment i uses seed + i, as in Gymnasium."""
         if seed is not None or self._pool is None:
             seeds = (
@@ -71,7 +71,7 @@ class PoolVectorEnv(VectorEnv):
         self._out_of_time = np.zeros(self.num_envs, dtype=bool)
         return self._pool.reset()
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Info]:
         """One step; after the end of an episode, the first observation of the next one and reward 0."""
         obs, rewards, terminated, truncated, infos = self._pool.step(actions)
         if self._atari:
@@ -108,18 +108,16 @@ class PoolEnv(gym.Env[np.ndarray, Any]):
         UserError: see `PoolVectorEnv`.
     """
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, object] | None = None) -> None:
+    def __init__(self, env_id: str, env_kwargs: EnvKwargs | None = None) -> None:
         self._env = PoolVectorEnv(env_id, 1, {**(env_kwargs or {}), "num_threads": 1})
         self.observation_space = self._env.single_observation_space
         self.action_space = self._env.single_action_space
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, object] | None = None
-    ) -> tuple[np.ndarray, dict[str, object]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Starts an episode."""
         return self._env.reset(seed=seed)[0][0], {}
 
-    def step(self, action: object) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
+    def step(self, action: object) -> tuple[np.ndarray, float, bool, bool, Info]:
         """One step."""
         obs, rewards, terminated, truncated, _ = self._env.step(np.asarray(action)[None])
         return obs[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}

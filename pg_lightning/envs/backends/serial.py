@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import iterate
 
-from pg_lightning.envs.contract import READ, Capabilities
+from pg_lightning.envs.contract import READ, Capabilities, Info
 
 
 class SerialVectorEnv(SyncVectorEnv):
@@ -24,7 +24,7 @@ class SerialVectorEnv(SyncVectorEnv):
         """As in Gymnasium, whose own code runs unless finished environments are reset within the step."""
         if self.autoreset_mode != AutoresetMode.SAME_STEP:
             return super().step(actions)
-        infos: dict[str, Any] = {}
+        infos: Info = {}
         observations: Any = self._observations
         for i, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
             observation, self._rewards[i], terminated, truncated, info = env.step(action)
@@ -37,6 +37,6 @@ class SerialVectorEnv(SyncVectorEnv):
                 infos = self._add_info(infos, info, i)
         return observations, self._rewards, self._terminations, self._truncations, infos
 
-    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
+    def _add_info(self, vector_infos: Info, env_info: Info, env_num: int) -> Info:
         read = {key: env_info[key] for key in READ if key in env_info}
         return super()._add_info(vector_infos, read, env_num) if read else vector_infos

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium as gym
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from pg_lightning.envs.contract import Capabilities
+from pg_lightning.envs.contract import Capabilities, EnvKwargs
 from pg_lightning.errors import UserError, cause_of
 
 AutoresetName = Literal["next_step", "same_step", "disabled"]
@@ -24,7 +24,7 @@ CAPABILITIES = Capabilities(can_save_state="by_copy")
 def make_vectorised(
     env_id: str,
     num_envs: int,
-    env_kwargs: dict[str, Any] | None,
+    env_kwargs: EnvKwargs | None,
     autoreset_mode: AutoresetName | None,
 ) -> VectorEnv:
     """`num_envs` environments in vectorised code, which share one random stream.

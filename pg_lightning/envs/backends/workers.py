@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from pg_lightning.envs.backends.env_worker import Rows, serve, shared_zeros
-from pg_lightning.envs.contract import RESTARTED, Capabilities
+from pg_lightning.envs.contract import RESTARTED, Capabilities, Info, SingleReset
 from pg_lightning.envs.seeds import env_seed
 from pg_lightning.errors import UserError
 from pg_lightning.processes import (
@@ -106,9 +106,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         """The process id of each environment."""
         return tuple(worker.pid for worker in self._workers)
 
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: Info | None = None) -> SingleReset:
         """As in Gymnasium: all environments, or those of `options["reset_mask"]`, `[N]` bool."""
         options = dict(options or {})
         chosen = np.flatnonzero(options.pop("reset_mask", np.ones(self.num_envs, bool))).tolist()
@@ -152,7 +150,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
             raise WorkerError(f"data.backend async: {name}: {cause}")
         return tuple(answers[n] for n in range(self.num_envs))
 
-    def set_attr(self, name: str, values: Any) -> None:
+    def set_attr(self, name: str, values: object) -> None:
         """Sets an attribute of each environment, from a list, or one value for all.
 
         Raises:
@@ -164,7 +162,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         for cause in broken.values():
             raise WorkerError(f"data.backend async: {name}: {cause}")
 
-    def close_extras(self, **kwargs: Any) -> None:
+    def close_extras(self, **kwargs: object) -> None:
         """Lets every environment close itself within a short time, and ends its process."""
         self._end()
 
@@ -245,8 +243,8 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
                     break
         return answers, {n: f"env {n} (process {self._workers[n].pid}) {broken[n]}" for n in sorted(broken)}
 
-    def _gathered(self, answers: dict[int, Any]) -> dict[str, Any]:
-        infos: dict[str, Any] = {}
+    def _gathered(self, answers: dict[int, Any]) -> Info:
+        infos: Info = {}
         for n in sorted(answers):
             if answers[n]:
                 infos = self._add_info(infos, answers[n], n)

@@ -11,6 +11,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from pg_lightning.envs.contract import Info
+
 Cell = tuple[int, int]
 
 TIME_LIMIT = 50
@@ -63,16 +65,14 @@ class GreyCells(gym.Env[np.ndarray, Any]):
         self.action_space = spaces.Discrete(4)
         self.penalty = penalty
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[np.ndarray, Info]:
         """Starts anywhere in the corridor, or in the cell (row, column) of `options["cell"]`."""
         super().reset(seed=seed)
         start = CORRIDOR[self.np_random.integers(len(CORRIDOR))]
         self.cell: Cell = tuple((options or {}).get("cell", start))
         return walls(self.cell), {}
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, Info]:
         """Moves, or stays if there is a wall."""
         if not walls(self.cell)[action]:
             self.cell = _beyond(self.cell, action)

@@ -28,15 +28,16 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import Space, spaces
 
+from pg_lightning.envs.contract import Info, SingleReset, SingleStep
+
 ActionKind = Literal["discrete", "box", "multi_discrete", "multi_binary"]
 ObservationKind = Literal["hidden", "box", "image", "discrete", "multi_discrete", "multi_binary", "tuple", "dict"]
-Step = tuple[Any, float, bool, bool, dict[str, Any]]
+Env = gym.Env[Any, Any]  # of any kind of observations and actions
 
-_COIN = spaces.Discrete(2)
-_SIGN = spaces.Box(-1.0, 1.0, (1,), np.float32)
+_COIN, _SIGN = spaces.Discrete(2), spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 
-class DelayedReward(gym.Env[Any, Any]):
+class DelayedReward(Env):
     """`length` steps without a choice and reward 1 at the end: V(s_t) = γ^(length − 1 − t)."""
 
     def __init__(self, length: int = 2) -> None:
@@ -44,13 +45,13 @@ class DelayedReward(gym.Env[Any, Any]):
         self.action_space = spaces.Discrete(1)
         self.length = length
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> SingleReset:
         """Starts at 0; the observation is the fraction of steps taken."""
         super().reset(seed=seed)
         self.steps = 0
         return self._observation(), {}
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> SingleStep:
         """Moves by one."""
         self.steps += 1
         ended = self.steps == self.length
@@ -60,25 +61,25 @@ class DelayedReward(gym.Env[Any, Any]):
         return np.array([self.steps / self.length], dtype=np.float32)
 
 
-class ObservedReward(gym.Env[Any, Any]):
+class ObservedReward(Env):
     """One step whose reward is the observation, −1 or +1: V(o) = o."""
 
     def __init__(self) -> None:
         self.observation_space = _SIGN
         self.action_space = spaces.Discrete(1)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> SingleReset:
         """Draws the observation, with equal probabilities."""
         super().reset(seed=seed)
         self.sign = 2.0 * self.np_random.integers(2) - 1.0
         return np.array([self.sign], dtype=np.float32), {}
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> SingleStep:
         """Returns the observation as the reward."""
         return np.array([self.sign], dtype=np.float32), self.sign, True, False, {}
 
 
-class Target(gym.Env[Any, Any]):
+class Target(Env):
     """One step, rewarded for matching a target: V* = 1 if the reward is the fraction matched, 0 for a `Box`.
 
     The context c is 0 or 1, equally likely. The target is c of `Discrete(2)`, (c, 2c) of `MultiDiscrete([2, 3])`,
@@ -99,13 +100,13 @@ class Target(gym.Env[Any, Any]):
         self.observation = observation
         self.contextual = contextual
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> SingleReset:
         """Draws the context."""
         super().reset(seed=seed)
         self.context = int(self.np_random.integers(2)) if self.contextual else 1
         return _show(self.observation, self.context), {}
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> SingleStep:
         """Compares the action with the target."""
         target = _target(self.action, self.context)
         if self.action == "box":
@@ -115,7 +116,7 @@ class Target(gym.Env[Any, Any]):
         return _show(self.observation, self.context), reward, True, False, {}
 
 
-class Endless(gym.Env[Any, Any]):
+class Endless(Env):
     """Reward 1 per step, endless: V = 1 / (1 − γ) under any time limit; V(s_t) = (1 − γ^(n − t)) / (1 − γ) with an end.
 
     Registered with a time limit of 8, which `max_episode_steps` changes. A time limit truncates the episode, and the
@@ -136,20 +137,20 @@ class Endless(gym.Env[Any, Any]):
         self.terminate_after = terminate_after
         self.first_reward = first_reward
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> SingleReset:
         """Starts counting at 0."""
         super().reset(seed=seed)
         self.steps = 0
         return 0, {}
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> SingleStep:
         """Returns the reward; the observation is the number of steps, up to the counted maximum."""
         self.steps += 1
         reward = self.first_reward if self.steps == 1 else 1.0
         return min(self.steps, self.counted), reward, self.steps == self.terminate_after, False, {}
 
 
-class Recall(gym.Env[Any, Any]):
+class Recall(Env):
     """The cue shown first, −1 or +1, decides which action, 0 or 1, pays 1 at the last step: V*(s_t) = γ^(delay − t).
 
     An observation is (cue, whether this is the last step); the cue is 0 except in the first. Earlier actions have no
@@ -167,14 +168,14 @@ class Recall(gym.Env[Any, Any]):
         self.action_space = spaces.Discrete(2)
         self.delay = delay
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> SingleReset:
         """Draws the cue, with equal probabilities, and shows it."""
         super().reset(seed=seed)
         self.steps = 0
         self.cue = int(self.np_random.integers(2))
         return self._observation(2 * self.cue - 1), {}
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> SingleStep:
         """Pays in the last step if the action matches the cue."""
         self.steps += 1
         ended = self.steps > self.delay
@@ -184,7 +185,7 @@ class Recall(gym.Env[Any, Any]):
         return np.array([cue, self.steps >= self.delay], dtype=np.float32)
 
 
-class MaskedReward(gym.Env[Any, Any]):
+class MaskedReward(Env):
     """One step with invalid actions: `info["action_mask"]`, of reset and step, is 1 where an action is allowed.
 
     Every non-empty set of allowed actions is equally likely, and the observation does not show it. The observation is
@@ -208,14 +209,14 @@ class MaskedReward(gym.Env[Any, Any]):
         self.observation_space = _SIGN
         self.strict = strict
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> SingleReset:
         """Draws the context and the mask."""
         super().reset(seed=seed)
         self.context = int(self.np_random.integers(2))
         self.allowed = [self._some_of(size) for size in self.sizes]
         return _show("box", self.context), self._info()
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> SingleStep:
         """Pays for the best allowed action; the mask does not change."""
         choices = np.atleast_1d(action).tolist()
         valid = all(choice in allowed for choice, allowed in zip(choices, self.allowed, strict=True))
@@ -229,7 +230,7 @@ class MaskedReward(gym.Env[Any, Any]):
         bits = int(self.np_random.integers(1, 2**size))
         return [option for option in range(size) if bits >> option & 1]
 
-    def _info(self) -> dict[str, Any]:
+    def _info(self) -> Info:
         masks = [np.isin(np.arange(size), allowed) for size, allowed in zip(self.sizes, self.allowed, strict=True)]
         return {"action_mask": np.concatenate(masks).astype(np.int8)}
 
@@ -279,7 +280,7 @@ def _show(kind: ObservationKind, c: int) -> Any:
     return shown[kind]
 
 
-_REGISTERED: dict[str, tuple[type[gym.Env[Any, Any]], dict[str, Any]]] = {
+_REGISTERED: dict[str, tuple[type[Env], dict[str, object]]] = {
     "ConstantReward": (DelayedReward, {"length": 1}),
     "ObservedReward": (ObservedReward, {}),
     "DelayedReward": (DelayedReward, {"length": 2}),

@@ -6,8 +6,12 @@ from typing import Any
 
 import gymnasium as gym
 
+from pg_lightning.envs.contract import Info, SingleReset, SingleStep
 
-class FireAtLifeStart(gym.Wrapper[Any, Any, Any, Any]):
+Wrapper = gym.Wrapper[Any, Any, Any, Any]  # of any kind of observations and actions
+
+
+class FireAtLifeStart(Wrapper):
     """Presses FIRE at the start of a life: some games wait for it, and a policy may never learn to press it.
 
     The usual wrapper does this at the start of a game only. This one also does it after every lost life, so that a
@@ -28,7 +32,7 @@ class FireAtLifeStart(gym.Wrapper[Any, Any, Any, Any]):
         self._fire = meanings.index("FIRE")
         self._lives = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> SingleReset:
         """Starts a game."""
         self.env.reset(seed=seed, options=options)
         obs, _, terminated, truncated, info = self.env.step(self._fire)
@@ -37,7 +41,7 @@ class FireAtLifeStart(gym.Wrapper[Any, Any, Any, Any]):
         self._lives = lives_of(self)
         return obs, info
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> SingleStep:
         """One step, or two if it cost a life."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         lives = lives_of(self)
@@ -48,7 +52,7 @@ class FireAtLifeStart(gym.Wrapper[Any, Any, Any, Any]):
         return obs, reward, terminated, truncated, info
 
 
-class LifeEpisodes(gym.Wrapper[Any, Any, Any, Any]):
+class LifeEpisodes(Wrapper):
     """Every life is an episode that ends in a terminal state; the game continues in the next one (Mnih et al. 2015).
 
     For `data.train_wrappers`: evaluation plays whole games. Gymnasium's `terminal_on_life_loss` starts a new game
@@ -62,16 +66,16 @@ class LifeEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._lives = 0
         self._is_over = True
-        self._last: tuple[Any, dict[str, Any]]
+        self._last: SingleReset
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> SingleReset:
         """The observation at the end of the last life; a new game if none is in progress, or if there is a seed."""
         if self._is_over or seed is not None:
             self._last = self.env.reset(seed=seed, options=options)
             self._lives, self._is_over = lives_of(self), False
         return self._last
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> SingleStep:
         """One step; terminated if it cost a life."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._last, self._is_over = (obs, info), terminated or truncated
