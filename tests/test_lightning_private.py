@@ -302,6 +302,26 @@ def test_a_single_device_strategy_keeps_its_launcher_where_the_property_looks():
     assert strategy.launcher == "anything"
 
 
+@pytest.mark.parametrize("register", ["register_step_pre_hook", "register_step_post_hook"])
+def test_a_hook_on_the_steps_of_an_optimizer_is_found(register):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    assert not torch_private.has_step_hooks(optimizer)
+    handle = getattr(optimizer, register)(lambda *_: None)
+    assert torch_private.has_step_hooks(optimizer)
+    handle.remove()
+    assert not torch_private.has_step_hooks(optimizer)
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_a_hook_on_a_gradient_is_found(register):
+    parameter = nn.Parameter(torch.zeros(1))
+    assert not torch_private.has_gradient_hooks(parameter)
+    handle = getattr(parameter, register)(lambda *_: None)
+    assert torch_private.has_gradient_hooks(parameter)
+    handle.remove()
+    assert not torch_private.has_gradient_hooks(parameter)
+
+
 @pytest.mark.parametrize("name", ["lightning", "torch"])
 def test_versions_are_bounded_from_above_and_these_tests_run_within_the_bounds(name):
     declared = re.search(rf'^  "{name}([^"]+)",$', (PACKAGE.parent / "pyproject.toml").read_text(), re.MULTILINE)
@@ -326,6 +346,7 @@ def test_no_other_module_imports_a_private_name_of_lightning_or_torch():
 
 # Attributes of objects of Lightning and torch that the two modules reach for.
 PRIVATE = {
+    "_backward_hooks",
     "_broadcast_sigterm_tensor",
     "_call_and_handle_interrupt",
     "_configure_launcher",
@@ -333,6 +354,9 @@ PRIVATE = {
     "_launcher",
     "_on_after_step",
     "_on_before_step",
+    "_optimizer_step_post_hooks",
+    "_optimizer_step_pre_hooks",
+    "_post_accumulate_grad_hooks",
     "_signal_connector",
     "_standard_gamma",
     "_timeout",
