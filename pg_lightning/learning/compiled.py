@@ -53,7 +53,7 @@ class CompiledStep:
         self._module = module
         self._differentiate: dict[Loss, Callable[..., tuple[Tensor, Stats]]] = {}
         self._step: dict[Loss, Callable[..., Stats]] = {}
-        self._optimizers: Sequence[optim.Optimizer] = ()
+        self._groups: list[tuple[Formula, Group, Group]] = []
         self._moments: list[Moments] = []
         self._rates: list[Tensor] = []
 
@@ -65,14 +65,16 @@ class CompiledStep:
 
     def can_step(self, optimizers: Sequence[optim.Optimizer]) -> bool:
         """Whether `step` supports these optimizers and no hook is registered on them; if so, creates their moments."""
-        own = {id(vector) for (vector,) in self.gradient.groups.values()}
+        own = [id(vector) for (vector,) in self.gradient.groups.values()]
         groups = [group for x in optimizers for group in x.param_groups]
-        is_known = all(type(x) in FORMULAS and not has_step_hooks(x) for x in optimizers)
-        if not (is_known and all(_is_plain(group) and {*map(id, group["params"])} <= own for group in groups)):
+        is_known = all(type(x) in FORMULAS and not has_step_hooks(x) for x in optimizers) and all(
+            map(_is_plain, groups)
+        )
+        if not is_known or [id(vector) for group in groups for vector in group["params"]] != own:
             return False
         for x in optimizers:
             make_moments(x)
-        self._optimizers = optimizers
+        self._groups = [(FORMULAS[type(x)], group, _options(group)) for x in optimizers for group in x.param_groups]
         states = [x.state[vector] for x in optimizers for group in x.param_groups for vector in group["params"]]
         self._moments = [{name: m for name, m in state.items() if isinstance(m, Tensor)} for state in states]
         # A learning rate that changes must not cause a recompilation: it is a tensor.
@@ -80,12 +82,15 @@ class CompiledStep:
         self.gradient.collect()  # from now on the gradient of a parameter is a view of the output of `step`
         return True
 
+    def is_current(self) -> bool:
+        """Whether `step` was compiled with the options of now: some schedulers change more than the learning rate."""
+        return all(_options(group) == options for _, group, options in self._groups)
+
     def step(self, loss: Loss, batch: Batch) -> Stats:
         """One gradient step; returns the statistics of the loss and `train/grad_norm`, before the clip."""
         if loss not in self._step:
             self._step[loss] = compiled(self._step_of(loss))
-        groups = [group for x in self._optimizers for group in x.param_groups]
-        for rate, group in zip(self._rates, groups, strict=True):
+        for rate, (_, group, _) in zip(self._rates, self._groups, strict=True):
             rate.fill_(group["lr"])
         return self._step[loss](self.gradient.values, self.gradient.grads, self._moments, self._rates, batch)
 
@@ -110,11 +115,7 @@ class CompiledStep:
 
     def _step_of(self, loss: Loss) -> Callable[..., Stats]:
         gradient_of = self._gradient_of(loss)
-        groups = [
-            (FORMULAS[type(x)], {**group, "params": None, "lr": None})
-            for x in self._optimizers
-            for group in x.param_groups
-        ]
+        formulas = [(formula, options) for formula, _, options in self._groups]
         numels = [vector.numel() for (vector,) in self.gradient.groups.values()]
         max_norm = self.max_grad_norm
 
@@ -123,9 +124,9 @@ class CompiledStep:
             norm = torch.linalg.vector_norm(gradient)
             gradient = gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0)
             grads.copy_(gradient)
-            parts = zip(groups, values.split(numels), gradient.split(numels), moments, rates, strict=True)
-            for (formula, group), weights, part, moments_of_group, rate in parts:
-                formula(weights, part, moments_of_group, rate, group)
+            parts = zip(formulas, values.split(numels), gradient.split(numels), moments, rates, strict=True)
+            for (formula, options), weights, part, moments_of_group, rate in parts:
+                formula(weights, part, moments_of_group, rate, options)
             return {**stats, "train/grad_norm": norm}
 
         return step
@@ -141,6 +142,10 @@ class _LossModule(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Stats]:
         return self.loss(batch)
+
+
+def _options(group: Group) -> Group:
+    return {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
 
 
 def _is_plain(group: Mapping[str, object]) -> bool:

@@ -151,8 +151,9 @@ class Learner:
         def is_past(stats: Stats) -> bool:
             return bool(self.mean(stats[name], batch) > limit)
 
-        if self._one_call is not None and limit == math.inf and self.backward.is_at_once(batch):
-            stats = self._one_call.step(loss, batch)
+        step = self._one_call
+        if step is not None and limit == math.inf and self.backward.is_at_once(batch) and step.is_current():
+            stats = step.step(loss, batch)
             for optimizer in _optimizers_of(self.module):
                 count_step(optimizer)
             self.steps.append((len(batch), stats))

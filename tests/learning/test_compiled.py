@@ -120,6 +120,14 @@ class Tied(nn.Module):
         return self.second(self.first(obs).tanh()).tanh()
 
 
+def test_a_scheduler_that_changes_more_than_the_rate_is_heeded(counted):
+    cycle = {"class_path": "torch.optim.lr_scheduler.OneCycleLR", "init_args": {"max_lr": 0.1, "total_steps": 10}}
+    options = {"optimizer": "adam", "lr_schedule": cycle, "rollouts": 5}
+    compiled, _ = learned(A2C, **options, compile=True)
+    assert counted["differentiate"] > 0
+    assert_same(compiled, learned(A2C, **options)[0])
+
+
 def test_tied_parameters_stay_tied(counted):
     options = {**PPO_STEPS, "torso": {"class_path": f"{__name__}.Tied"}}
     eager, _ = learned(PPO, rollouts=5, **options)
