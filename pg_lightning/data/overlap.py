@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.errors import UserError
@@ -40,7 +40,8 @@ class CollectorProcess:
 
     def __init__(self, make_collector: Callable[[], RolloutCollector]) -> None:
         self._make_collector = make_collector
-        self._copies: list[tuple[Tensor, Tensor]] = []
+        self._copies: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self._buffers: list[Tensor] = []
         self._ahead: Rollout | None = None
         self._failure: UserError | WorkerError | None = None
         self.worker: ForkedWorker | None = None
@@ -94,13 +95,14 @@ class CollectorProcess:
         """Ends the process and its environments; the rollout in progress is lost."""
         if self.worker is not None:
             self._end()
-            self._copies = []
+            self._copies, self._buffers = [], []
 
     def _start(self, actor: Actor) -> None:
         # Copied before the fork: a forked process cannot use its parent's GPU, not even to copy weights from it.
         acting = copy(actor)
         acting.policy = deepcopy(actor.policy).to("cpu").share_memory()
-        self._copies = list(zip(_tensors(acting), _tensors(actor), strict=True))
+        self._copies = list(zip(acting.policy.parameters(), actor.policy.parameters(), strict=True))
+        self._buffers = list(acting.policy.buffers())
         self.worker = ForkedWorker(
             partial(_serve, self._make_collector, acting),
             name="data.overlap: the process that plays the rollouts",
@@ -109,7 +111,7 @@ class CollectorProcess:
         self._end = ended_with(self, [self.worker])
 
     def _play(self, actor: Actor) -> None:
-        for shared, weights in self._copies:
+        for shared, weights in (*self._copies, *zip(self._buffers, actor.policy.buffers(), strict=True)):
             shared.detach().copy_(weights.detach())
         self._send(actor.policy_version)
 
@@ -146,10 +148,6 @@ def _serve(make_collector: Callable[[], RolloutCollector], actor: Actor, pipe: C
             continue
         rollout = collector.collect(actor)
         pipe.send(_packed(replace(rollout, policy_version=message, log_probs=actor.log_probs(rollout))))
-
-
-def _tensors(actor: Actor) -> list[Tensor]:
-    return [*actor.policy.parameters(), *actor.policy.buffers()]
 
 
 def _packed(rollout: Rollout) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
 
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, one_line
 from pg_lightning.learning.compiled import CompiledStep, Loss, Stats, compiled
 from pg_lightning.learning.gradient import FlatGradient, Gradient
 from pg_lightning.rollout import Batch
@@ -42,6 +43,7 @@ class Backward:
         self.compiles = compiles
         self.micro_batch_size = micro_batch_size
         self.compiled: CompiledStep | None = None
+        self._step: CompiledStep | None = None
         self._module: LightningModule | None = None
         self._is_watched = True
         self._losses: dict[Loss, Loss] = {}
@@ -51,10 +53,15 @@ class Backward:
         self._module = module
         self._is_watched = are_watched(module, HOOKS)
         self._losses.clear()
-        self.compiled = None
-        is_pure = not self._is_watched and not any(has_gradient_hooks(x) for x in module.parameters())
-        if self.compiles and is_pure and isinstance(gradient, FlatGradient):
-            self.compiled = CompiledStep(module, gradient, max_grad_norm)
+        self._step = None
+        if self.compiles and not self._is_watched and isinstance(gradient, FlatGradient):
+            self._step = CompiledStep(module, gradient, max_grad_norm)
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts an update: a hook on a gradient, which can be registered at any time, needs a backward pass."""
+        step = self._step
+        self.compiled = None if step is None or any(map(has_gradient_hooks, step.gradient.parameters)) else step
 
     def is_at_once(self, batch: Batch) -> bool:
         """Whether all rows are in one backward pass."""
@@ -97,13 +104,14 @@ class Backward:
         is_refused: Callable[[Stats], bool] | None = None,
     ) -> Stats | None:
         """Adds the gradient of a loss times `share`, unless its statistics are refused."""
-        if self.compiled is not None:
-            vector, stats = self.compiled.differentiate(loss_of, part)
+        found = None if self.compiled is None else self.compiled.differentiate(loss_of, part)
+        if found is not None and self.compiled is not None:
+            vector, stats = found
             if is_refused is not None and is_refused(stats):
                 return None
             self.compiled.gradient.add(vector if share == 1.0 else share * vector)
             return stats
-        loss, stats = (self._compiled(loss_of) if self.compiles else loss_of)(part)
+        loss, stats = self._compiled(loss_of, part) if self.compiles else loss_of(part)
         if is_refused is not None and is_refused(stats):
             return None
         loss = loss if share == 1.0 else share * loss
@@ -113,10 +121,16 @@ class Backward:
             loss.backward()
         return stats
 
-    def _compiled(self, loss: Loss) -> Loss:
+    def _compiled(self, loss: Loss, batch: Batch) -> tuple[Tensor, Stats]:
         if loss not in self._losses:
             self._losses[loss] = compiled(loss)
-        return self._losses[loss]
+        try:
+            return self._losses[loss](batch)
+        except Exception as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = one_line(error)[:200]
+                raise UserError(f"model.compile: cannot compile the loss: {reason}; set it to false") from error
+            raise
 
 
 def are_watched(module: LightningModule, hooks: tuple[str, ...]) -> bool:

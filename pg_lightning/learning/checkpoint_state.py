@@ -9,6 +9,7 @@ from gymnasium import Space
 
 from pg_lightning.collectives import all_gather_object
 from pg_lightning.errors import UserError, one_line
+from pg_lightning.policies import ActorCritic
 from pg_lightning.policies.description import described_policy
 from pg_lightning.policies.obs_groups import ObsGroups
 
@@ -94,7 +95,7 @@ def restore(module: PolicyGradientModule, checkpoint: Mapping[str, Any], fits: b
 
 def groups_of(module: PolicyGradientModule) -> ObsGroups | None:
     """The names of the observation groups of actor and critic; None for a policy without groups."""
-    return getattr(module.network, "groups", None)
+    return module.network.groups if isinstance(module.network, ActorCritic) else None
 
 
 def restore_episodes(module: PolicyGradientModule, own: Mapping[str, Any]) -> None:

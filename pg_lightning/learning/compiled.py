@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn, optim
 from torch.func import functional_call, grad
 
+from pg_lightning.errors import UserError, one_line
 from pg_lightning.learning.gradient import FlatGradient
 from pg_lightning.learning.optimizers import make_moments
 from pg_lightning.rollout import Batch
@@ -17,14 +20,20 @@ from pg_lightning.torch_private import has_step_hooks
 Stats = dict[str, Tensor]
 Loss = Callable[[Batch], tuple[Tensor, Stats]]
 Moments = dict[str, Tensor]
+Key = tuple[Loss, tuple[bool, ...]]
 Function = TypeVar("Function", bound=Callable[..., object])
+Result = TypeVar("Result")
 Group = Mapping[str, Any]
 
 
 def compiled(function: Function) -> Function:
-    """The function compiled. Calls do not check again that the layers of `torch.nn` in it are what they were."""
-    unchecked = torch.compiler.skip_guard_on_inbuilt_nn_modules_unsafe
-    return cast(Function, torch.compile(function, options={"guard_filter_fn": unchecked}))
+    """The function compiled; each call of this has a cache of its own, which torch keeps per code object."""
+
+    def call(*arguments: object) -> object:
+        return function(*arguments)
+
+    own = FunctionType(call.__code__.replace(), call.__globals__, function.__name__, closure=call.__closure__)
+    return cast(Function, torch.compile(own))
 
 
 class Formula(Protocol):
@@ -39,7 +48,8 @@ class CompiledStep:
     """Differentiates a loss with respect to the flat vector of all parameters, in one compiled call.
 
     The loss is a pure function of the vector, so that one graph contains forward and backward pass, and, with `step`,
-    the clip and the optimizer; autograd does not use the parameters.
+    the clip and the optimizer; autograd does not use the parameters. The first gradient of a loss is compared with
+    autograd's: a loss that is not pure is refused.
 
     Args:
         module: contains the parameters.
@@ -49,19 +59,15 @@ class CompiledStep:
 
     def __init__(self, module: nn.Module, gradient: FlatGradient, max_grad_norm: float) -> None:
         self.gradient = gradient
-        self.max_grad_norm = max_grad_norm
         self._module = module
-        self._differentiate: dict[Loss, Callable[..., tuple[Tensor, Stats]]] = {}
-        self._step: dict[Loss, Callable[..., Stats]] = {}
+        self._max_norm = gradient.values.new_tensor(max_grad_norm)
+        self._differentiate: dict[Key, Callable[..., tuple[Tensor, Stats]]] = {}
+        self._step: dict[Key, Callable[..., Stats]] = {}
+        self._refused: set[Loss] = set()
+        self._optimizers: Sequence[optim.Optimizer] = ()
         self._groups: list[tuple[Formula, Group, Group]] = []
         self._moments: list[Moments] = []
         self._rates: list[Tensor] = []
-
-    def differentiate(self, loss: Loss, batch: Batch) -> tuple[Tensor, Stats]:
-        """The gradient `[P]` of a loss, and its statistics."""
-        if loss not in self._differentiate:
-            self._differentiate[loss] = compiled(self._gradient_of(loss))
-        return self._differentiate[loss](self.gradient.values, batch)
 
     def can_step(self, optimizers: Sequence[optim.Optimizer]) -> bool:
         """Whether `step` supports these optimizers and no hook is registered on them; if so, creates their moments."""
@@ -74,25 +80,97 @@ class CompiledStep:
             return False
         for x in optimizers:
             make_moments(x)
+        self._optimizers = optimizers
         self._groups = [(FORMULAS[type(x)], group, _options(group)) for x in optimizers for group in x.param_groups]
         states = [x.state[vector] for x in optimizers for group in x.param_groups for vector in group["params"]]
         self._moments = [{name: m for name, m in state.items() if isinstance(m, Tensor)} for state in states]
         # A learning rate that changes must not cause a recompilation: it is a tensor.
         self._rates = [self.gradient.values.new_zeros((), dtype=torch.float64) for _ in groups]
-        self.gradient.collect()  # from now on the gradient of a parameter is a view of the output of `step`
         return True
 
     def is_current(self) -> bool:
-        """Whether `step` was compiled with the options of now: some schedulers change more than the learning rate."""
-        return all(_options(group) == options for _, group, options in self._groups)
+        """Whether the optimizers still have the options that `step` was compiled with, and no hooks."""
+        return all(_options(group) == options for _, group, options in self._groups) and not any(
+            map(has_step_hooks, self._optimizers)
+        )
 
-    def step(self, loss: Loss, batch: Batch) -> Stats:
-        """One gradient step; returns the statistics of the loss and `train/grad_norm`, before the clip."""
-        if loss not in self._step:
-            self._step[loss] = compiled(self._step_of(loss))
+    def differentiate(self, loss: Loss, batch: Batch) -> tuple[Tensor, Stats] | None:
+        """The gradient `[P]` of a loss, and its statistics; None if the loss is refused."""
+        if loss in self._refused:
+            return None
+        key = loss, self._trained()
+        if key in self._differentiate:
+            return self._differentiate[key](self.gradient.values, batch)
+        function = compiled(self._gradient_of(loss))
+        expected = self._by_autograd(loss, batch)
+        found = self._tried(loss, lambda: function(self.gradient.values, batch))
+        if found is None or not self._agrees(loss, found[0], expected):
+            return None
+        self._differentiate[key] = function
+        return found
+
+    def step(self, loss: Loss, batch: Batch, max_grad_norm: float) -> Stats | None:
+        """One gradient step: its statistics with `train/grad_norm` before the clip, or None if the loss is refused."""
+        if loss in self._refused:
+            return None
         for rate, (_, group, _) in zip(self._rates, self._groups, strict=True):
             rate.fill_(group["lr"])
-        return self._step[loss](self.gradient.values, self.gradient.grads, self._moments, self._rates, batch)
+        self._max_norm.fill_(max_grad_norm)
+        gradient = self.gradient
+        if gradient.parameters[0].grad is None:
+            gradient.collect()  # the gradient of a parameter is a view of the output of the compiled step
+        arguments = gradient.values, gradient.grads, self._moments, self._rates, self._max_norm, batch
+        key = loss, self._trained()
+        if key in self._step:
+            return self._step[key](*arguments)
+        function = compiled(self._step_of(loss))
+        expected = _clipped(self._by_autograd(loss, batch), self._max_norm)[0]
+        kept = [(x, x.clone()) for x in (gradient.values, *(m for moments in self._moments for m in moments.values()))]
+        stats = self._tried(loss, lambda: function(*arguments))
+        if stats is None or not self._agrees(loss, gradient.grads, expected):
+            for x, before in kept:
+                x.copy_(before)
+            return None
+        self._step[key] = function
+        return stats
+
+    def _trained(self) -> tuple[bool, ...]:
+        """Which parameters are trained: a step is compiled anew if some are frozen."""
+        return tuple(parameter.requires_grad for parameter in self.gradient.parameters)
+
+    def _by_autograd(self, loss: Loss, batch: Batch) -> Tensor:
+        """The gradient `[P]` of the loss by the parameters, with no trace in buffers and random numbers."""
+        buffers, random = [(x, x.clone()) for x in self._module.buffers()], torch.get_rng_state()
+        trained = [parameter for parameter in self.gradient.parameters if parameter.requires_grad]
+        found = torch.autograd.grad(loss(batch)[0], trained, materialize_grads=True)
+        by_id = dict(zip(map(id, trained), found, strict=True))
+        for x, before in buffers:
+            x.copy_(before)
+        torch.set_rng_state(random)
+        return torch.cat([by_id.get(id(p), torch.zeros_like(p)).flatten() for p in self.gradient.parameters])
+
+    def _tried(self, loss: Loss, call: Callable[[], Result]) -> Result | None:
+        try:
+            return call()
+        except UserError:
+            raise
+        except Exception as error:
+            self._refuse(loss, f"its gradient cannot be one graph ({one_line(error)[:120]})")
+        return None
+
+    def _agrees(self, loss: Loss, found: Tensor, expected: Tensor) -> bool:
+        tolerance = 0.05 if found.dtype in (torch.float16, torch.bfloat16) else 1e-3
+        error = torch.linalg.vector_norm(found - expected)
+        agrees = not expected.isfinite().all() or bool(error <= tolerance * torch.linalg.vector_norm(expected) + 1e-12)
+        if not agrees:
+            self._refuse(
+                loss, "its compiled gradient is not that of autograd; is it a pure function of the parameters?"
+            )
+        return agrees
+
+    def _refuse(self, loss: Loss, reason: str) -> None:
+        self._refused.add(loss)
+        rank_zero_info(f"model.compile: only the loss is compiled, not the whole gradient step: {reason}")
 
     def _gradient_of(self, loss: Loss) -> Callable[[Tensor, Batch], tuple[Tensor, Stats]]:
         holder = _LossModule(self._module, loss)
@@ -102,7 +180,7 @@ class CompiledStep:
             (f"{path}.{name}", index[id(parameter)])
             for path, owner in holder.named_modules()
             for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False)
-            if id(parameter) in index
+            if id(parameter) in index and parameter.requires_grad
         ]
         unflatten = self.gradient.unflatten
 
@@ -117,12 +195,17 @@ class CompiledStep:
         gradient_of = self._gradient_of(loss)
         formulas = [(formula, options) for formula, _, options in self._groups]
         numels = [vector.numel() for (vector,) in self.gradient.groups.values()]
-        max_norm = self.max_grad_norm
 
-        def step(values: Tensor, grads: Tensor, moments: list[Moments], rates: list[Tensor], batch: Batch) -> Stats:
+        def step(
+            values: Tensor,
+            grads: Tensor,
+            moments: list[Moments],
+            rates: list[Tensor],
+            max_norm: Tensor,
+            batch: Batch,
+        ) -> Stats:
             gradient, stats = gradient_of(values, batch)
-            norm = torch.linalg.vector_norm(gradient)
-            gradient = gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0)
+            gradient, norm = _clipped(gradient, max_norm)
             grads.copy_(gradient)
             parts = zip(formulas, values.split(numels), gradient.split(numels), moments, rates, strict=True)
             for (formula, options), weights, part, moments_of_group, rate in parts:
@@ -142,6 +225,12 @@ class _LossModule(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Stats]:
         return self.loss(batch)
+
+
+def _clipped(gradient: Tensor, max_norm: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient `[P]` scaled down to the norm that is allowed, and its norm before."""
+    norm = torch.linalg.vector_norm(gradient)
+    return gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0), norm
 
 
 def _options(group: Group) -> Group:

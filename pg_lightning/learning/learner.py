@@ -71,6 +71,7 @@ class Learner:
         self.rows = [0]
         self.steps: list[tuple[int, Stats]] = []
         self._step_is_watched = True
+        self._may_be_one_call = False
         self._one_call: CompiledStep | None = None
         self._functions: dict[Callable[..., object], Callable[..., object]] = {}
 
@@ -91,16 +92,20 @@ class Learner:
         self.backward.start(module, self.gradient, self.max_grad_norm)
         self._step_is_watched = are_watched(module, STEP_HOOKS)
         self.rates.start()
-        # If nothing is between the backward pass and the optimizer: no other rank, no callback.
-        step, alone = self.backward.compiled, collectives.world_size == 1 and not self._step_is_watched
-        is_one_call = step is not None and alone and step.can_step(self.rates.optimizers)
-        self._one_call = step if is_one_call else None
+        # If nothing is between the backward pass and the optimizers, and no one has replaced these.
+        optimizers = [x.optimizer for x in _optimizers_of(module)]
+        alone = collectives.world_size == 1 and not self._step_is_watched and optimizers == self.rates.optimizers
+        step = self.backward.compiled
+        self._may_be_one_call = alone and step is not None and step.can_step(optimizers)
         self._functions.clear()
 
     def begin(self, rows: list[int]) -> None:
         """Starts an update on rollouts with this number of valid rows on each rank."""
         self.rows = rows
         self.steps.clear()
+        self.backward.begin()
+        step = self.backward.compiled if self._may_be_one_call else None
+        self._one_call = step if step is not None and step.is_current() else None
         self.rates.before_update(self.progress.remaining)
 
     def end(self, metrics: Stats) -> None:
@@ -151,9 +156,10 @@ class Learner:
         def is_past(stats: Stats) -> bool:
             return bool(self.mean(stats[name], batch) > limit)
 
-        step = self._one_call
-        if step is not None and limit == math.inf and self.backward.is_at_once(batch) and step.is_current():
-            stats = step.step(loss, batch)
+        stats = None
+        if self._one_call is not None and limit == math.inf and self.backward.is_at_once(batch):
+            stats = self._one_call.step(loss, batch, self.max_grad_norm)
+        if stats is not None:
             for optimizer in _optimizers_of(self.module):
                 count_step(optimizer)
             self.steps.append((len(batch), stats))

@@ -36,6 +36,8 @@ def make_policy(
     if policy is None:
         return ActorCritic(observation_space, action_space, critic=critic, **network)
     parameters = inspect.signature(ActorCritic).parameters
+    if unknown := sorted(network.keys() - parameters.keys()):
+        raise UserError(f"model.{unknown[0]}: there is no such option")
     if given := [name for name, value in network.items() if value != parameters[name].default]:
         raise UserError(
             f"model.{given[0]}: an option of the built-in network, which model.policy replaces; give your policy what "

@@ -12,6 +12,7 @@ import torch
 from gymnasium import Space, spaces
 
 from pg_lightning.errors import UserError
+from pg_lightning.policies.actor_critic import ActorCritic
 from pg_lightning.policies.contract import Policy
 from pg_lightning.policies.description import made_policy, made_space
 from pg_lightning.policies.heads.base import space_name
@@ -67,7 +68,7 @@ def load(path: str | Path, seed: int = 0) -> TrainedPolicy:
         raise UserError(f"path: the weights in {str(file)!r} are not those of its policy: {reason}") from error
     arguments = state["policy"]["init_args"]
     observation_space, action_space = (made_space(arguments[f"{name}_space"]) for name in ("observation", "action"))
-    groups = getattr(policy, "groups", None)
+    groups = policy.groups if isinstance(policy, ActorCritic) else None
     return TrainedPolicy(policy.eval(), observation_space, action_space, state["env_steps"], seed, groups)
 
 

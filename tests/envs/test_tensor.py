@@ -99,6 +99,17 @@ def test_an_episode_is_cut_at_the_limit_and_the_next_begins_in_the_same_step() -
     assert torch.equal(steps[0].final_obs, steps[0].obs), "where nothing ends the last observation is this one"
 
 
+@pytest.mark.parametrize(
+    ("given", "limit"), [({}, 200), ({"max_episode_steps": 7}, 7), ({"max_episode_steps": -1}, None)]
+)
+def test_the_time_limit_is_what_gymnasium_makes_of_the_argument(given: dict[str, int], limit: int | None) -> None:
+    env = TensorEnvironments("Pendulum-v1", 2, given)
+    assert env.limit == limit
+    env.reset(0)
+    cut = [bool(env.step(torch.zeros(2, 1)).truncated.any()) for _ in range(20)]
+    assert cut == [limit is not None and (t + 1) % limit == 0 for t in range(20)]
+
+
 def test_arguments_are_those_of_gymnasium() -> None:
     down = torch.tensor([[0.0, 0.0, 0.25, 0.0]])
     pay = [TASKS["CartPole-v1"](**options).step(down, torch.tensor([0]))[1] for options in ({}, REWARDED)]
@@ -116,6 +127,7 @@ REWARDED = {"sutton_barto_reward": True}
     ("options", "complaint"),
     [
         ({"env_id": "LunarLander-v3"}, r"^data.backend: device has CartPole-v0, .*not 'LunarLander-v3'; use sync or"),
+        ({"env_kwargs": {"max_episode_steps": 0}}, r"^data.env_kwargs: cannot make 'CartPole-v1' on a device: "),
         ({"env_kwargs": {"colour": 1}}, r"^data.env_kwargs: cannot make 'CartPole-v1' on a device: .*colour"),
         ({"autoreset_mode": "next_step"}, r"^data.autoreset_mode: backend 'device' resets as same_step"),
         ({"wrappers": ["gymnasium.wrappers.NormalizeReward"]}, r"^data.wrappers: backend 'device'"),

@@ -136,6 +136,103 @@ def test_tied_parameters_stay_tied(counted):
     assert_same(compiled, eager)
 
 
+def act_on(when, action):
+    return LambdaCallback(**{when: lambda trainer, module, *_, **__: action(module)})
+
+
+@pytest.mark.parametrize("when", ["setup", "on_train_batch_start"])
+def test_frozen_parameters_stay(when, counted):
+    def freeze(module):
+        if module.policy_version == (2 if when == "on_train_batch_start" else 0):
+            module.network.actor_torso.requires_grad_(False)
+
+    options = {"rollouts": 4, "optimizer": "adam"}
+    eager, _ = learned(A2C, **options, callbacks=[act_on(when, freeze)])
+    compiled, _ = learned(A2C, **options, compile=True, callbacks=[act_on(when, freeze)])
+    assert counted["step"] == 4
+    assert_same(compiled, eager)
+
+
+class OwnOptimizer(A2C):
+    def configure_optimizers(self):
+        super().configure_optimizers()
+        return torch.optim.SGD([x for group in self.learner.gradient.groups.values() for x in group], lr=0.1)
+
+
+class Listed(A2C):
+    """Its loss reaches parameters past the modules that hold them."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.listed = [*self.network.parameters()]
+
+    def loss(self, batch):
+        loss, metrics = super().loss(batch)
+        return loss + 0.1 * sum(p.square().sum() for p in self.listed), metrics
+
+
+class Counting(A2C):
+    """Its loss changes a buffer."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def loss(self, batch):
+        self.seen += 1
+        return super().loss(batch)
+
+
+class Remembering(A2C):
+    """Its loss keeps a tensor."""
+
+    def loss(self, batch):
+        loss, metrics = super().loss(batch)
+        self.last = loss.detach()
+        return loss, metrics
+
+
+@pytest.mark.parametrize("algorithm", [OwnOptimizer, Listed, Counting, Remembering])
+def test_a_loss_that_is_not_pure_learns_as_it_does_eagerly(algorithm, counted):
+    eager, _ = learned(algorithm, rollouts=4)
+    compiled, module = learned(algorithm, rollouts=4, compile=True)
+    assert_same(compiled, eager)
+    assert not hasattr(module, "seen") or module.seen == 4
+
+
+def test_a_loss_that_is_not_pure_is_named_once(counted, caplog):
+    learned(Remembering, rollouts=3, compile=True)
+    assert sum("model.compile: only the loss is compiled" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_a_second_fit_is_compiled_for_its_own_torso(activation, counted):
+    learned(A2C, rollouts=2, compile=True, torso={"class_path": f"{__name__}.Tied"})
+    options = {"rollouts": 2, "torso": {"class_path": f"{__name__}.Layers", "init_args": {"activation": activation}}}
+    assert_same(learned(A2C, compile=True, **options)[0], learned(A2C, **options)[0])
+
+
+class Layers(nn.Sequential):
+    def __init__(self, observation_space, activation):
+        super().__init__(nn.Linear(3, 4), activation())
+        self.out_features = 4
+
+
+def test_what_changes_in_the_midst_of_a_run_is_heeded(counted):
+    calls = []
+
+    def change(module):
+        if module.policy_version == 2:
+            module.learner.max_grad_norm = 0.01
+            module.network.critic_head.bias.register_hook(lambda grad: calls.append(1) or 2 * grad)
+
+    eager, _ = learned(A2C, rollouts=5, callbacks=[act_on("on_train_batch_start", change)])
+    compiled, _ = learned(A2C, rollouts=5, compile=True, callbacks=[act_on("on_train_batch_start", change)])
+    assert len(calls) == 6
+    assert counted["step"] == 2
+    assert_same(compiled, eager)
+
+
 def test_the_critic_of_trpo_too(counted):
     eager, _ = learned(TRPO, rollouts=5)
     compiled, _ = learned(TRPO, rollouts=5, compile=True)

@@ -10,6 +10,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from pg_lightning.envs.backends.vectorised import REFUSALS
 from pg_lightning.envs.contract import Capabilities, VectorStep
 from pg_lightning.envs.tasks import classics
 from pg_lightning.errors import UserError, cause_of
@@ -82,15 +83,16 @@ class TensorEnvironments:
     ) -> None:
         if env_id not in TASKS:
             raise UserError(f"data.backend: device has {', '.join(TASKS)}, not {env_id!r}; use sync or vector")
-        arguments = dict(env_kwargs or {})
-        limit = arguments.pop("max_episode_steps", gym.spec(env_id).max_episode_steps)
+        arguments = {name: value for name, value in (env_kwargs or {}).items() if name != "max_episode_steps"}
         try:
             self.task: TensorTask = TASKS[env_id](**arguments)
-        except TypeError as error:
+            env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
+        except REFUSALS as error:
             raise UserError(f"data.env_kwargs: cannot make {env_id!r} on a device: {cause_of(error)}") from error
-        with gym.make(env_id, disable_env_checker=True, **arguments) as env:
-            self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
-        self.num_envs, self.limit = num_envs, limit
+        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+        limit = None if env.spec is None else env.spec.max_episode_steps
+        env.close()
+        self.num_envs, self.limit = num_envs, None if limit == -1 else limit
         self.device, self.dtype = torch.device(device), dtype
         self.capabilities = replace(self.capabilities, device=self.device)
         self._generator = torch.Generator(self.device)
