@@ -73,6 +73,21 @@ class Rollout:
         """`[T, N]` bool; an episode starts in this row, so the recurrent state is zero."""
         return (self.timesteps == 0) & self.valid
 
+    def padded(self) -> Rollout:
+        """The same rollout with a number of final observations that rarely changes, as compiled code prefers.
+
+        It is a multiple of N, where N is rounded up to a multiple of 8. The first final observation is repeated; if there
+        is none, the observation that follows the first row is used for that row, which changes nothing.
+        """
+        count, multiple = len(self.final_rows), 8 * -(-self.rewards.shape[1] // 8)
+        extra = -count % multiple or (0 if count else multiple)
+        rows, obs = (self.final_rows, self.final_obs) if count else (self.final_rows.new_zeros(1), self.obs[1])
+        rows, obs = (
+            torch.cat([x, y[:1].expand(extra, *y.shape[1:])])
+            for x, y in ((self.final_rows, rows), (self.final_obs, obs))
+        )
+        return replace(self, final_rows=rows, final_obs=obs)
+
     def to(self, device: torch.device | str) -> Rollout:
         """The rollout with every tensor on `device`; copies to a GPU are asynchronous, from page-locked memory."""
         device = torch.device(device)

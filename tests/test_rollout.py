@@ -4,7 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rollouts import BOX, OBSERVATIONS
+from rollouts import make_rollout as random_rollout
 
+from pg_lightning.policies import ActorCritic
 from pg_lightning.rollout import Batch, Rollout, Sequences
 
 
@@ -184,3 +187,18 @@ def test_what_a_gpu_has_sampled_is_not_page_locked(monkeypatch):
 def test_a_rollout_that_is_in_place_is_not_copied():
     rollout = make_rollout()
     assert rollout.to("cpu") is rollout
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("num_envs", [3, 9])
+def test_a_padded_rollout_has_the_values_of_the_one_that_it_was(seed, num_envs):
+    torch.manual_seed(seed)
+    rollout = random_rollout(T=6, N=num_envs, seed=seed)
+    if seed == 0:
+        rollout = replace(rollout, final_rows=rollout.final_rows[:0], final_obs=rollout.final_obs[:0])
+    network = ActorCritic(OBSERVATIONS, BOX, hidden_sizes=[4])
+    padded = rollout.padded()
+    assert len(padded.final_rows) == len(padded.final_obs) == (8 if num_envs == 3 else 16)
+    for one, other in zip(network.values(rollout), network.values(padded), strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(padded.padded().final_rows) == len(padded.final_rows)

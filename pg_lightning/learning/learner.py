@@ -19,7 +19,7 @@ from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterG
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
 from pg_lightning.learning.progress import Progress
 from pg_lightning.lightning_private import count_step, step_without_hooks
-from pg_lightning.rollout import Batch
+from pg_lightning.rollout import Batch, Rollout
 
 Result = TypeVar("Result")
 STEP_HOOKS = ("on_before_optimizer_step",)
@@ -73,7 +73,7 @@ class Learner:
         self._step_is_watched = True
         self._may_be_one_call = False
         self._one_call: CompiledStep | None = None
-        self._functions: dict[Callable[..., object], Callable[..., object]] = {}
+        self._functions: dict[Callable[[Rollout], object], Callable[[Rollout], object]] = {}
 
     def configure(self, groups: Mapping[str, list[nn.Parameter]]) -> LearningRates:
         """Sets the parameters of `actor` and `critic`, in their current place; creates the optimizers."""
@@ -173,13 +173,13 @@ class Learner:
         return True
 
     @torch.no_grad()
-    def compute(self, function: Callable[..., Result], *arguments: object) -> Result:
-        """The result of a function, without gradient; one compiled call if gradient steps are."""
+    def compute(self, function: Callable[[Rollout], Result], rollout: Rollout) -> Result:
+        """The result of a function of a rollout, without gradient; one compiled call if gradient steps are."""
         if self.backward.compiled is None:
-            return function(*arguments)
+            return function(rollout)
         if function not in self._functions:
             self._functions[function] = compiled(function)
-        return cast(Result, self._functions[function](*arguments))
+        return cast(Result, self._functions[function](rollout.padded()))
 
     def mean_stats(self) -> Stats:
         """The mean of each statistic over the steps of this update that had rows; over all steps if none had rows."""
