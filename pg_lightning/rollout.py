@@ -76,8 +76,8 @@ class Rollout:
     def padded(self) -> Rollout:
         """The same rollout with a number of final observations that rarely changes, as compiled code prefers.
 
-        It is a multiple of N, where N is rounded up to a multiple of 8. The first final observation is repeated; if there
-        is none, the observation that follows the first row is used for that row, which changes nothing.
+        It is a multiple of N, where N is rounded up to a multiple of 8. The first final observation is repeated; if
+        there is none, the observation that follows the first row is used for that row, which changes nothing.
         """
         count, multiple = len(self.final_rows), 8 * -(-self.rewards.shape[1] // 8)
         extra = -count % multiple or (0 if count else multiple)
