@@ -45,6 +45,11 @@ def default_store() -> distributed.Store:
     return distributed.distributed_c10d._get_default_store()
 
 
+def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copies each source into its target, in one call."""
+    torch._foreach_copy_(targets, sources)
+
+
 def has_step_hooks(optimizer: optim.Optimizer) -> bool:
     """Whether a hook is registered before or after the steps of an optimizer."""
     return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)

@@ -302,6 +302,13 @@ def test_a_single_device_strategy_keeps_its_launcher_where_the_property_looks():
     assert strategy.launcher == "anything"
 
 
+def test_tensors_are_copied_in_one_call():
+    targets = [torch.zeros(3), torch.zeros(2, 2)]
+    views = [x.view(-1) for x in targets]
+    torch_private.copy_all(targets, [torch.arange(3.0), torch.ones(2, 2)])
+    assert [x.tolist() for x in views] == [[0.0, 1.0, 2.0], [1.0] * 4]
+
+
 @pytest.mark.parametrize("register", ["register_step_pre_hook", "register_step_post_hook"])
 def test_a_hook_on_the_steps_of_an_optimizer_is_found(register):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
@@ -350,6 +357,7 @@ PRIVATE = {
     "_broadcast_sigterm_tensor",
     "_call_and_handle_interrupt",
     "_configure_launcher",
+    "_foreach_copy_",
     "_get_default_store",
     "_launcher",
     "_on_after_step",

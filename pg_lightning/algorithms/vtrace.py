@@ -54,13 +54,12 @@ class VTrace(PolicyGradientModule):
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """One gradient step on −mean( ρ (r + γ v' − V) log π ), the squared error of V to v, and the entropy."""
-        *targets, log_ratios = self.learner.compute(self._targets, rollout)
+        *targets, rho = self.learner.compute(self._targets, rollout)
         batch = make_batch(self.network, rollout, targets, self.normalize_advantage, self.learner.collectives)
-        rho = log_ratios[rollout.valid].exp().clamp(max=self.max_rho).mean()
         return self.learner.step(self.loss, batch) | {"train/rho": rho}
 
     def _targets(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Advantages, targets v, values and log π/μ, `[T, N]` each."""
+        """Advantages, targets v and values, `[T, N]` each, and the mean of ρ."""
         values, next_values = self.network.values(rollout)
         log_ratios = torch.zeros_like(values)
         if rollout.log_probs is not None:
@@ -78,4 +77,5 @@ class VTrace(PolicyGradientModule):
             self.max_rho,
             self.max_c,
         )
-        return advantages, returns, values, log_ratios
+        rho = log_ratios.exp().clamp(max=self.max_rho) * rollout.valid
+        return advantages, returns, values, rho.sum() / rollout.valid.sum()

@@ -18,6 +18,7 @@ from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.errors import UserError
 from pg_lightning.processes import LIVENESS_POLL_S, ForkedWorker, WorkerError, ended_with, left_to_parent, signals
 from pg_lightning.rollout import Actor, Rollout
+from pg_lightning.torch_private import copy_all
 
 
 class CollectorProcess:
@@ -40,8 +41,9 @@ class CollectorProcess:
 
     def __init__(self, make_collector: Callable[[], RolloutCollector]) -> None:
         self._make_collector = make_collector
-        self._copies: list[tuple[nn.Parameter, nn.Parameter]] = []
-        self._buffers: list[Tensor] = []
+        self._shared: list[Tensor] = []
+        self._parameters: list[nn.Parameter] = []
+        self._buffers: list[str] = []
         self._ahead: Rollout | None = None
         self._failure: UserError | WorkerError | None = None
         self.worker: ForkedWorker | None = None
@@ -95,14 +97,15 @@ class CollectorProcess:
         """Ends the process and its environments; the rollout in progress is lost."""
         if self.worker is not None:
             self._end()
-            self._copies, self._buffers = [], []
+            self._shared, self._parameters = [], []
 
     def _start(self, actor: Actor) -> None:
         # Copied before the fork: a forked process cannot use its parent's GPU, not even to copy weights from it.
         acting = copy(actor)
         acting.policy = deepcopy(actor.policy).to("cpu").share_memory()
-        self._copies = list(zip(acting.policy.parameters(), actor.policy.parameters(), strict=True))
-        self._buffers = list(acting.policy.buffers())
+        self._shared = [x.detach() for x in (*acting.policy.parameters(), *acting.policy.buffers())]
+        self._parameters = list(actor.policy.parameters())
+        self._buffers = [name for name, _ in actor.policy.named_buffers()]
         self.worker = ForkedWorker(
             partial(_serve, self._make_collector, acting),
             name="data.overlap: the process that plays the rollouts",
@@ -111,8 +114,9 @@ class CollectorProcess:
         self._end = ended_with(self, [self.worker])
 
     def _play(self, actor: Actor) -> None:
-        for shared, weights in (*self._copies, *zip(self._buffers, actor.policy.buffers(), strict=True)):
-            shared.detach().copy_(weights.detach())
+        # A buffer may be another tensor than before; a parameter stays the same object.
+        buffers = [actor.policy.get_buffer(name) for name in self._buffers]
+        copy_all(self._shared, [x.detach() for x in (*self._parameters, *buffers)])
         self._send(actor.policy_version)
 
     def _asked(self, method: str, *arguments: Any) -> Any:
