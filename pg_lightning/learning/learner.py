@@ -103,9 +103,10 @@ class Learner:
         """Starts an update on rollouts with this number of valid rows on each rank."""
         self.rows = rows
         self.steps.clear()
-        self.backward.begin()
-        step = self.backward.compiled if self._may_be_one_call else None
-        self._one_call = step if step is not None and step.is_current() else None
+        if self.compiles:
+            self.backward.begin()
+            step = self.backward.compiled if self._may_be_one_call else None
+            self._one_call = step if step is not None and step.is_current() else None
         self.rates.before_update(self.progress.remaining)
 
     def end(self, metrics: Stats) -> None:

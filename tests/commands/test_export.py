@@ -20,7 +20,7 @@ from pg_lightning.algorithms import PPO
 from pg_lightning.commands import export as command
 from pg_lightning.commands.trainer import PolicyTrainer
 from pg_lightning.data import RolloutDataModule
-from pg_lightning.envs.tasks.toy import Step
+from pg_lightning.envs.contract import SingleStep
 from pg_lightning.errors import UserError
 from pg_lightning.policies.distributions import Categorical
 from pg_lightning.policies.heads import CategoricalHead
@@ -59,7 +59,7 @@ class Any_(gym.Env[Any, Any]):
         self.steps = 0
         return self.observation_space.sample(), self._info()
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> SingleStep:
         self.steps += 1
         return self.observation_space.sample(), 1.0, self.steps == 6, False, self._info()
 

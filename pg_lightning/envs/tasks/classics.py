@@ -152,19 +152,8 @@ class MountainCar:
 
 
 @dataclass(frozen=True)
-class MountainCarContinuous:
-    """The same with a bounded force; the cost is its square."""
-
-    num_uniforms: ClassVar[int] = 1
-    goal_velocity: float = 0.0
-
-    def first(self, uniform: Tensor) -> Tensor:
-        """A position in [−0.6, −0.4], at rest `[N, 2]`."""
-        return torch.cat([0.2 * uniform - 0.6, torch.zeros_like(uniform)], -1)
-
-    def observe(self, state: Tensor) -> Tensor:
-        """The state itself."""
-        return state
+class MountainCarContinuous(MountainCar):
+    """The same with a bounded force, which costs its square."""
 
     def step(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The reward is 100 if the car is at 0.45 or beyond, minus 0.1 times the square of the force."""
