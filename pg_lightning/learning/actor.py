@@ -79,8 +79,7 @@ class PolicyActor:
         obs, mask = obs.to(device), None if action_mask is None else action_mask.to(device)
         if not deterministic:
             return self.policy.sample(obs, generator, mask, state)
-        pi, state = self.policy.act(obs, mask, state)
-        return pi.mode, state
+        return self.policy.mode(obs, mask, state)
 
     def log_probs(self, rollout: Rollout) -> Tensor:
         """log π(a|s) `[T, N]` of the actions of a rollout that this policy has collected, 0 where not valid."""
@@ -102,20 +101,6 @@ class OtherPolicyActor(PolicyActor):
     def device(self) -> torch.device:
         """Where the policy computes."""
         return self._device or next(self.policy.parameters()).device
-
-    def act(
-        self,
-        obs: Tensor,
-        generator: torch.Generator,
-        deterministic: bool = False,
-        action_mask: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the memory after them."""
-        obs, mask = obs.to(self.device), None if action_mask is None else action_mask.to(self.device)
-        if deterministic:
-            return self.policy.mode(obs, mask, state)
-        return self.policy.sample(obs, generator, mask, state)
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Actions as the environment wants them."""

@@ -48,14 +48,14 @@ class Backward:
         self._is_watched = True
         self._losses: dict[Loss, Loss] = {}
 
-    def start(self, module: LightningModule, gradient: Gradient, max_grad_norm: float) -> None:
+    def start(self, module: LightningModule, gradient: Gradient) -> None:
         """Starts training with the hooks and the precision of `module`."""
         self._module = module
         self._is_watched = are_watched(module, HOOKS)
         self._losses.clear()
         self._step = None
         if self.compiles and not self._is_watched and isinstance(gradient, FlatGradient):
-            self._step = CompiledStep(module, gradient, max_grad_norm)
+            self._step = CompiledStep(module, gradient)
         self.begin()
 
     def begin(self) -> None:

@@ -54,13 +54,12 @@ class CompiledStep:
     Args:
         module: contains the parameters.
         gradient: of these parameters.
-        max_grad_norm: bound on the norm of the whole gradient.
     """
 
-    def __init__(self, module: nn.Module, gradient: FlatGradient, max_grad_norm: float) -> None:
+    def __init__(self, module: nn.Module, gradient: FlatGradient) -> None:
         self.gradient = gradient
         self._module = module
-        self._max_norm = gradient.values.new_tensor(max_grad_norm)
+        self._max_norm = gradient.values.new_zeros(())
         self._differentiate: dict[Key, Callable[..., tuple[Tensor, Stats]]] = {}
         self._step: dict[Key, Callable[..., Stats]] = {}
         self._refused: set[Loss] = set()

@@ -89,7 +89,7 @@ class Learner:
         """Starts training."""
         self.module = module
         self.collectives = collectives
-        self.backward.start(module, self.gradient, self.max_grad_norm)
+        self.backward.start(module, self.gradient)
         self._step_is_watched = are_watched(module, STEP_HOOKS)
         self.rates.start()
         # If nothing is between the backward pass and the optimizers, and no one has replaced these.
