@@ -14,6 +14,8 @@ from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
 from pg_lightning.class_path import ClassPath, new_name, resolve
+from pg_lightning.envs.backends.jax import CAPABILITIES as IN_JAX
+from pg_lightning.envs.backends.jax import Library, make_jax, make_one_jax
 from pg_lightning.envs.backends.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.envs.backends.serial import SerialVectorEnv
 from pg_lightning.envs.backends.tensor import TensorEnvironments
@@ -24,7 +26,7 @@ from pg_lightning.envs.replay import Replayable
 from pg_lightning.errors import UserError, cause_of, one_line
 from pg_lightning.spaces import FlattenedBox
 
-Backend = Literal["sync", "async", "vector", "envpool", "device", "auto"]
+Backend = Literal["sync", "async", "vector", "envpool", "device", "gymnax", "auto"]
 
 
 class Order(NamedTuple):
@@ -163,6 +165,14 @@ def _on_device(order: Order) -> Environments:
     return TensorEnvironments(order.env_id, order.num_envs, order.env_kwargs, order.device)
 
 
+def _in_jax(library: Library) -> BackendSpec:
+    def make(order: Order) -> Any:
+        _refuse_wrappers(order.wrappers, library)
+        return make_jax(library, order.env_id, order.num_envs, order.env_kwargs, order.autoreset_mode, order.device)
+
+    return BackendSpec(make, IN_JAX, library, library, partial(make_one_jax, library), renders=False)
+
+
 def _pool(order: Order) -> VectorEnv:
     if order.autoreset_mode not in (None, "next_step"):
         return _serial(order)
@@ -199,6 +209,7 @@ BACKENDS: dict[Backend, BackendSpec] = {
     "vector": BackendSpec(_vectorised, CAPABILITIES),
     "envpool": BackendSpec(_pool, PoolVectorEnv.capabilities, "envpool", "envpool", PoolEnv, renders=False),
     "device": BackendSpec(_on_device, TensorEnvironments.capabilities),
+    "gymnax": _in_jax("gymnax"),
     "auto": BackendSpec(_serial, Capabilities(seeds="per_env")),
 }
 
