@@ -26,7 +26,7 @@ from pg_lightning.envs.replay import Replayable
 from pg_lightning.errors import UserError, cause_of, one_line
 from pg_lightning.spaces import FlattenedBox
 
-Backend = Literal["sync", "async", "vector", "envpool", "device", "gymnax", "auto"]
+Backend = Literal["sync", "async", "vector", "envpool", "device", "gymnax", "brax", "auto"]
 
 
 class Order(NamedTuple):
@@ -170,7 +170,8 @@ def _in_jax(library: Library) -> BackendSpec:
         _refuse_wrappers(order.wrappers, library)
         return make_jax(library, order.env_id, order.num_envs, order.env_kwargs, order.autoreset_mode, order.device)
 
-    return BackendSpec(make, IN_JAX, library, library, partial(make_one_jax, library), renders=False)
+    one = partial(make_one_jax, library)
+    return BackendSpec(make, IN_JAX, library, library, one, renders=False, forks=False)
 
 
 def _pool(order: Order) -> VectorEnv:
@@ -191,6 +192,7 @@ class BackendSpec:
         alone: the back-end that steps the same environments in this process.
         make_one: makes a single environment if the implementation is not Gymnasium's; wrappers are refused.
         renders: whether its environments can render.
+        forks: whether its environments can be stepped in a forked process.
     """
 
     make: Callable[[Order], VectorEnv | Environments]
@@ -199,6 +201,7 @@ class BackendSpec:
     alone: Backend = "sync"
     make_one: Callable[[str, EnvKwargs | None], gym.Env] | None = None
     renders: bool = True
+    forks: bool = True
 
 
 SAME_STEP: Any = {"autoreset": "same_step", "can_reset_some": False}
@@ -210,6 +213,7 @@ BACKENDS: dict[Backend, BackendSpec] = {
     "envpool": BackendSpec(_pool, PoolVectorEnv.capabilities, "envpool", "envpool", PoolEnv, renders=False),
     "device": BackendSpec(_on_device, TensorEnvironments.capabilities),
     "gymnax": _in_jax("gymnax"),
+    "brax": _in_jax("brax"),
     "auto": BackendSpec(_serial, Capabilities(seeds="per_env")),
 }
 

@@ -198,3 +198,102 @@ def test_ppo_trains_and_evaluates_in_gymnax(fit: Any) -> None:
     data = {"num_envs": 4, "num_steps": 16, "total_steps": 256, "eval_episodes": 3, "eval_every_steps": 128}
     module = fit("CartPole-v1", {**data, "backend": "gymnax"})
     assert module.env_steps == 256
+
+
+# Brax: its smallest task, in its fastest physics, because every program takes seconds to compile.
+
+LIMIT = 9
+PENDULUM = {"episode_length": LIMIT, "backend": "spring"}
+
+
+@pytest.fixture
+def brax() -> Any:
+    return pytest.importorskip("brax.envs", reason="needs Brax")
+
+
+def of_brax(env_kwargs: Any = None, mode: Any = None) -> Any:
+    return make_vector_env("inverted_pendulum", N, PENDULUM if env_kwargs is None else env_kwargs, (), "brax", mode)
+
+
+def test_steps_are_those_of_brax_with_the_same_keys(brax: Any) -> None:
+    """The states in between are compared too: what was reset starts anew, the others go on."""
+    env, theirs = of_brax(), brax.get_environment("inverted_pendulum", backend="spring")
+    first, step_all = jax.jit(jax.vmap(theirs.reset)), jax.jit(jax.vmap(theirs.step))
+    obs, _ = env.reset(7)
+    keys = jax.vmap(jax.random.split)(jax.vmap(jax.random.PRNGKey)(np.arange(7, 7 + N)))
+    state, keys, lengths = first(keys[:, 1]), keys[:, 0], np.zeros(N, int)
+    np.testing.assert_allclose(obs, state.obs, atol=1e-6)
+    ends = np.zeros(2, int)
+    for t in range(30):
+        actions = actions_for(env, t // 12)  # in one direction for a while, so that some poles fall
+        step = env.step(actions)
+        keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+        state, fresh, lengths, keys = step_all(state, actions.numpy()), first(keys[:, 2]), lengths + 1, keys[:, 0]
+        np.testing.assert_allclose(step.final_obs, state.obs, rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(step.rewards, np.asarray(state.reward))
+        terminated, truncated = np.asarray(state.done) > 0, lengths >= LIMIT
+        np.testing.assert_array_equal(step.terminated, terminated)
+        np.testing.assert_array_equal(step.truncated, truncated)
+        done = terminated | truncated
+        ends += terminated.sum(), (truncated & ~terminated).sum()
+        lengths[done] = 0
+        state = jax.tree.map(
+            lambda x, y, done=done: np.where(done.reshape(-1, *(1,) * (x.ndim - 1)), x, y), fresh, state
+        )
+        np.testing.assert_allclose(step.obs, state.obs, rtol=1e-3, atol=1e-4)
+    assert ends.all(), "some fall and some are cut"
+
+
+def test_each_episode_of_brax_starts_in_a_state_of_its_own(brax: Any) -> None:
+    env = of_brax()
+    first, _ = env.reset(1)
+    starts = [first, *(env.step(torch.zeros(N, 1)).obs for _ in range(2 * LIMIT))]
+    starts = [starts[0], starts[LIMIT], starts[2 * LIMIT]]
+    assert all((x - y).abs().max(1).values.gt(0).all() for x, y in [starts[:2], starts[1:], starts[::2]])
+    assert all(x.abs().max() < 0.02 for x in starts), "near the origin, as Brax's episodes start"
+
+
+def test_the_state_of_brax_is_restored_to_the_bit(brax: Any) -> None:
+    env, other = of_brax(), of_brax()
+    env.reset(3)
+    other.reset(4)
+    for t in range(7):
+        obs = env.step(actions_for(env, t)).obs
+    state = env.state_dict(torch.zeros(N))
+    assert other.load_state_dict(state, obs, torch.zeros(N), torch.zeros(N)) == ""
+    for t in range(2 * LIMIT):
+        ours, theirs = env.step(actions_for(env, t)), other.step(actions_for(env, t))
+        assert torch.equal(ours.obs, theirs.obs)
+        assert torch.equal(ours.truncated, theirs.truncated)
+    state["envs"] = state["envs"][:-1]
+    assert other.load_state_dict(state, obs, torch.zeros(N), torch.zeros(N)).startswith("its state has other arrays")
+
+
+def test_evaluation_in_brax_gives_each_episode_its_seed(brax: Any) -> None:
+    env, training = of_brax(mode="disabled"), of_brax()
+    np.testing.assert_array_equal(env.reset(seed=[1] * N)[0], training.reset([1] * N)[0])
+    env.step(np.zeros((N, 1), np.float32))
+    which = np.arange(N) % 2 == 0
+    obs, _ = env.reset(seed=[1 if x else None for x in which], options={"reset_mask": which})
+    np.testing.assert_array_equal(obs[which], training.reset([1] * N)[0][which])
+    assert not np.array_equal(obs[~which], training.reset([1] * N)[0][~which])
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"env_id": "Ant-v5"}, r"^data.env_id: Brax has no 'Ant-v5'; it has ant, hopper"),
+        (
+            {"env_kwargs": {"backend": "bullet"}},
+            r"^data.env_kwargs: Brax cannot make 'inverted_pendulum' .*bullet.*mjx",
+        ),
+        ({"env_kwargs": {"colour": 1}}, r"^data.env_kwargs: Brax cannot make .*colour"),
+        ({"env_kwargs": {"episode_length": 0}}, r"^data.env_kwargs.episode_length: must be at least 1, got 0"),
+        ({"wrappers": ["gymnasium.wrappers.NormalizeReward"]}, r"^data.wrappers: backend 'brax'"),
+    ],
+    ids=str,
+)
+def test_what_brax_does_not_have_is_refused_in_one_line(brax: Any, options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as caught:
+        make_vector_env(**{"env_id": "inverted_pendulum", "num_envs": 2, "backend": "brax", **options})
+    assert "\n" not in str(caught.value)
