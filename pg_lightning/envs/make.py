@@ -166,7 +166,7 @@ def _on_device(order: Order) -> Environments:
 
 
 def _in_jax(library: Library) -> BackendSpec:
-    def make(order: Order) -> Any:
+    def make(order: Order) -> VectorEnv | Environments:
         _refuse_wrappers(order.wrappers, library)
         return make_jax(library, order.env_id, order.num_envs, order.env_kwargs, order.autoreset_mode, order.device)
 

@@ -200,6 +200,11 @@ def test_ppo_trains_and_evaluates_in_gymnax(fit: Any) -> None:
     assert module.env_steps == 256
 
 
+def test_what_would_wait_forever_in_a_forked_process_is_refused(fit: Any) -> None:
+    with pytest.raises(UserError, match=r"^data\.overlap: forks a process, in which data\.backend gymnax .*; choose"):
+        fit("CartPole-v1", {"backend": "gymnax", "overlap": True})
+
+
 # Brax: its smallest task, in its fastest physics, because every program takes seconds to compile.
 
 LIMIT = 9

@@ -49,6 +49,7 @@ MOST = {
     "data/resume.py": 6,
     "data/rows.py": 3,
     "envs/autoreset.py": 6,
+    "envs/backends/jax_programs.py": 1,
     "envs/backends/pool.py": 4,
     "envs/backends/serial.py": 3,
     "envs/backends/tensor.py": 3,

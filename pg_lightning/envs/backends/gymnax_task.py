@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 import gymnax
 import jax
@@ -65,25 +65,25 @@ class Task:
         return Moved(self._encode(obs), state, jnp.asarray(reward), jnp.asarray(terminated), jnp.asarray(truncated))
 
 
-def _observations(env_id: str, space: Any) -> tuple[spaces.Box, Any]:
+def _observations(env_id: str, space: gymnax_spaces.Space) -> tuple[spaces.Box, Callable[[jax.Array], jax.Array]]:
     """The space of observations as vectors or images, and the function that makes them."""
     if isinstance(space, gymnax_spaces.Discrete):
         return FlattenedBox(_space(space)), lambda obs: jax.nn.one_hot(obs, space.n)
     if not isinstance(space, gymnax_spaces.Box):
         raise UserError(f"data.env_id: observation space {one_line(space)} of {env_id!r} is not supported; use Box")
-    dtype = np.uint8 if space.dtype == np.uint8 else np.float32
+    dtype = np.dtype(np.uint8 if space.dtype == np.uint8 else np.float32)
     shape = tuple(space.shape) or (1,)
     return _box(space, shape, dtype), lambda obs: jnp.asarray(obs, dtype).reshape(shape)
 
 
-def _space(space: Any) -> Space[Any]:
+def _space(space: gymnax_spaces.Space) -> Space:
     if isinstance(space, gymnax_spaces.Discrete):
         return spaces.Discrete(int(space.n))
     if not isinstance(space, gymnax_spaces.Box):
         raise UserError(f"data.env_id: action space {one_line(space)} is not supported; use Discrete or Box")
-    return _box(space, tuple(space.shape), np.float32)
+    return _box(space, tuple(space.shape), np.dtype(np.float32))
 
 
-def _box(space: Any, shape: tuple[int, ...], dtype: Any) -> spaces.Box:
+def _box(space: gymnax_spaces.Box, shape: tuple[int, ...], dtype: np.dtype) -> spaces.Box:
     low, high = (np.broadcast_to(np.asarray(bound, dtype), shape) for bound in (space.low, space.high))
-    return spaces.Box(low, high, shape, dtype)
+    return spaces.Box(low, high, shape, dtype.type)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import gymnasium as gym
 import torch
 
 from pg_lightning.envs.backends.vectorised import AutoresetName
 from pg_lightning.envs.contract import Capabilities, EnvKwargs
 from pg_lightning.errors import UserError
 
+if TYPE_CHECKING:
+    from pg_lightning.envs.backends.jax_programs import JaxEnv, JaxEnvironments, JaxVectorEnv, Programs
+
 Library = Literal["gymnax", "brax"]
 CAPABILITIES = Capabilities(torch.device("cpu"), "same_step", "per_env", can_save_state="by_copy")
-_PROGRAMS: dict[tuple[str, str, str], Any] = {}
+_PROGRAMS: dict[tuple[str, str, str], Programs] = {}
 
 
 def make_jax(
@@ -28,7 +30,7 @@ def make_jax(
     env_kwargs: EnvKwargs | None,
     autoreset_mode: AutoresetName | None,
     device: torch.device | str,
-) -> Any:
+) -> JaxEnvironments | JaxVectorEnv:
     """`num_envs` environments of one task, compiled and stepped together.
 
     Args:
@@ -39,40 +41,42 @@ def make_jax(
         autoreset_mode: `same_step` or None for tensors on `device`; `disabled` for NumPy arrays, as evaluation needs.
         device: of the tensors; JAX computes there too.
 
-    Returns:
-        A `JaxEnvironments`, or with `disabled` a `JaxVectorEnv`.
-
     Raises:
         UserError: if the library is not installed, or lacks the task, an argument, the mode or the device.
     """
     if autoreset_mode == "next_step":
         raise UserError(f"data.autoreset_mode: backend {library!r} resets as same_step or disabled, not next_step")
-    forms, programs = _programs(library, env_id, env_kwargs)
-    form = forms.JaxVectorEnv if autoreset_mode == "disabled" else forms.JaxEnvironments
+    programs = _programs(library, env_id, env_kwargs)
+    from pg_lightning.envs.backends.jax_programs import JaxEnvironments, JaxVectorEnv
+
+    form = JaxVectorEnv if autoreset_mode == "disabled" else JaxEnvironments
     return form(programs, num_envs, torch.device(device))
 
 
-def make_one_jax(library: Library, env_id: str, env_kwargs: EnvKwargs | None) -> gym.Env[Any, Any]:
+def make_one_jax(library: Library, env_id: str, env_kwargs: EnvKwargs | None) -> JaxEnv:
     """One environment on the CPU, whose arrays are NumPy's; see `make_jax` for arguments and errors."""
-    forms, programs = _programs(library, env_id, env_kwargs)
-    env: gym.Env[Any, Any] = forms.JaxEnv(programs)
-    return env
+    programs = _programs(library, env_id, env_kwargs)
+    from pg_lightning.envs.backends.jax_programs import JaxEnv
+
+    return JaxEnv(programs)
 
 
-def _programs(library: Library, env_id: str, env_kwargs: EnvKwargs | None) -> tuple[Any, Any]:
-    """The module with the forms of environments, and the programs of a task.
+def _programs(library: Library, env_id: str, env_kwargs: EnvKwargs | None) -> Programs:
+    """The programs of a task, made once: training and evaluation run the same, and Brax's take long to compile.
 
-    The programs are made once, because training and evaluation run the same ones: Brax takes half a minute to compile.
+    Raises:
+        UserError: if the library is not installed; see the tasks for others.
     """
     # JAX would take three quarters of a GPU's memory for itself, and the policy needs it too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    here = __name__.rpartition(".")[0]
     try:
-        forms, tasks = import_module(f"{here}.jax_programs"), import_module(f"{here}.{library}_task")
+        from pg_lightning.envs.backends.jax_programs import Programs
+
+        tasks = import_module(f"pg_lightning.envs.backends.{library}_task")
     except ImportError as error:
         missing = (error.name or library).partition(".")[0]
         raise UserError(f'data.backend: {missing} is not installed; pip install "pg_lightning[{library}]"') from error
     key = library, env_id, repr(env_kwargs or {})
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = forms.Programs(tasks.Task(env_id, env_kwargs or {}))
-    return forms, _PROGRAMS[key]
+        _PROGRAMS[key] = Programs(tasks.Task(env_id, env_kwargs or {}))
+    return _PROGRAMS[key]

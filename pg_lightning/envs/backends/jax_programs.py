@@ -50,7 +50,7 @@ class JaxTask(Protocol):
     """
 
     observation_space: spaces.Box
-    action_space: Space[Any]
+    action_space: Space
 
     def first(self, key: jax.Array) -> tuple[jax.Array, State]:
         """The observation and the state at the start of an episode."""
@@ -166,7 +166,8 @@ class JaxEnvironments:
 
     def __init__(self, programs: Programs, num_envs: int, device: torch.device) -> None:
         self.num_envs, task = num_envs, programs.task
-        self.single_observation_space, self.single_action_space = task.observation_space, task.action_space
+        self.single_observation_space: Space = task.observation_space
+        self.single_action_space = task.action_space
         self.capabilities = replace(CAPABILITIES, device=device)
         self._envs = _Copies(programs, num_envs, device)
 
@@ -204,7 +205,7 @@ class JaxEnvironments:
         """Does nothing: there are no resources to release."""
 
 
-class JaxVectorEnv(VectorEnv[Any, Any, Any]):
+class JaxVectorEnv(VectorEnv):
     """The same environments with NumPy arrays and resets on request, for evaluation: each episode has its own seed.
 
     Args:
@@ -250,7 +251,7 @@ class JaxVectorEnv(VectorEnv[Any, Any, Any]):
         return self._obs, rewards, flags[0], flags[1], {}
 
 
-class JaxEnv(gym.Env[np.ndarray, Any]):
+class JaxEnv(gym.Env):
     """One environment on the CPU.
 
     Args:
@@ -282,7 +283,7 @@ def _jax_device(device: torch.device) -> jax.Device:
         ) from error
 
 
-def _choose(which: jax.Array, new: Any, old: Any) -> Any:
+def _choose(which: jax.Array, new: State, old: State) -> State:
     """`new` where `which` `[N]` is True, else `old`: trees of arrays `[N, …]`."""
 
     def choose(x: jax.Array, y: jax.Array) -> jax.Array:
