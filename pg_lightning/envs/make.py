@@ -63,7 +63,7 @@ def make_env(
         env_id: a Gymnasium id; `module:EnvId` imports the module that registers it first.
         env_kwargs: arguments of the environment.
         wrappers: class paths, or `{class_path, init_args}`, applied in this order.
-        backend: `envpool` for EnvPool's implementation, any other for Gymnasium's.
+        backend: `envpool`, `gymnax` or `brax` for the implementation of these libraries, any other for Gymnasium's.
 
     Returns:
         The environment, with `Discrete`, `MultiDiscrete`, `MultiBinary`, `Tuple` and `Dict` observations flattened
@@ -116,12 +116,12 @@ def make_vector_env(
         backend: `sync` steps them in this process, one after the other; `async` in one process each, through shared
             memory; `vector` uses the environment's own vectorised implementation; `envpool` uses EnvPool's. For an
             autoreset mode other than EnvPool's `next_step`, each environment gets its own pool, stepped one by one.
-            `device` steps classic control tasks as tensors on `device`.
+            `device` steps classic control tasks as tensors on `device`, `gymnax` and `brax` those of these libraries.
         autoreset_mode: when a finished episode is reset; by default within the step, or as in the vectorised
             implementation.
         env_timeout: with `async`, the seconds after which an environment that does not answer is replaced.
         max_env_restarts: with `async`, the number of replacements after which the next failure raises.
-        device: of the tensors, for the back-end `device`.
+        device: of the tensors, for the back-ends `device`, `gymnax` and `brax`.
 
     Returns:
         A Gymnasium vector environment, or an object that implements `envs.contract.Environments`.

@@ -200,6 +200,16 @@ def test_ppo_trains_and_evaluates_in_gymnax(fit: Any) -> None:
     assert module.env_steps == 256
 
 
+def test_without_a_seed_an_environment_continues_its_own_random_stream() -> None:
+    env, other = of_gymnax(mode="disabled"), of_gymnax(mode="disabled")
+    first, _ = env.reset(seed=list(range(N)))
+    other.reset(seed=list(range(N)))
+    obs, _ = env.reset(seed=[None] * 3 + [3, 4, 5])
+    np.testing.assert_array_equal(obs[3:], first[3:])
+    np.testing.assert_array_equal(obs[:3], other.reset()[0][:3])
+    assert len(np.unique(np.concatenate([obs, first[:3]]), axis=0)) == N + 3
+
+
 def test_what_would_wait_forever_in_a_forked_process_is_refused(fit: Any) -> None:
     with pytest.raises(UserError, match=r"^data\.overlap: forks a process, in which data\.backend gymnax .*; choose"):
         fit("CartPole-v1", {"backend": "gymnax", "overlap": True})
