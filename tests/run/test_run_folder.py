@@ -14,7 +14,7 @@ import yaml
 from matplotlib.image import imread
 from run_files import assert_same_weights, complaint, load, read_metrics, without_speed
 
-from pg_lightning.data import RolloutDataModule, datamodule
+from pg_lightning.data import RolloutDataModule, environments
 from pg_lightning.run import metrics_file
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -80,7 +80,7 @@ def test_a_mistake_leaves_no_folder_of_a_run(cli, tiny, tmp_path, arguments, log
 
 
 def test_a_folder_that_cannot_be_made_is_named_before_anything_starts(cli, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(datamodule, "spaces_of", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(environments, "spaces_of", lambda *_: pytest.fail("too late"))
     (tmp_path / "file").write_text("")
     for root, folder in (("file", "file/tiny"), ("file/below", "file/below/tiny"), ("/proc/none", "/proc/none/tiny")):
         said = complaint(cli(tmp_path, "fit", "--config", tiny, "--trainer.default_root_dir", root))
