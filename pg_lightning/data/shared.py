@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from pg_lightning.data.collector import RolloutCollector
@@ -38,6 +39,8 @@ class SharedInstance:
 class SharedCollector(RolloutCollector):
     """A collector that starts new episodes after an evaluation in the same instance. Their seeds are new.
 
+    It reports once if truncated episodes are bootstrapped without their last observations, which the back-end lost.
+
     Args:
         instance: the environments.
         num_steps: see `RolloutCollector`, also for the others.
@@ -59,11 +62,20 @@ class SharedCollector(RolloutCollector):
         super().__init__(instance.env, num_steps, seed, action_seed, whole_episodes, max_episode_steps)
         self._instance, self._seed = instance, seed
         self._seen = instance.evaluations
+        self._has_lost_some = False
 
     def collect(self, actor: Actor) -> Rollout:
         """See `RolloutCollector`."""
         self._take_turn()
-        return super().collect(actor)
+        rollout = super().collect(actor)
+        knows = self.env.capabilities.knows_final_obs
+        if len(rollout.final_rows) and not knows and not self._has_lost_some:
+            self._has_lost_some = True
+            rank_zero_info(
+                "data.env_id: the environments lose the last observation of truncated episodes, so training bootstraps "
+                "from the value of the state before (train/bootstrap_is_approximate is 1)"
+            )
+        return replace(rollout, bootstrap_is_approximate=self._has_lost_some and not knows)
 
     def state_dict(self) -> EnvState:
         """See `RolloutCollector`; after an evaluation this is the state of the new episodes."""

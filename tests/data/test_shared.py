@@ -202,6 +202,30 @@ def test_evaluations_that_leave_no_time_for_long_episodes_are_reported(quiet_tra
         quiet_trainer().fit(module_of(data), datamodule=data)
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs", "loses"),
+    [
+        ("IsaacLab", {}, True),
+        ("IsaacLab", {"gives_final_obs": True}, False),
+        ("IsaacLab", {"limit": 10**6}, False),
+        ("OwnVectorEnv", {}, False),
+        ("Genesis", {}, True),
+    ],
+)
+def test_a_bootstrap_without_last_observations_is_logged_and_reported_once(
+    name: str, kwargs: Any, loses: bool, quiet_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("pg_lightning.data.shared.rank_zero_info", said.append)
+    data = data_of(name, kwargs, total_steps=96)
+    module, trainer = module_of(data), quiet_trainer(log_every_n_steps=1)
+    trainer.fit(module, datamodule=data)
+    assert trainer.callback_metrics["train/bootstrap_is_approximate"] == float(loses)
+    assert [line.startswith("data.env_id: the environments lose the last observation of ") for line in said] == [
+        True
+    ] * loses
+
+
 CONFIG = """
 seed_everything: 1
 trainer: {accelerator: cpu, log_every_n_steps: 1}
@@ -222,6 +246,7 @@ def test_the_command_line_trains_tests_and_resumes(cli: Any, tmp_path: Any) -> N
     assert Pole.made == made + 1
     rows = read_metrics(tmp_path / "runs/robot/version_0")
     assert rows[-1]["step"] == 320
+    assert {row["train/bootstrap_is_approximate"] for row in rows if "train/entropy" in row} <= {0.0, 1.0}
     assert 1 < max(row.get("val/length_mean", 0) for row in rows) <= 9
     best = tmp_path / "runs/robot/version_0/checkpoints/best.ckpt"
     tested = cli(tmp_path, "test", "--ckpt_path", best, "--data.eval_episodes", 10)
