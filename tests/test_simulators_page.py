@@ -115,6 +115,17 @@ def test_a_command_of_the_page_trains(cli: Any, work: Path, command: str) -> Non
     assert simulators.Pole.made - made == ("my_envs" not in command)
 
 
+def test_ppo_learns_in_the_environment_of_the_page(cli: Any, work: Path) -> None:
+    small = ("--data.num_envs", 64, "--data.total_steps", 24_000, "--data.eval_episodes", 64)
+    fast = ("--model.hidden_sizes", "[32]", "--model.target_kl", "null", "--model.lr", 3e-3)
+    command = shlex.split(next(command for command in COMMANDS if "my_envs" in command))
+    finished = cli(work, *command, *small, *fast, "--trainer.accelerator", "cpu")
+    assert finished.returncode == 0, finished.stderr
+    rows = read_metrics(work / "runs/robot/version_0")
+    assert rows[0]["rollout/return_mean"] < -8
+    assert rows[-1]["val/return_mean"] > -3.5
+
+
 def test_every_simulator_of_the_table_has_its_section_and_its_command() -> None:
     anchors = [*re.findall(r"^\| (?:any )?\[.*?\]\(#([\w-]+)\)", PAGE, re.MULTILINE), "an-rsl_rl-vecenv"]
     headings = {re.sub(r"[`]", "", line).lower().replace(" ", "-") for line in re.findall(r"^## (.+)$", PAGE, re.M)}

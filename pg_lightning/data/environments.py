@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gymnasium.vector import VectorEnv
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from pg_lightning.class_path import ClassPath
 from pg_lightning.data.collector import RolloutCollector
@@ -88,7 +88,8 @@ def evaluation_environments(data: RolloutDataModule, num_envs: int) -> VectorEnv
 
 
 def check_training(data: RolloutDataModule) -> None:
-    """Refuses a strategy that needs more than one instance; warns if evaluations leave no time for long episodes.
+    """Refuses a strategy that needs more than one instance; reports another device than the policy's, and evaluations
+    that leave no time for long episodes.
 
     Raises:
         UserError: naming the field and the cure.
@@ -98,6 +99,12 @@ def check_training(data: RolloutDataModule) -> None:
     if data.is_asynchronous:
         raise UserError(f"trainer.strategy: hogwild needs more than the one instance of backend {data.backend!r}")
     assert data.trainer is not None
+    here, there = data.instance.env.capabilities.device, data.trainer.strategy.root_device
+    if here != there:
+        rank_zero_info(
+            f"data.env_id: the environments are on {here} and the policy is on {there}, so every step copies "
+            "observations and actions; choose the same device in data.env_kwargs or trainer.accelerator"
+        )
     between = max(data.eval_every_steps // (data.trainer.world_size * data.num_envs), data.num_steps)
     if between < LONG_EPISODE and data.eval_every_steps < data.total_steps:
         rank_zero_warn(

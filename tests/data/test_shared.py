@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,18 @@ def test_a_bootstrap_without_last_observations_is_logged_and_reported_once(
     ] * loses
 
 
+def test_another_device_than_that_of_the_policy_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("pg_lightning.data.environments.rank_zero_info", said.append)
+    data = data_of()
+    for device, count in (("cpu", 0), ("cuda:1", 1)):
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        data.trainer = SimpleNamespace(strategy=strategy, world_size=1)  # type: ignore[assignment]
+        data.setup("fit")
+        assert len(said) == count
+    assert said[0].startswith("data.env_id: the environments are on cpu and the policy is on cuda:1, so every step ")
+
+
 CONFIG = """
 seed_everything: 1
 trainer: {accelerator: cpu, log_every_n_steps: 1}
@@ -234,6 +247,33 @@ model:
   init_args: {num_epochs: 2, num_minibatches: 2, hidden_sizes: [16], normalize_obs: true, scale_rewards: true}
 data: {env_id: CartPole-v1, num_envs: 4, num_steps: 16, total_steps: 320, eval_every_steps: 160, eval_episodes: 3}
 """
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--data.env_id simulators.eight_poles",
+            "data.num_envs: simulators.eight_poles has 8 environments, not 4; set",
+        ),
+        ("--data.env_id simulators.numpy_poles", "data.backend: the observations of this simulator are ndarray, not "),
+        ("--data.env_id simulators.nope", "data.env_id: cannot import 'simulators.nope': "),
+        (
+            "--data.env_id simulators.IsaacLab --data.overlap true",
+            "data.overlap: with backend 'simulator' one instance",
+        ),
+        ("--data.env_id simulators.IsaacLab --data.wrappers [a.B]", "data.wrappers: backend 'simulator' runs the env"),
+        (
+            "--data.env_id simulators.IsaacLab --model.shared_torso true",
+            "model.shared_torso: the actor sees ['policy'] ",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_of_the_command_line(cli: Any, tmp_path: Any, arguments: str, message: str) -> None:
+    config = tmp_path / "robot.yaml"
+    config.write_text(CONFIG)
+    command = ("fit", "--config", config, "--data.backend", "simulator", *arguments.split())
+    assert complaint(cli(tmp_path, *command)).startswith(message)
 
 
 def test_the_command_line_trains_tests_and_resumes(cli: Any, tmp_path: Any) -> None:
