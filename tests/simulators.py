@@ -90,18 +90,24 @@ class IsaacLab(gym.Env):
         num_envs: N.
         gives_final_obs: as with `cfg.compute_final_obs`: `extras["final_obs"]` in steps with a reset, and only there.
         has_critic: whether there is a group `critic`, which the spaces of a `DirectRLEnv` do not list.
+        mode: `same_step` or `disabled`.
     """
 
     is_vector_env = True
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [None]}
 
     def __init__(
-        self, num_envs: int = 4, gives_final_obs: bool = False, has_critic: bool = True, limit: int = LIMIT
+        self,
+        num_envs: int = 4,
+        gives_final_obs: bool = False,
+        has_critic: bool = True,
+        mode: str = "same_step",
+        limit: int = LIMIT,
     ) -> None:
         self.pole = Pole(num_envs, limit)
         self.num_envs, self.device = num_envs, "cpu"
         self.gives_final_obs, self.has_critic = gives_final_obs, has_critic
-        self.cfg = SimpleNamespace(compute_final_obs=gives_final_obs)
+        self.cfg = SimpleNamespace(compute_final_obs=gives_final_obs, autoreset_mode=mode)
         self.single_observation_space = spaces.Dict({"policy": OBS})
         self.single_action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

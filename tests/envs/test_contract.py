@@ -253,7 +253,7 @@ def test_what_the_table_says_of_a_back_end_is_what_its_environments_say(backend:
 
 
 def test_a_back_end_is_a_file_and_a_line_of_the_table(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stub trains PPO, whose evaluation plays Gymnasium's CartPole, with the same spaces."""
+    """The stub trains PPO, and its one instance also serves the spaces and the evaluation."""
     made: list[TensorCartPole] = []
 
     def make(order: Any) -> TensorCartPole:
@@ -263,6 +263,7 @@ def test_a_back_end_is_a_file_and_a_line_of_the_table(fit: Any, monkeypatch: pyt
     capabilities = TensorCartPole(1).capabilities
     monkeypatch.setitem(BACKENDS, "tensors", BackendSpec(make, capabilities))  # type: ignore[arg-type]
     data = {"num_envs": N, "num_steps": 16, "backend": "tensors", "total_steps": 4 * 16 * N, "eval_episodes": 2}
-    module = fit("CartPole-v1", data)
+    module = fit("a stub", data)
     assert module.env_steps == 4 * 16 * N
+    assert len(module.evaluation[0]) == 2
     assert len(made) == 1

@@ -52,8 +52,8 @@ class Kind:
         kwargs: its arguments.
         both: what an episode counts as that falls in the step of its limit.
         knows: whether the last observation is known.
-        group: of the actor.
-        column: of the first column of what the critic sees; None if it sees nothing else.
+        group: of the actor; empty if there are no groups.
+        privileged_group: of the critic; empty if it sees the same.
     """
 
     name: str
@@ -298,6 +298,12 @@ def test_what_gymnasium_registers_is_made_by_its_id() -> None:
         ("simulators.IsaacLab", {"wrappers": ["a.B"]}, "data.wrappers: backend 'simulator' runs "),
         ("simulators.IsaacLab", {"autoreset_mode": "next_step"}, "data.autoreset_mode: simulators.IsaacLab resets as "),
         ("simulators.ManiSkill", {"env_kwargs": {"auto_reset": False}}, "data.env_id: simulators.ManiSkill does not "),
+        (
+            "simulators.IsaacLab",
+            {"env_kwargs": {"mode": "disabled"}},
+            "data.env_id: simulators.IsaacLab does not reset",
+        ),
+        ("Pendulum-v1", {}, "data.backend: 'Pendulum-v1' is one environment, not many; set it to sync"),
         ("simulators.Mjlab", {"env_kwargs": {"auto_reset": False}}, "data.env_id: simulators.Mjlab does not reset "),
         ("simulators.OwnVectorEnv", {"env_kwargs": {"mode": "disabled"}}, "data.env_id: simulators.OwnVectorEnv does "),
         (
@@ -316,6 +322,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(env_id: str, settings: Any, 
 
 def test_it_is_closed_with_the_simulator_and_need_not_have_a_close() -> None:
     make("IsaacLab").close()
+    assert Pole.latest.is_closed
+    with pytest.raises(UserError, match="has 8 environments"):
+        make_vector_env("simulators.eight_poles", 4, backend="simulator")
     assert Pole.latest.is_closed
     make("Genesis").close()
 

@@ -46,6 +46,7 @@ def make_simulator(env_id: str, num_envs: int, env_kwargs: EnvKwargs | None) -> 
         raise UserError(f"{field}: cannot make {env_id!r}: {cause_of(error)}") from error
     env = _adapted(env_id, made)
     if env.num_envs != num_envs:
+        env.close()
         raise UserError(
             f"data.num_envs: {env_id} has {env.num_envs} environments, not {num_envs}; set it to {env.num_envs}"
         )
@@ -60,7 +61,12 @@ def _made(env_id: str, num_envs: int, env_kwargs: EnvKwargs) -> object:
             importlib.import_module(module)
         if gym.spec(name).vector_entry_point is not None:
             return gym.make_vec(name, num_envs, vectorization_mode="vector_entry_point", **env_kwargs)
-        return gym.make(name, disable_env_checker=True, num_envs=num_envs, **env_kwargs)
+        try:
+            return gym.make(name, disable_env_checker=True, num_envs=num_envs, **env_kwargs)
+        except TypeError as error:
+            if "num_envs" in str(error):
+                raise UserError(f"data.backend: {env_id!r} is one environment, not many; set it to sync") from error
+            raise
     make, _ = resolve("data.env_id", env_id)
     count = {"num_envs": num_envs} if "num_envs" in inspect.signature(make).parameters else {}
     return make(**count, **env_kwargs)
@@ -85,12 +91,13 @@ def _adapted(env_id: str, env: object) -> Environments:
 def _autoreset(env_id: str, env: object) -> Literal["same_step", "next_step"]:
     """When a simulator resets a finished episode.
 
-    Isaac Lab and mjlab do so within the step unless `cfg.auto_reset` is false; ManiSkill has an argument `auto_reset`.
+    Isaac Lab and mjlab do so within the step unless their `cfg` disables it; ManiSkill has an argument `auto_reset`.
     """
-    core = getattr(env, "unwrapped", env)
+    cfg = getattr(getattr(env, "unwrapped", env), "cfg", None)
     said = getattr(env, "metadata", {}).get("autoreset_mode")
-    resets = getattr(env, "auto_reset", getattr(getattr(core, "cfg", None), "auto_reset", None))
-    if resets is False or (said is not None and AutoresetMode(said) is AutoresetMode.DISABLED):
+    resets = getattr(env, "auto_reset", getattr(cfg, "auto_reset", None))
+    modes = said, getattr(cfg, "autoreset_mode", None)
+    if resets is False or any("disabled" in str(mode).lower() for mode in modes):
         raise UserError(f"data.env_id: {env_id} does not reset finished episodes; enable its automatic reset")
     if said is not None:
         return "next_step" if AutoresetMode(said) is AutoresetMode.NEXT_STEP else "same_step"
