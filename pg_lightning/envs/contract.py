@@ -72,23 +72,27 @@ class Capabilities:
     Attributes:
         device: of its tensors; None if it returns NumPy arrays.
         autoreset: when a finished episode is reset. With `disabled`, only on request.
-        seeds: `per_env` if `reset` takes a seed for each environment; `one` if all use one random stream.
+        seeds: `per_env` if `reset` takes a seed for each environment; `one` if all use one random stream; `none` if
+            `reset` ignores seeds.
         can_save_state: how `envs.replay` restores it: by replaying the actions of each episode, by copying its
             numbers, or not at all.
         can_reset_some: single environments can be reset, each with a seed; required for evaluation.
         supervises: replaces environments that fail, and counts them in `restarts`.
         single_instance: a process can hold only one instance; evaluation must share it with training.
         is_pure: a step is a pure function of tensors, see `PureEnvironments`.
+        knows_final_obs: a step gives `final_obs` if it may have reset an environment. If False, training bootstraps
+            truncated episodes from the state before. An adapter may set it when the simulator first gives them.
     """
 
     device: torch.device | None = None
     autoreset: Literal["same_step", "next_step", "disabled"] = "next_step"
-    seeds: Literal["per_env", "one"] = "one"
+    seeds: Literal["per_env", "one", "none"] = "one"
     can_save_state: Literal["by_replay", "by_copy", "no"] = "no"
     can_reset_some: bool = False
     supervises: bool = False
     single_instance: bool = False
     is_pure: bool = False
+    knows_final_obs: bool = True
 
 
 class Environments(Protocol):

@@ -41,7 +41,7 @@ MOST = {
     "commands/study.py": 3,
     "commands/weights.py": 1,
     "data/collector.py": 5,
-    "data/datamodule.py": 16,
+    "data/datamodule.py": 13,
     "data/dataset.py": 1,
     "data/device_rows.py": 1,
     "data/episodes.py": 2,
