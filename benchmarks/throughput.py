@@ -59,6 +59,7 @@ from pg_lightning.cli.assembly import TRAINER_DEFAULTS
 from pg_lightning.data import RolloutDataModule, RolloutDataset
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.envs import make_vector_env
+from pg_lightning.envs.backends.tensor import TASKS
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Actor, Rollout
 
@@ -407,6 +408,8 @@ SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
     "fit, compile": run_compiled,
     "fit, overlap": partial(run_fit, datamodule=partial(RolloutDataModule, overlap=True)),
     "fit, overlap, compile": partial(run_compiled, overlap=True),
+    "fit, device, compile": partial(run_compiled, backend="device"),
+    "fit, device, compile, overlap": partial(run_compiled, backend="device", overlap=True),
     "V-trace, ahead": run_vtrace,
     "V-trace, ahead, compile": partial(run_vtrace, compile=True),
     SB3: run_sb3,
@@ -418,6 +421,7 @@ def systems_of(workload: Workload) -> list[str]:
     is_vectorised = gymnasium.spec(workload.env_id).vector_entry_point is not None
     able = {
         "vector": is_vectorised,
+        "device": workload.env_id in TASKS,
         "overlap": workload.algorithm.corrects_policy_lag,
         "V-trace": workload.algorithm is A2C,
         "compile": not workload.whole_episodes,

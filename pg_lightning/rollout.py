@@ -43,6 +43,8 @@ class Rollout:
         state: `[N, S]` recurrent state before the first row; None for a policy without memory.
         log_probs: `[T, N]` log π(a|s) of the policy that acted, 0 in invalid rows; None unless that policy may be older
             than the policy that learns.
+        bootstrap_is_approximate: whether the last observations of truncated episodes are lost, so that the ones before
+            stand in for them in `final_obs`; None if the back-end always gives them.
     """
 
     obs: Tensor
@@ -62,6 +64,7 @@ class Rollout:
     action_mask: Tensor | None = None
     state: Tensor | None = None
     log_probs: Tensor | None = None
+    bootstrap_is_approximate: bool | None = None
 
     @property
     def done(self) -> Tensor:

@@ -31,7 +31,9 @@ class TensorCartPole:
     def __init__(self, num_envs: int, limit: int = 12, knows_final_obs: bool = True, device: str = "cpu") -> None:
         self.num_envs, self.limit, self.knows_final_obs = num_envs, limit, knows_final_obs
         self.device = torch.device(device)
-        self.capabilities = Capabilities(device=self.device, autoreset="same_step", single_instance=True)
+        self.capabilities = Capabilities(
+            device=self.device, autoreset="same_step", single_instance=True, knows_final_obs=knows_final_obs
+        )
         self._generator = torch.Generator(self.device)
         self._obs = torch.zeros(num_envs, 4, device=self.device)
         self._steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)

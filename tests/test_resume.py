@@ -76,7 +76,7 @@ def test_the_episodes_of_the_first_part_are_not_played_again(run, train, tmp_pat
             first_observations.append(self.rows.now)
             action_seeds.append(action_seed)
 
-    monkeypatch.setattr("pg_lightning.data.datamodule.RolloutCollector", Watched)
+    monkeypatch.setattr("pg_lightning.data.environments.RolloutCollector", Watched)
     train(tmp_path, "--data.total_steps", ROLLOUT)
     train(tmp_path, "--ckpt_path", run / "checkpoints/last.ckpt", *RESUME)
     fresh, resumed = first_observations

@@ -216,15 +216,24 @@ def met_observations(model: Any, data: RolloutDataModule) -> dict[str, Any]:
     """The policy's inputs when it samples actions in its environment: `obs` `[B, *obs]`, `action_mask` `[B, A]`
     and `state` `[B, S]`, None if it has none.
     """
+    watched: Any = _RecordingActor(model.actor)
+    collector = _few_steps(data)
+    try:
+        collector.collect(watched)
+    finally:
+        collector.close()
+    return {name: None if xs[0] is None else torch.cat(xs) for name, xs in watched.shown.items()}
+
+
+def _few_steps(data: RolloutDataModule) -> RolloutCollector:
+    """Collects in a few environments of evaluation, or in the one instance if there can be no others."""
+    noise = env_seed(data.seed, PREDICT, 0, 0)
+    seeds = [env_seed(data.seed, PREDICT, n) for n in range(NUM_ENVS)]
+    if data.instance is not None:
+        return data.with_settings(num_steps=NUM_STEPS, whole_episodes=False).make_collector(seeds, noise)
     backend = BACKENDS[data.backend].alone
     env = make_vector_env(data.env_id, NUM_ENVS, data.env_kwargs, data.wrappers, backend)
-    watched: Any = _RecordingActor(model.actor)
-    try:
-        seeds = [env_seed(data.seed, PREDICT, n) for n in range(NUM_ENVS)]
-        RolloutCollector(env, NUM_STEPS, seeds, env_seed(data.seed, PREDICT, 0, 0)).collect(watched)
-    finally:
-        env.close()
-    return {name: None if xs[0] is None else torch.cat(xs) for name, xs in watched.shown.items()}
+    return RolloutCollector(env, NUM_STEPS, seeds, noise)
 
 
 def described(space: Space) -> dict[str, Any]:

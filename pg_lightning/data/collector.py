@@ -8,7 +8,9 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pg_lightning.data.rows import DeviceRows, HostRows
+from pg_lightning.data.device_rows import DeviceRows
+from pg_lightning.data.host_rows import HostRows
+from pg_lightning.data.program import RolloutProgram, make_program
 from pg_lightning.envs.autoreset import environments
 from pg_lightning.envs.contract import Environments
 from pg_lightning.errors import UserError
@@ -62,6 +64,8 @@ class RolloutCollector:
         self._state: Tensor | None = None
         rows = HostRows if self.env.capabilities.device is None else DeviceRows
         self.rows: HostRows | DeviceRows = rows(self.env, num_steps, whole_episodes)
+        self._programmed: Actor | None = None
+        self._program: RolloutProgram | None = None
         self._reset(seeds)
 
     def collect(self, actor: Actor) -> Rollout:
@@ -76,6 +80,9 @@ class RolloutCollector:
         rows.begin()
         try:
             with actor.acting():
+                program = self._compiled(actor)
+                if program is not None:
+                    state = program.play(generator, state)
                 while rows.t < T or (self.whole_episodes and rows.episodes.any_playing()):
                     if self.whole_episodes and rows.t >= self.max_episode_steps:
                         self._refuse_endless()
@@ -94,6 +101,14 @@ class RolloutCollector:
         if self.whole_episodes:
             self._reset()
         return rollout
+
+    def _compiled(self, actor: Actor) -> RolloutProgram | None:
+        """The program that plays a rollout, if there can be one."""
+        if self._programmed is not actor:
+            self._programmed, self._program = actor, None
+            if isinstance(self.rows, DeviceRows) and self.rows.mask is None and not self.whole_episodes:
+                self._program = make_program(self.env, actor, self.rows, self.num_steps, self._state)
+        return self._program
 
     def _prepared(self, actor: Actor) -> tuple[torch.Generator, Tensor | None]:
         """The generator and the recurrent state at the start of the rollout, on the device of the actor."""

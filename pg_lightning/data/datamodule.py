@@ -17,11 +17,18 @@ from pg_lightning.class_path import ClassPath, new_name
 from pg_lightning.collectives import all_gather_object
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.dataset import RolloutDataset
+from pg_lightning.data.environments import (
+    check_training,
+    evaluation_environments,
+    new_collector,
+    only_instance,
+    spaces_for,
+    training_settings,
+)
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.data.resume import episodes_under_way, go_on
-from pg_lightning.envs import BACKENDS, AutoresetName, Backend, choose_backend, env_seed, make_vector_env
-from pg_lightning.envs.spaces import require_same_spaces, spaces_of
+from pg_lightning.envs import BACKENDS, AutoresetName, Backend, choose_backend, env_seed
 from pg_lightning.errors import UserError, require
 from pg_lightning.processes import require_fork
 
@@ -33,7 +40,8 @@ class RolloutDataModule(LightningDataModule):
     """Rollouts of a Gymnasium environment.
 
     Args:
-        env_id: a Gymnasium id; `module:EnvId` imports the module that registers it first.
+        env_id: a Gymnasium id; `module:EnvId` imports the module that registers it first. With the back-end `simulator`
+            also the path of a function or a class that returns the environments.
         env_kwargs: arguments of the environment.
         wrappers: class paths of wrappers, or `{class_path, init_args}`, applied in this order.
         train_env_kwargs: arguments that training environments add or change; evaluation does not use them.
@@ -50,7 +58,8 @@ class RolloutDataModule(LightningDataModule):
             past it.
         backend: `sync` steps the environments in this process, `async` in one process each, `vector` uses the
             environment's own vectorised code, `envpool` EnvPool, `device` tensors on the policy's device (classic
-            control only), `gymnax` and `brax` these libraries in JAX, `auto` measures and reports its choice.
+            control only), `gymnax` and `brax` these libraries in JAX, `simulator` a vector environment that returns
+            tensors, of which one instance serves training and evaluation, `auto` measures and reports its choice.
         env_timeout: with `async`, the seconds that a step or a reset may take; for the first reset, including the start
             of the process. An environment that takes longer is replaced, as is one whose process dies. `inf`: no limit.
         max_env_restarts: with `async`, the number of replacements after which the next failure ends the run, counted
@@ -124,22 +133,14 @@ class RolloutDataModule(LightningDataModule):
         self.episodes_go_on = False
         self._resumed: dict[str, Any] | None = None
         self._eval_env: Any = None
-        self.observation_space, self.action_space = spaces_of(env_id, env_kwargs, self.wrappers, backend)
-        if self.train_env_kwargs or self.train_wrappers:
-            name = "train_wrappers" if self.train_wrappers else "train_env_kwargs"
-            expected = self.observation_space, self.action_space
-            require_same_spaces(name, expected, env_id, *self._training_env, backend)
-
-    @property
-    def _training_env(self) -> tuple[dict[str, Any] | None, list[ClassPath]]:
-        """Arguments and wrappers of the training environments."""
-        env_kwargs = {**(self.env_kwargs or {}), **self.train_env_kwargs} if self.train_env_kwargs else self.env_kwargs
-        return env_kwargs, [*self.wrappers, *self.train_wrappers]
+        self.instance = only_instance(self)
+        self.observation_space, self.action_space = spaces_for(self)
 
     @property
     def rows_vary(self) -> bool:
         """Whether rollouts may differ in their number of valid rows."""
-        mode = self.autoreset_mode or BACKENDS[self.backend].capabilities.autoreset
+        known = BACKENDS[self.backend] if self.instance is None else self.instance.env
+        mode = self.autoreset_mode or known.capabilities.autoreset
         return self.whole_episodes or mode == "next_step"
 
     @property
@@ -155,8 +156,11 @@ class RolloutDataModule(LightningDataModule):
         """
         if stage == "fit" and self.overlap:
             require_fork("data.overlap: forks a process", "set it to false")
+        if stage == "fit":
+            check_training(self)
         if stage == "fit" and self.backend == "auto":
-            backend, reason = choose_backend(self.env_id, self.num_envs, *self._training_env, self.autoreset_mode)
+            settings = training_settings(self)
+            backend, reason = choose_backend(self.env_id, self.num_envs, *settings, self.autoreset_mode)
             self.backend = all_gather_object(backend)[0]  # rank 0's choice, so that all ranks use the same
             rank_zero_info(f"data.backend auto: {reason}")
 
@@ -180,7 +184,7 @@ class RolloutDataModule(LightningDataModule):
         seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
         make = partial(self.make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
         self.collector = CollectorProcess(make) if self.overlap else make()
-        saved, self._resumed = None if self._is_asynchronous else self._resumed, None
+        saved, self._resumed = None if self.is_asynchronous else self._resumed, None
         world_size = self.trainer.world_size
         self.episodes_go_on = saved is not None and go_on(self, self.collector, saved, rank, world_size, actor)
         return RolloutDataset(self.collector, actor, strategy, length)
@@ -192,7 +196,7 @@ class RolloutDataModule(LightningDataModule):
         return own.make_collector(seeds, env_seed(self.seed, DIAGNOSE_ACTIONS))
 
     def with_settings(self, **settings: Any) -> RolloutDataModule:
-        """A copy with other settings, for use besides training; it makes its own environments.
+        """A copy with other settings, for use besides training; it makes its own environments, if there can be several.
 
         Raises:
             AttributeError: if there is no such setting.
@@ -204,33 +208,13 @@ class RolloutDataModule(LightningDataModule):
         return changed
 
     @property
-    def _is_asynchronous(self) -> bool:
+    def is_asynchronous(self) -> bool:
         """Whether each worker of an asynchronous strategy has its own, independent environments."""
         return self.trainer is not None and hasattr(self.trainer.strategy, "num_workers")
 
     def make_collector(self, seeds: list[int], action_seed: int) -> RolloutCollector:
         """New training environments with these settings, and the collector that plays them."""
-        return RolloutCollector(
-            self._make_env(self.num_envs, *self._training_env, self.backend, self.autoreset_mode),
-            self.num_steps,
-            seeds[0] if BACKENDS[self.backend].capabilities.seeds == "one" else seeds,
-            action_seed,
-            self.whole_episodes,
-            self.eval_max_episode_steps,
-        )
-
-    def _make_env(
-        self,
-        num_envs: int,
-        env_kwargs: dict[str, Any] | None,
-        wrappers: list[ClassPath],
-        backend: Backend,
-        mode: AutoresetName | None,
-    ) -> Any:
-        limits = self.env_timeout, self.max_env_restarts
-        # The process of `overlap` acts on a CPU.
-        device = "cpu" if self.trainer is None or self.overlap else self.trainer.strategy.root_device
-        return make_vector_env(self.env_id, num_envs, env_kwargs, wrappers, backend, mode, *limits, device)
+        return new_collector(self, seeds, action_seed)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Episodes with the same seeds at every call, so that evaluations of one run can be compared."""
@@ -251,8 +235,7 @@ class RolloutDataModule(LightningDataModule):
         seeds = [env_seed(self.seed, stream, i) for i in range(rank, self.eval_episodes, world_size)]
         num_envs = max(1, min(self.num_envs, len(seeds)))
         if self._eval_env is None or self._eval_env.num_envs != num_envs:
-            backend = BACKENDS[self.backend].evaluates_in
-            self._eval_env = self._make_env(num_envs, self.env_kwargs, self.wrappers, backend, "disabled")
+            self._eval_env = evaluation_environments(self, num_envs)
         episodes = EvaluationDataset(
             self._eval_env,
             cast(Any, self.trainer.lightning_module).actor,
@@ -282,7 +265,7 @@ class RolloutDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The trained environment, and the current episodes of every rank. A collective: all ranks must call it."""
         state = {"env_id": self.env_id}
-        if self.collector is None or self._is_asynchronous:
+        if self.collector is None or self.is_asynchronous:
             return state
         return {**state, **episodes_under_way(self, self.collector)}
 

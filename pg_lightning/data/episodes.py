@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ class HostEpisodes:
         self.returns, self.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
 
 
-class DeviceEpisodes:
+class DeviceEpisodes(NamedTuple):
     """Episodes of environments whose steps are tensors on a device: only `any_playing` and `longest` synchronise with
     the device.
 
@@ -93,35 +93,31 @@ class DeviceEpisodes:
         returns: as in `HostEpisodes`, a tensor, as are `lengths` and `playing`.
     """
 
-    def __init__(self, num_envs: int, device: torch.device) -> None:
-        self.num_envs, self.device = num_envs, device
-        self._totals: list[tuple[Tensor, Tensor]] = []
-        self.clear()
+    returns: Tensor
+    lengths: Tensor
+    playing: Tensor
 
-    def clear(self) -> None:
-        """Clears all episodes after a reset of all environments."""
-        self.returns = torch.zeros(self.num_envs, dtype=torch.float64, device=self.device)
-        self.lengths = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
-        self.playing = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+    @classmethod
+    def fresh(cls, num_envs: int, device: torch.device) -> DeviceEpisodes:
+        """The episodes after a reset of all environments."""
+        return cls(
+            torch.zeros(num_envs, dtype=torch.float64, device=device),
+            torch.zeros(num_envs, dtype=torch.int64, device=device),
+            torch.ones(num_envs, dtype=torch.bool, device=device),
+        )
 
-    def advance(self, step: VectorStep[Tensor], rewards: Tensor, valid: Tensor, is_last: bool) -> None:
-        """Counts a step; see `HostEpisodes.advance`."""
-        over = step.done
+    def advanced(
+        self, step: VectorStep[Tensor], rewards: Tensor, valid: Tensor, is_last: bool
+    ) -> tuple[DeviceEpisodes, DeviceEpisodes]:
+        """Counts a step, see `HostEpisodes.advance`: the episodes with this step, and those that go on after it."""
+        returns, lengths, over = self.returns, self.lengths, step.done
         if step.restarted is not None:
-            self.returns = self.returns.masked_fill(step.restarted, 0.0)
-            self.lengths = self.lengths.masked_fill(step.restarted, 0)
+            returns, lengths = returns.masked_fill(step.restarted, 0.0), lengths.masked_fill(step.restarted, 0)
             over = over | step.restarted
-        self.returns, self.lengths = self.returns + rewards, self.lengths + valid
-        self._totals.append((self.returns, self.lengths))
-        self.returns, self.lengths = self.returns.masked_fill(step.done, 0.0), self.lengths.masked_fill(step.done, 0)
-        if is_last:
-            self.playing = self.playing & ~over
-
-    def take_finished(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return and length `[E]` of the episodes that ended in these rows of the rollout, given as `t * N + n`."""
-        returns, lengths = zip(*self._totals, strict=True)
-        self._totals = []
-        return torch.cat(returns)[rows].float(), torch.cat(lengths)[rows].float()
+        counted = DeviceEpisodes(returns + rewards, lengths + valid, self.playing)
+        playing = self.playing & ~over if is_last else self.playing
+        returns, lengths = counted.returns.masked_fill(step.done, 0.0), counted.lengths.masked_fill(step.done, 0)
+        return counted, DeviceEpisodes(returns, lengths, playing)
 
     def any_playing(self) -> bool:
         """Whether the rollout must continue; synchronises with the device."""
@@ -135,6 +131,8 @@ class DeviceEpisodes:
         """Returns and lengths of the current episodes."""
         return {"returns": self.returns.cpu().clone(), "lengths": self.lengths.cpu().clone()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    @classmethod
+    def loaded(cls, state: dict[str, Any], device: torch.device) -> DeviceEpisodes:
         """Restores the result of `state_dict`."""
-        self.returns, self.lengths = (state[name].to(self.device).clone() for name in ("returns", "lengths"))
+        returns, lengths = (state[name].to(device).clone() for name in ("returns", "lengths"))
+        return cls(returns, lengths, torch.ones_like(lengths, dtype=torch.bool))

@@ -124,11 +124,14 @@ class _Share:
 
     def add(self, step: VectorStep[np.ndarray], obs: np.ndarray, env_actions: Tensor) -> None:
         """Counts a step; `obs` `[N, *obs]` are the observations before it."""
-        self._returns += step.rewards
-        self.lengths += 1
+        counts, rewards = (
+            (1, step.rewards) if step.valid is None else (step.valid, np.where(step.valid, step.rewards, 0))
+        )
+        self._returns += rewards
+        self.lengths += counts
         if self._record:
             actions = env_actions.cpu().numpy()
-            for n in np.flatnonzero(self.counted):
+            for n in np.flatnonzero(self.counted & counts):
                 row = (obs[n], actions[n], step.rewards[n], step.terminated[n], step.truncated[n])
                 self._tracks[n].append(row)
         if step.restarted is not None:  # a new episode replaces the one that failed, and counts in its place

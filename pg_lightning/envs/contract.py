@@ -26,6 +26,7 @@ Info = dict[str, Any]  # the infos beside observations, and the options of a res
 SingleReset = tuple[Any, Info]  # the result of a reset of one environment
 SingleStep = tuple[Any, SupportsFloat, bool, bool, Info]  # and of a step
 EnvKwargs = dict[str, Any]  # of an environment's constructor
+Carry = tuple[Tensor, ...]  # the whole state of environments on a device
 EnvState = dict[str, Any]  # plain types and arrays, as in a checkpoint
 
 
@@ -71,23 +72,27 @@ class Capabilities:
     Attributes:
         device: of its tensors; None if it returns NumPy arrays.
         autoreset: when a finished episode is reset. With `disabled`, only on request.
-        seeds: `per_env` if `reset` takes a seed for each environment; `one` if all use one random stream.
+        seeds: `per_env` if `reset` takes a seed for each environment; `one` if all use one random stream; `none` if
+            `reset` ignores seeds.
         can_save_state: how `envs.replay` restores it: by replaying the actions of each episode, by copying its
             numbers, or not at all.
         can_reset_some: single environments can be reset, each with a seed; required for evaluation.
         supervises: replaces environments that fail, and counts them in `restarts`.
         single_instance: a process can hold only one instance; evaluation must share it with training.
-        capturable: a step can be captured in a CUDA graph: fixed shapes and addresses, no synchronisation.
+        is_pure: a step is a pure function of tensors, see `PureEnvironments`.
+        knows_final_obs: a step gives `final_obs` if it may have reset an environment. If False, training bootstraps
+            truncated episodes from the state before. An adapter may set it when the simulator first gives them.
     """
 
     device: torch.device | None = None
     autoreset: Literal["same_step", "next_step", "disabled"] = "next_step"
-    seeds: Literal["per_env", "one"] = "one"
+    seeds: Literal["per_env", "one", "none"] = "one"
     can_save_state: Literal["by_replay", "by_copy", "no"] = "no"
     can_reset_some: bool = False
     supervises: bool = False
     single_instance: bool = False
-    capturable: bool = False
+    is_pure: bool = False
+    knows_final_obs: bool = True
 
 
 class Environments(Protocol):
@@ -156,6 +161,37 @@ class Environments(Protocol):
 
     def close(self) -> None:
         """Closes the environments."""
+        ...
+
+
+class PureEnvironments(Environments, Protocol):
+    """Environments with `is_pure`, so that several steps can be compiled together with the policy.
+
+    Attributes:
+        carry: the state of the environments.
+    """
+
+    carry: Carry
+
+    def noise(self, num_steps: int) -> Tensor:
+        """`[num_steps, N, ...]` random numbers, a row for each step, from the environments' random stream."""
+        ...
+
+    def noise_like(self, num_steps: int) -> Tensor:
+        """An uninitialised tensor like the result of `noise`."""
+        ...
+
+    def transition(self, carry: Carry, actions: Tensor, noise: Tensor) -> tuple[Carry, VectorStep[Tensor]]:
+        """A step as a function of its arguments only, without synchronisation; `step` uses it.
+
+        Args:
+            carry: see above.
+            actions: `[N, *action]` as `Actor.env_actions` returns them.
+            noise: `[N, ...]`, one row of `noise`.
+
+        Returns:
+            The next carry, and the result of the step.
+        """
         ...
 
 

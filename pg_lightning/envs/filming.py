@@ -25,7 +25,7 @@ def require_pictures(
         raise UserError(f'{who} needs moviepy; pip install "pg_lightning[video]"')
     if not BACKENDS[backend].renders:
         raise UserError(
-            f"{who} cannot render with data.backend {backend}; set data.backend to sync, and data.env_id to Gymnasium's"
+            f"{who} cannot render with data.backend {backend}; it needs backend sync and a Gymnasium id in data.env_id"
         )
     try:
         env = make_env(env_id, rendering(env_kwargs), wrappers)

@@ -14,6 +14,7 @@ from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
 from pg_lightning.class_path import ClassPath, new_name, resolve
+from pg_lightning.envs.backends import simulator
 from pg_lightning.envs.backends.jax import CAPABILITIES as IN_JAX
 from pg_lightning.envs.backends.jax import Library, make_jax, make_one_jax
 from pg_lightning.envs.backends.pool import PoolEnv, PoolVectorEnv
@@ -26,7 +27,7 @@ from pg_lightning.envs.replay import Replayable
 from pg_lightning.errors import UserError, cause_of, one_line
 from pg_lightning.spaces import FlattenedBox
 
-Backend = Literal["sync", "async", "vector", "envpool", "device", "gymnax", "brax", "auto"]
+Backend = Literal["sync", "async", "vector", "envpool", "device", "gymnax", "brax", "simulator", "auto"]
 
 
 class Order(NamedTuple):
@@ -116,7 +117,8 @@ def make_vector_env(
         backend: `sync` steps them in this process, one after the other; `async` in one process each, through shared
             memory; `vector` uses the environment's own vectorised implementation; `envpool` uses EnvPool's. For an
             autoreset mode other than EnvPool's `next_step`, each environment gets its own pool, stepped one by one.
-            `device` steps classic control tasks as tensors on `device`, `gymnax` and `brax` those of these libraries.
+            `device` steps classic control tasks as tensors on `device`, `gymnax` and `brax` those of these libraries;
+            `simulator` uses a vector environment that returns tensors, on its own device.
         autoreset_mode: when a finished episode is reset; by default within the step, or as in the vectorised
             implementation.
         env_timeout: with `async`, the seconds after which an environment that does not answer is replaced.
@@ -174,6 +176,15 @@ def _in_jax(library: Library) -> BackendSpec:
     return BackendSpec(make, IN_JAX, library, library, one, renders=False, forks=False)
 
 
+def _simulator(order: Order) -> Environments:
+    _refuse_wrappers(order.wrappers, order.backend)
+    env = simulator.make_simulator(order.env_id, order.num_envs, order.env_kwargs)
+    if order.autoreset_mode not in (None, mode := env.capabilities.autoreset):
+        env.close()
+        raise UserError(f"data.autoreset_mode: {order.env_id} resets as {mode}, not {order.autoreset_mode}")
+    return env
+
+
 def _pool(order: Order) -> VectorEnv:
     if order.autoreset_mode not in (None, "next_step"):
         return _serial(order)
@@ -214,6 +225,7 @@ BACKENDS: dict[Backend, BackendSpec] = {
     "device": BackendSpec(_on_device, TensorEnvironments.capabilities),
     "gymnax": _in_jax("gymnax"),
     "brax": _in_jax("brax"),
+    "simulator": BackendSpec(_simulator, simulator.CAPABILITIES, "simulator", "simulator", renders=False),
     "auto": BackendSpec(_serial, Capabilities(seeds="per_env")),
 }
 

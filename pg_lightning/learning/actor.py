@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from pg_lightning.learning.progress import Progress
-from pg_lightning.policies import ActorCritic
+from pg_lightning.policies import ActorCritic, Distribution
 from pg_lightning.rollout import Batch, Rollout
 
 
@@ -33,12 +33,14 @@ class PolicyActor:
         progress: counts the updates; their number is the policy's version.
 
     Attributes:
+        compiles: whether steps with environments on its device should be compiled, see `data.program`.
         precision: makes the context in which the policy computes on a device; by default the weights' own precision.
     """
 
     def __init__(self, policy: ActorCritic, progress: Progress) -> None:
         self.policy = policy
         self.progress = progress
+        self.compiles = False
         self.precision: Callable[[torch.device], AbstractContextManager[None]] = as_it_is
         self._device: torch.device | None = None  # cached within `acting`, because every step reads it
 
@@ -80,6 +82,10 @@ class PolicyActor:
         if not deterministic:
             return self.policy.sample(obs, generator, mask, state)
         return self.policy.mode(obs, mask, state)
+
+    def distribution(self, obs: Tensor, state: Tensor | None) -> tuple[Distribution, Tensor | None]:
+        """π(·|s) from which `act` samples, for observations on the policy's device, and the next state."""
+        return self.policy.act(obs, None, state)
 
     def log_probs(self, rollout: Rollout) -> Tensor:
         """log π(a|s) `[T, N]` of the actions of a rollout that this policy has collected, 0 where not valid."""

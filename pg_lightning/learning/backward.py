@@ -61,6 +61,8 @@ class Backward:
     def begin(self) -> None:
         """Starts an update: a hook on a gradient, which can be registered at any time, needs a backward pass."""
         step = self._step
+        if step is not None:
+            step.begin()
         self.compiled = None if step is None or any(map(has_gradient_hooks, step.gradient.parameters)) else step
 
     def is_at_once(self, batch: Batch) -> bool:
@@ -123,7 +125,7 @@ class Backward:
 
     def _compiled(self, loss: Loss, batch: Batch) -> tuple[Tensor, Stats]:
         if loss not in self._losses:
-            self._losses[loss] = compiled(loss)
+            self._losses[loss] = compiled(loss, batch.obs.device, whole=False)
         try:
             return self._losses[loss](batch)
         except Exception as error:

@@ -179,7 +179,7 @@ class Learner:
         if self.backward.compiled is None:
             return function(rollout)
         if function not in self._functions:
-            self._functions[function] = compiled(function)
+            self._functions[function] = compiled(function, rollout.obs.device, whole=False)
         return cast(Result, self._functions[function](rollout.padded()))
 
     def mean_stats(self) -> Stats:

@@ -17,7 +17,11 @@ from pg_lightning.statistics import weighted_mean
 
 Reduction = Literal["mean", "sum", "max"]
 # Reduction over ranks; other metrics are means over rows.
-REDUCTIONS: dict[str, Reduction] = {"env/restarts": "sum", "train/policy_lag": "max"}
+REDUCTIONS: dict[str, Reduction] = {
+    "env/restarts": "sum",
+    "train/bootstrap_is_approximate": "max",
+    "train/policy_lag": "max",
+}
 
 
 class EvaluationEpisodes(Metric):

@@ -30,7 +30,7 @@ from pg_lightning.learning.run_statistics import RunStatistics
 from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
 from pg_lightning.lightning_private import trainer_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
-from pg_lightning.policies import RewardScaler, make_policy
+from pg_lightning.policies import ActorCritic, RewardScaler, make_policy
 from pg_lightning.policies.description import KeepsArguments, made_space, plain_arguments
 from pg_lightning.rollout import Batch, Episode, Rollout
 from pg_lightning.statistics import explained_variance
@@ -118,6 +118,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         self.spaces = checkpoint_state.described(observation_space, action_space)
         self.progress = Progress(total_steps)
         self.actor = actor_of(self.network, self.progress)
+        self.actor.compiles = compile and isinstance(self.network, ActorCritic)
         self.learner = Learner(settings, self.progress, max_grad_norm, compile, micro_batch_size)
         self.statistics = RunStatistics(self.reward_scaler, self.network.normalizer)
         self.reports = TrainingReports()

@@ -76,6 +76,9 @@ def report_update(module: PolicyGradientModule, metrics: dict[str, Tensor], roll
     if rollout.log_probs is not None:
         lag = progress.previous - rollout.policy_version
         metrics["train/policy_lag"] = torch.tensor(float(lag), device=module.device)
+    if rollout.bootstrap_is_approximate is not None:
+        approximate = float(rollout.bootstrap_is_approximate)
+        metrics["train/bootstrap_is_approximate"] = torch.tensor(approximate, device=module.device)
     refuse_drift(module, progress.updates, learner.collectives)
     counts_restarts = rollout.env_restarts is not None
     numbers = module.reports.reduce(metrics, progress, learner.rows, learner.collectives, counts_restarts)

@@ -2,7 +2,7 @@
 
 from pg_lightning.policies.actor_critic import ActorCritic
 from pg_lightning.policies.contract import Policy
-from pg_lightning.policies.distributions import Distribution
+from pg_lightning.policies.distributions import Distribution, NoiseDistribution
 from pg_lightning.policies.heads import Head, make_head
 from pg_lightning.policies.make import make_policy
 from pg_lightning.policies.normalizers import ObservationNormalizer, RewardScaler, RunningMeanVar, ValueNormalizer
@@ -19,6 +19,7 @@ __all__ = [
     "Memory",
     "MemoryKind",
     "NatureCNN",
+    "NoiseDistribution",
     "ObservationNormalizer",
     "Policy",
     "RewardScaler",

@@ -228,7 +228,7 @@ def test_the_rollout_under_way_at_the_end_does_not_count(fit: Any) -> None:
 
 @pytest.fixture
 def _no_environments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pg_lightning.data.datamodule.make_vector_env", lambda *_: pytest.fail("an environment"))
+    monkeypatch.setattr("pg_lightning.data.environments.make_vector_env", lambda *_: pytest.fail("an environment"))
 
 
 @pytest.mark.usefixtures("_no_environments")

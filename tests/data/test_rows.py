@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutCollector
-from pg_lightning.data.rows import DeviceRows, HostRows
+from pg_lightning.data.device_rows import DeviceRows
+from pg_lightning.data.host_rows import HostRows
 from pg_lightning.envs.backends.tensor import TASKS, TensorEnvironments
 from pg_lightning.envs.contract import Capabilities, Environments, VectorStep
 from pg_lightning.errors import UserError

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from pg_lightning.envs import BACKENDS, make_vector_env
 from pg_lightning.envs.autoreset import environments
+from pg_lightning.envs.backends.tensor import TensorEnvironments
 from pg_lightning.envs.contract import Capabilities, Environments, VectorStep
 from pg_lightning.envs.make import BackendSpec
+from pg_lightning.policies.obs_groups import groups_of
 
 N, STEPS, LIMIT = 3, 40, 12
 SEEDS = [3, 4, 5]
@@ -38,6 +40,10 @@ def of_gymnasium() -> Environments:
     return environments(SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP))
 
 
+def of_simulator(name: str, **kwargs: Any) -> Callable[[], Environments]:
+    return lambda: make_vector_env(f"simulators.{name}", N, {"limit": LIMIT, **kwargs}, backend="simulator")
+
+
 MODES = ("same_step", "next_step", "disabled")
 IMPLEMENTATIONS: dict[str, Callable[[], Any]] = {
     **{f"{backend}, {mode}": of_backend(backend, mode) for backend in ("sync", "async") for mode in MODES},
@@ -47,6 +53,15 @@ IMPLEMENTATIONS: dict[str, Callable[[], Any]] = {
     "gymnax, disabled": of_gymnax("disabled"),
     "gymnasium": of_gymnasium,
     "device": of_backend("device"),
+    "Isaac Lab": of_simulator("IsaacLab", has_critic=False),
+    "Isaac Lab with final observations": of_simulator("IsaacLab", has_critic=False, gives_final_obs=True),
+    "mjlab": of_simulator("Mjlab"),
+    "ManiSkill": of_simulator("ManiSkill"),
+    "own, next_step": of_simulator("OwnVectorEnv"),
+    "own, same_step, float64": of_simulator("OwnVectorEnv", mode="same_step", dtype="float64"),
+    "Genesis": of_simulator("Genesis"),
+    "Playground": of_simulator("Playground"),
+    "rsl_rl": of_simulator("RslRl", groups=False),
     "tensors": lambda: TensorCartPole(N, LIMIT),
     "tensors without final observations": lambda: TensorCartPole(N, LIMIT, knows_final_obs=False),
 }
@@ -71,8 +86,9 @@ def seeds_for(env: Environments) -> Any:
     return SEEDS if env.capabilities.seeds == "per_env" else SEEDS[0]
 
 
-def actions_of(t: int) -> Tensor:
-    return torch.tensor([t % 2, 1, (t // 3) % 2])
+def actions_of(env: Environments, t: int) -> Tensor:
+    actions = torch.tensor([t % 2, 1, (t // 3) % 2])
+    return 2.0 * actions[:, None] - 1.0 if env.single_action_space.shape else actions
 
 
 def play(env: Environments, steps: int = STEPS, seeds: Any = None) -> tuple[Any, list[VectorStep[Any]]]:
@@ -83,7 +99,7 @@ def play(env: Environments, steps: int = STEPS, seeds: Any = None) -> tuple[Any,
 def go_on(env: Environments, start: int, steps: int) -> list[VectorStep[Any]]:
     outcome = []
     for t in range(start, start + steps):
-        step = env.step(actions_of(t))
+        step = env.step(actions_of(env, t))
         outcome.append(VectorStep(*map(kept, step[:-1])))
     return outcome
 
@@ -137,25 +153,33 @@ def test_only_a_step_that_begins_an_episode_after_an_end_is_not_valid_and_it_pay
 
 def test_an_episode_begins_near_the_origin_and_ends_far_from_it(env: Any) -> None:
     """Which observation is which: where an episode was reset within the step, the last one is `final_obs`."""
-    tensors = isinstance(env, TensorCartPole)
+    tensors = env.capabilities.device is not None and not isinstance(env, TensorEnvironments)
     near, far = (0.15, 0.2) if tensors else (0.05, 12 * 2 * np.pi / 360)
     first, steps = play(env)
-    assert (abs(np.asarray(first)) <= near).all()
+    assert (abs(pole_in(env, first)) <= near).all()
     ends = 0
     for step in steps:
-        assert (abs(np.asarray(step.obs)[np.asarray(step.begins)]) <= near).all()
+        assert (abs(pole_in(env, step.obs)[np.asarray(step.begins)]) <= near).all()
         for n in np.flatnonzero(np.asarray(step.terminated)):
             last = step.final_obs[n] if step.final_obs is not None else None
             if not step.begins[n]:
                 last = step.obs[n]
             if last is not None:
-                assert abs(float(last[2])) > far
+                assert abs(pole_in(env, last)[2]) > far
                 ends += 1
-    knows = not tensors or env.knows_final_obs
-    assert bool(ends) == knows
+    assert bool(ends) == env.capabilities.knows_final_obs
+
+
+def pole_in(env: Environments, obs: Any) -> np.ndarray:
+    """The pole without what only a critic sees."""
+    groups = groups_of(env.single_observation_space)
+    columns = next((groups[name] for name in ("policy", "actor", "state") if name in groups), slice(None))
+    return np.asarray(obs)[..., columns]
 
 
 def test_the_same_seeds_and_actions_give_the_same_steps_and_other_seeds_do_not(env: Any) -> None:
+    if env.capabilities.seeds == "none":
+        return
     first, steps = play(env)
     again, same = play(env)
     np.testing.assert_array_equal(first, again)
@@ -189,7 +213,7 @@ def test_where_some_can_be_reset_the_others_stay_where_they_are(env: Any) -> Non
         assert env.capabilities.autoreset != "disabled"
         return
     play(env, 3)
-    waiting = [kept_step(env.step_and_wait(actions_of(t))) for t in range(3)]
+    waiting = [kept_step(env.step_and_wait(actions_of(env, t))) for t in range(3)]
     assert not column(waiting, "begins").any()
     which = np.array([True, False, True])
     obs = kept(env.begin(which, [7, None, 8])[0])
@@ -207,7 +231,7 @@ def test_an_episode_that_waits_ends_where_its_actions_led(env: Any) -> None:
         return
     env.reset(SEEDS)
     for t in range(LIMIT):
-        step = kept_step(env.step_and_wait(actions_of(t)))
+        step = kept_step(env.step_and_wait(actions_of(env, t)))
         if step.done.any():
             break
     assert step.final_obs is None
@@ -237,7 +261,7 @@ def test_what_the_table_says_of_a_back_end_is_what_its_environments_say(backend:
 
 
 def test_a_back_end_is_a_file_and_a_line_of_the_table(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stub trains PPO, whose evaluation plays Gymnasium's CartPole, with the same spaces."""
+    """The stub trains PPO, and its one instance also serves the spaces and the evaluation."""
     made: list[TensorCartPole] = []
 
     def make(order: Any) -> TensorCartPole:
@@ -247,6 +271,7 @@ def test_a_back_end_is_a_file_and_a_line_of_the_table(fit: Any, monkeypatch: pyt
     capabilities = TensorCartPole(1).capabilities
     monkeypatch.setitem(BACKENDS, "tensors", BackendSpec(make, capabilities))  # type: ignore[arg-type]
     data = {"num_envs": N, "num_steps": 16, "backend": "tensors", "total_steps": 4 * 16 * N, "eval_episodes": 2}
-    module = fit("CartPole-v1", data)
+    module = fit("a stub", data)
     assert module.env_steps == 4 * 16 * N
+    assert len(module.evaluation[0]) == 2
     assert len(made) == 1

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from compilations import compiled_graphs
+from compilations import compiled_graphs, without_inductor
 from gymnasium import spaces
 from lightning.pytorch.callbacks import LambdaCallback
 from rollouts import BOX, OBSERVATIONS, fit, make_rollout, weights_of
@@ -22,7 +22,7 @@ ADAM = "torch.optim.Adam"
 @pytest.fixture
 def counted(monkeypatch):
     """Counts the steps of one call, and takes the compiler's place: its graph runs operation by operation."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    without_inductor(monkeypatch)
     counts = {"step": 0, "differentiate": 0}
 
     def counting(name, method):
@@ -34,7 +34,6 @@ def counted(monkeypatch):
 
     for name in counts:
         monkeypatch.setattr(CompiledStep, name, counting(name, getattr(CompiledStep, name)))
-    torch.compiler.reset()
     return counts
 
 
@@ -73,6 +72,7 @@ CASES = {
     "ppo, squashed, shrinking": (PPO, {**PPO_STEPS, "head": "squashed_gaussian", **SHRINKING}),
     "ppo, beta, penalty": (PPO, {**PPO_STEPS, "head": "beta", "kl_penalty": 0.5, "target_kl": 0.01}),
     "ppo, one choice, normalisers": (PPO, {**PPO_STEPS, "actions": spaces.Discrete(3), **NORMALISERS}),
+    "ppo, unequal minibatches": (PPO, {"num_epochs": 2, "num_minibatches": 5}),
     "ppo, shared torso, layer norm": (PPO, {**PPO_STEPS, "shared_torso": True, "layer_norm": True}),
 }
 
@@ -83,7 +83,7 @@ def test_twenty_updates_in_float64_are_the_eager_ones(name, counted):
     eager, _ = learned(algorithm, **options)
     assert counted == {"step": 0, "differentiate": 0}
     compiled, module = learned(algorithm, **options, compile=True)
-    steps = 20 * (6 if algorithm is PPO else 1)
+    steps = 20 * options.get("num_epochs", 1) * options.get("num_minibatches", 1)
     assert counted == {"step": steps, "differentiate": 0}
     assert module.trainer.global_step == steps * len(module.learner.rates.optimizers)
     assert_same(compiled, eager)
@@ -126,6 +126,44 @@ def test_a_scheduler_that_changes_more_than_the_rate_is_heeded(counted):
     compiled, _ = learned(A2C, **options, compile=True)
     assert counted["differentiate"] > 0
     assert_same(compiled, learned(A2C, **options)[0])
+
+
+def test_minibatches_of_two_sizes_have_a_graph_each(counted):
+    before = compiled_graphs()
+    learned(PPO, num_epochs=1, num_minibatches=11, rollouts=3, compile=True)  # of 48 rows
+    assert counted["step"] == 33
+    assert compiled_graphs() == before + 2
+
+
+def test_a_number_that_changes_between_updates_is_heeded(counted):
+    def raise_bonus(trainer, module):
+        module.ent_coef += 0.5 * (module.progress.updates == 2)
+
+    options = {**PPO_STEPS, "rollouts": 4}
+    callback = LambdaCallback(on_train_batch_start=lambda trainer, module, *_: raise_bonus(trainer, module))
+    compiled, _ = learned(PPO, **options, callbacks=[callback], compile=True)
+    assert counted["step"] == 4 * 6
+    assert_same(compiled, learned(PPO, **options, callbacks=[callback])[0])
+    assert (
+        np.abs(compiled["actor_head.linear.weight"] - learned(PPO, **options)[0]["actor_head.linear.weight"]).max()
+        > 1e-3
+    )
+
+
+class Smooth(A2C):
+    """Penalises the gradient of the policy's mean with respect to the observation: a second derivative."""
+
+    def loss(self, batch):
+        loss, metrics = super().loss(batch)
+        slopes = torch.func.grad(lambda obs: self.network.act(obs)[0].mode.sum())(batch.obs)
+        return loss + slopes.square().mean(), metrics
+
+
+def test_a_loss_with_a_second_derivative_keeps_it(counted):
+    options = {"precision": "32-true", "rollouts": 5, "log_std_init": 0.0}
+    compiled, _ = learned(Smooth, **options, compile=True)
+    assert_same(compiled, learned(Smooth, **options)[0], atol=1e-4)
+    assert counted["step"] == 5
 
 
 def test_tied_parameters_stay_tied(counted):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pg_lightning.envs.backends.vectorised import REFUSALS
-from pg_lightning.envs.contract import Capabilities, VectorStep
+from pg_lightning.envs.contract import Capabilities, Carry, VectorStep
 from pg_lightning.envs.tasks import classics
 from pg_lightning.errors import UserError, cause_of
 
@@ -71,7 +71,7 @@ class TensorEnvironments:
     """
 
     restarts = 0
-    capabilities = Capabilities(torch.device("cpu"), "same_step", can_save_state="by_copy")
+    capabilities = Capabilities(torch.device("cpu"), "same_step", can_save_state="by_copy", is_pure=True)
 
     def __init__(
         self,
@@ -96,50 +96,43 @@ class TensorEnvironments:
         self.device, self.dtype = torch.device(device), dtype
         self.capabilities = replace(self.capabilities, device=self.device)
         self._generator = torch.Generator(self.device)
-        self.state = self.task.first(self.uniforms(1)[0])
-        self.steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self.carry = self._first()
 
-    def uniforms(self, num_steps: int) -> Tensor:
-        """`[num_steps, N, num_uniforms]` random numbers; each step uses one row."""
+    def noise(self, num_steps: int) -> Tensor:
+        """See `PureEnvironments`: `[num_steps, N, num_uniforms]` uniform numbers for the first states of episodes."""
+        uniform = self.noise_like(num_steps)
+        for row in uniform.unbind():  # not all at once: the numbers must not depend on `num_steps`
+            row.uniform_(generator=self._generator)
+        return uniform
+
+    def noise_like(self, num_steps: int) -> Tensor:
+        """See `PureEnvironments`."""
         shape = num_steps, self.num_envs, self.task.num_uniforms
-        return torch.rand(shape, generator=self._generator, device=self.device, dtype=self.dtype)
+        return torch.empty(shape, device=self.device, dtype=self.dtype)
 
-    def transition(
-        self, state: Tensor, steps: Tensor, actions: Tensor, uniform: Tensor
-    ) -> tuple[Tensor, Tensor, VectorStep[Tensor]]:
-        """A step as a pure function.
-
-        Args:
-            state: `[N, S]`.
-            steps: `[N]` int64 env steps of the current episodes.
-            actions: `[N, *action]`.
-            uniform: `[N, num_uniforms]` for new episodes.
-
-        Returns:
-            The next `state` and `steps`, and the result of the step.
-        """
+    def transition(self, carry: Carry, actions: Tensor, noise: Tensor) -> tuple[Carry, VectorStep[Tensor]]:
+        """See `PureEnvironments`: the carry has states `[N, S]` and env steps of the current episodes `[N]`."""
+        state, steps = carry
         moved, rewards, terminated = self.task.step(state, actions)
         steps = steps + 1
         truncated = torch.zeros_like(terminated) if self.limit is None else steps >= self.limit
         done = terminated | truncated
-        state = torch.where(done.unsqueeze(-1), self.task.first(uniform), moved)
+        state = torch.where(done.unsqueeze(-1), self.task.first(noise), moved)
         obs, final_obs = self.task.observe(state), self.task.observe(moved)
         step = VectorStep(obs, rewards, terminated, truncated, done, done, final_obs)
-        return state, steps.masked_fill(done, 0), step
+        return (state, steps.masked_fill(done, 0)), step
 
     def reset(self, seeds: Sequence[int | None] | int | None = None) -> tuple[Tensor, None]:
         """See `Environments`; the first of several seeds is used for all."""
         seed = seeds if isinstance(seeds, int) or seeds is None else seeds[0]
         if seed is not None:
             self._generator.manual_seed(seed)
-        self.state = self.task.first(self.uniforms(1)[0])
-        self.steps = torch.zeros_like(self.steps)
-        return self.task.observe(self.state), None
+        self.carry = self._first()
+        return self.task.observe(self.carry[0]), None
 
     def step(self, actions: Tensor) -> VectorStep[Tensor]:
         """See `Environments`."""
-        uniform = self.uniforms(1)[0]
-        self.state, self.steps, step = self.transition(self.state, self.steps, actions.to(self.device), uniform)
+        self.carry, step = self.transition(self.carry, actions.to(self.device), self.noise(1)[0])
         return step
 
     def trim(self, lengths: object) -> None:
@@ -149,8 +142,8 @@ class TensorEnvironments:
         """See `Environments`."""
         envs = {
             "device": self.device.type,
-            "state": self.state.cpu().clone(),
-            "steps": self.steps.cpu().clone(),
+            "state": self.carry[0].cpu().clone(),
+            "steps": self.carry[1].cpu().clone(),
             "generator": self._generator.get_state(),
         }
         return {"envs": envs}
@@ -160,9 +153,12 @@ class TensorEnvironments:
         envs = state["envs"]
         if envs["device"] != self.device.type:
             return f"its random numbers were drawn on {envs['device']}, not on {self.device.type}"
-        self.state, self.steps = envs["state"].to(self.device, self.dtype), envs["steps"].to(self.device)
+        self.carry = envs["state"].to(self.device, self.dtype), envs["steps"].to(self.device)
         self._generator.set_state(envs["generator"])
         return ""
 
     def close(self) -> None:
         """Does nothing: there are no resources to release."""
+
+    def _first(self) -> Carry:
+        return self.task.first(self.noise(1)[0]), torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)

@@ -1,17 +1,17 @@
-"""Rows: T steps of N environments, stored on the environments' device, and converted to a `Rollout`.
+"""Rows on the host: T steps of N environments as NumPy arrays, and converted to a `Rollout`.
 
-`HostRows` and `DeviceRows` have the same interface and give the same rollout for the same steps.
+`DeviceRows` has the same interface and gives the same rollout for the same steps.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pg_lightning.data.episodes import DeviceEpisodes, HostEpisodes
+from pg_lightning.data.episodes import HostEpisodes
 from pg_lightning.data.finite import check_finite
 from pg_lightning.envs.contract import Environments, VectorStep
 from pg_lightning.errors import UserError
@@ -141,7 +141,7 @@ class HostRows:
 
     def _keep_mask(self, mask: np.ndarray | None) -> None:
         if mask is None or self._masks is None:
-            raise _sometimes_masked()
+            raise sometimes_masked()
         self._mask = np.array(mask)
         self.mask = torch.from_numpy(self._mask)
         self._masks.append(self._mask)
@@ -162,136 +162,8 @@ class HostRows:
             setattr(self, name, np.concatenate([rows, np.empty_like(rows)]))
 
 
-class DeviceRows:
-    """Rows of environments that return tensors on a device.
-
-    No step waits for the device; `rollout` does, once, for the number of env steps, of ended episodes and of final
-    observations. Final observations need memory for as many as there are rows.
-
-    Args:
-        env: the environments; their device is the rows'.
-        num_steps: see `HostRows`.
-        whole_episodes: see `HostRows`; then every step past `num_steps` synchronises with the device.
-
-    Attributes:
-        t: see `HostRows`, as `now`, `mask`, `actions` and `episodes`.
-    """
-
-    def __init__(self, env: Environments, num_steps: int, whole_episodes: bool) -> None:
-        self.num_steps, self.num_envs, self.whole_episodes = num_steps, env.num_envs, whole_episodes
-        self.device = cast(torch.device, env.capabilities.device)
-        space = env.single_observation_space
-        self._obs_shape = space.shape or ()
-        self._obs_dtype = torch.uint8 if space.dtype == np.uint8 else torch.float32
-        self.episodes = DeviceEpisodes(env.num_envs, self.device)
-
-    def show(self, obs: Tensor, mask: Tensor | None) -> None:
-        """Sets the first observations after a reset of all environments."""
-        self.now = obs.to(self.device, self._obs_dtype, copy=True)
-        self.mask = None if mask is None else mask.clone()
-        self.episodes.clear()
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """See `HostRows.restore`."""
-        self.show(state["obs"], None if state["action_mask"] is None else state["action_mask"].to(self.device))
-        self.episodes.load_state_dict(state)
-
-    def begin(self) -> None:
-        """Starts a rollout with the current observations."""
-        self.t = 0
-        self.actions: list[Tensor] = []
-        self._masks = None if self.mask is None else [self.mask]
-        self._obs = [self.now]
-        self._columns: dict[str, list[Tensor]] = {
-            name: [] for name in ("rewards", "terminated", "truncated", "valid", "timesteps", "ended", "cut")
-        }
-        self._final_obs: list[Tensor] = []
-
-    def add(self, step: VectorStep[Tensor]) -> None:
-        """Adds the result of the actions of row t. Everything is copied, because simulators write in place."""
-        t, episodes, columns = self.t, self.episodes, self._columns
-        rewards, valid, truncated = step.rewards.float(), episodes.playing, step.truncated.clone()
-        if step.valid is not None:
-            valid = valid & step.valid
-        # Not a product: the reward of an ignored action may be infinite.
-        rewards = rewards.masked_fill(~valid, 0.0)
-        if step.restarted is not None:
-            columns["truncated"][t - 1 :] = [
-                x | (step.restarted & (episodes.lengths > 0)) for x in columns["truncated"][t - 1 :]
-            ]
-            truncated |= step.restarted
-        ended = step.done & episodes.playing
-        cut = ended & step.begins & ~step.terminated
-        row = (rewards, step.terminated.clone(), truncated, valid, episodes.lengths, ended, cut)
-        for column, value in zip(columns.values(), row, strict=True):
-            column.append(value)
-        self._final_obs.append(
-            self._obs[t] if step.final_obs is None else step.final_obs.to(self._obs_dtype, copy=True)
-        )
-        self.now = step.obs.to(self.device, self._obs_dtype, copy=True)
-        self._obs.append(self.now)
-        self.t = t + 1
-        if self._masks is not None or step.action_mask is not None:
-            self._keep_mask(step.action_mask)
-        episodes.advance(step, rewards, valid, self.whole_episodes and t + 1 >= self.num_steps)
-
-    def cleared(self, state: Tensor, begins: Tensor) -> Tensor:
-        """`[N, S]` the recurrent state, reset where an episode starts."""
-        return state * (~begins).unsqueeze(1).to(state.device)
-
-    def check(self) -> None:
-        """See `HostRows.check`; synchronises with the device. `rollout` calls it too."""
-        t = self.t
-        rows = (
-            torch.stack(self._columns["cut"]).flatten().nonzero().flatten() if t else torch.zeros(0, dtype=torch.int64)
-        )
-        finals = torch.cat(self._final_obs)[rows].cpu().numpy() if t else ()
-        rewards = torch.stack(self._columns["rewards"]) if t else torch.ones(0, self.num_envs)
-        actions = torch.stack(self.actions or [torch.ones(0)])
-        obs = torch.stack(self._obs).cpu().numpy()
-        check_finite(obs, rewards.cpu().numpy(), zip(finals, rows.tolist(), strict=True), actions, self.num_steps)
-
-    def rollout(self, policy_version: int, state: Tensor | None, restarts: int | None) -> Rollout:
-        """See `HostRows.rollout`.
-
-        Raises:
-            UserError: see `check`.
-        """
-        columns = {name: torch.stack(column) for name, column in self._columns.items()}
-        ended, cut = columns.pop("ended").flatten(), columns.pop("cut").flatten()
-        obs, actions, final_obs = torch.stack(self._obs), torch.stack(self.actions), torch.cat(self._final_obs)
-        finite = [x.isfinite().all().to(self.device) for x in (obs, columns["rewards"], actions)]
-        finite.append((final_obs.isfinite().flatten(1).all(1) | ~cut).all())
-        counts = torch.stack([columns["valid"].sum(), ended.sum(), cut.sum(), torch.stack(finite).all()])
-        env_steps, num_ended, num_cut, is_finite = counts.tolist()  # synchronises with the device
-        final_rows = torch.nonzero_static(cut, size=num_cut).flatten()
-        final_obs = final_obs[final_rows]
-        if not is_finite:
-            self.check()
-        returns, lengths = self.episodes.take_finished(torch.nonzero_static(ended, size=num_ended).flatten())
-        return Rollout(
-            obs=obs,
-            actions=actions,
-            **cast(Any, columns),
-            final_obs=final_obs,
-            final_rows=final_rows,
-            episode_returns=returns,
-            episode_lengths=lengths,
-            policy_version=policy_version,
-            env_steps=env_steps,
-            env_restarts=restarts,
-            action_mask=None if self._masks is None else torch.stack(self._masks[: self.t]),
-            state=None if state is None else state.clone(),
-        )
-
-    def _keep_mask(self, mask: Tensor | None) -> None:
-        if mask is None or self._masks is None:
-            raise _sometimes_masked()
-        self.mask = mask.clone()
-        self._masks.append(self.mask)
-
-
-def _sometimes_masked() -> UserError:
+def sometimes_masked() -> UserError:
+    """The error for an environment that gives its action mask in some steps only."""
     return UserError(
         "data.env_id: the environment gives info['action_mask'] in some steps only; "
         "it must do so in reset and in every step, or never"

@@ -1,0 +1,128 @@
+"""The environments of a datamodule, made from its settings: for training, for evaluation, or one instance for both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gymnasium.vector import VectorEnv
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from pg_lightning.class_path import ClassPath
+from pg_lightning.data.collector import RolloutCollector
+from pg_lightning.data.shared import EvaluationTurn, SharedCollector, SharedInstance
+from pg_lightning.envs import BACKENDS, AutoresetName, Backend, make_vector_env
+from pg_lightning.envs.autoreset import environments
+from pg_lightning.envs.contract import Environments, EnvKwargs
+from pg_lightning.envs.spaces import Spaces, require_same_spaces, spaces_of
+from pg_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from pg_lightning.data.datamodule import RolloutDataModule
+
+LONG_EPISODE = 1000  # env steps between two evaluations below which long episodes may never end in training
+
+
+def training_settings(data: RolloutDataModule) -> tuple[EnvKwargs | None, list[ClassPath]]:
+    """Arguments and wrappers of the training environments."""
+    env_kwargs = {**(data.env_kwargs or {}), **data.train_env_kwargs} if data.train_env_kwargs else data.env_kwargs
+    return env_kwargs, [*data.wrappers, *data.train_wrappers]
+
+
+def only_instance(data: RolloutDataModule) -> SharedInstance | None:
+    """The one instance for spaces, training and evaluation; None if the back-end can make several.
+
+    Raises:
+        UserError: if a setting needs a second instance, or the environments cannot be made.
+    """
+    if not BACKENDS[data.backend].capabilities.single_instance:
+        return None
+    for name in ("train_env_kwargs", "train_wrappers", "overlap"):
+        if getattr(data, name):
+            raise UserError(
+                f"data.{name}: with backend {data.backend!r} one instance of the environments, in this process, serves "
+                "training and evaluation; remove it"
+            )
+    return SharedInstance(environments(_made(data, data.num_envs, data.env_kwargs, data.wrappers, data.backend)))
+
+
+def spaces_for(data: RolloutDataModule) -> Spaces:
+    """Observation space and action space, of the one instance or of a temporary environment.
+
+    Raises:
+        UserError: if they cannot be made, or training and evaluation have different spaces.
+    """
+    if data.instance is not None:
+        return data.instance.env.single_observation_space, data.instance.env.single_action_space
+    spaces = spaces_of(data.env_id, data.env_kwargs, data.wrappers, data.backend)
+    if data.train_env_kwargs or data.train_wrappers:
+        name = "train_wrappers" if data.train_wrappers else "train_env_kwargs"
+        require_same_spaces(name, spaces, data.env_id, *training_settings(data), data.backend)
+    return spaces
+
+
+def new_collector(data: RolloutDataModule, seeds: list[int], action_seed: int) -> RolloutCollector:
+    """The collector of new training environments, or of the one instance.
+
+    Raises:
+        UserError: if the one instance has another number of environments.
+    """
+    settings = data.num_steps, seeds[0], action_seed, data.whole_episodes, data.eval_max_episode_steps
+    if data.instance is not None:
+        if data.instance.env.num_envs != data.num_envs:
+            raise UserError(
+                f"data.num_envs: the one instance of backend {data.backend!r} has {data.instance.env.num_envs} "
+                f"environments, not {data.num_envs}; for diagnose, set episodes to this number"
+            )
+        return SharedCollector(data.instance, *settings)
+    env = _made(data, data.num_envs, *training_settings(data), data.backend, data.autoreset_mode)
+    one_seed = BACKENDS[data.backend].capabilities.seeds == "one"
+    return RolloutCollector(env, data.num_steps, seeds[0] if one_seed else seeds, *settings[2:])
+
+
+def evaluation_environments(data: RolloutDataModule, num_envs: int) -> VectorEnv | Environments:
+    """New environments whose episodes start on request, or the one instance with all its environments."""
+    if data.instance is not None:
+        return EvaluationTurn(data.instance)
+    backend = BACKENDS[data.backend].evaluates_in
+    return _made(data, num_envs, data.env_kwargs, data.wrappers, backend, "disabled")
+
+
+def check_training(data: RolloutDataModule) -> None:
+    """Refuses a strategy that needs more than one instance; reports another device than the policy's, and evaluations
+    that leave no time for long episodes.
+
+    Raises:
+        UserError: naming the field and the cure.
+    """
+    if data.instance is None:
+        return
+    if data.is_asynchronous:
+        raise UserError(f"trainer.strategy: hogwild needs more than the one instance of backend {data.backend!r}")
+    assert data.trainer is not None
+    here, there = data.instance.env.capabilities.device, data.trainer.strategy.root_device
+    if here != there:
+        rank_zero_info(
+            f"data.env_id: the environments are on {here} and the policy is on {there}, so every step copies "
+            "observations and actions; choose the same device in data.env_kwargs or trainer.accelerator"
+        )
+    between = max(data.eval_every_steps // (data.trainer.world_size * data.num_envs), data.num_steps)
+    if between < LONG_EPISODE and data.eval_every_steps < data.total_steps:
+        rank_zero_warn(
+            f"data.eval_every_steps: an evaluation resets all environments, and there are only {between} steps of each "
+            f"between two evaluations; if episodes are longer, raise it (to {LONG_EPISODE} steps: "
+            f"{LONG_EPISODE * data.trainer.world_size * data.num_envs})"
+        )
+
+
+def _made(
+    data: RolloutDataModule,
+    num_envs: int,
+    env_kwargs: EnvKwargs | None,
+    wrappers: list[ClassPath],
+    backend: Backend,
+    mode: AutoresetName | None = None,
+) -> VectorEnv | Environments:
+    limits = data.env_timeout, data.max_env_restarts
+    # The process of `overlap` acts on a CPU.
+    device = "cpu" if data.trainer is None or data.overlap else data.trainer.strategy.root_device
+    return make_vector_env(data.env_id, num_envs, env_kwargs, wrappers, backend, mode, *limits, device)

@@ -1,0 +1,124 @@
+"""Several steps of policy and environments as one compiled call, if a step of the environments is a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import cast
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from pg_lightning.data.device_rows import DeviceRows, Row, joined, row_of
+from pg_lightning.data.episodes import DeviceEpisodes
+from pg_lightning.envs.contract import Carry, Environments, PureEnvironments
+from pg_lightning.errors import one_line
+from pg_lightning.learning.actor import PolicyActor
+from pg_lightning.learning.compiled import compiled, without_guards
+from pg_lightning.policies import NoiseDistribution
+from pg_lightning.rollout import Actor
+
+MAX_STEPS = 8  # of a call: with more, compilation takes longer and a step is hardly faster
+
+Steps = Callable[
+    [Tensor, DeviceEpisodes, Carry, Tensor | None, Tensor, Tensor],
+    tuple[Row, Tensor, DeviceEpisodes, Carry, Tensor | None],
+]
+
+
+class RolloutProgram:
+    """Plays T steps in compiled calls of several, with the random numbers of single steps.
+
+    Args:
+        env: the environments.
+        actor: the policy, on their device.
+        rows: to which the steps are added.
+        num_steps: T.
+        pi: any distribution of the policy for N observations.
+    """
+
+    def __init__(
+        self, env: PureEnvironments, actor: PolicyActor, rows: DeviceRows, num_steps: int, pi: NoiseDistribution
+    ) -> None:
+        self.actor = actor
+        self._env, self._rows = env, rows
+        self._per_call = max(k for k in range(1, MAX_STEPS + 1) if num_steps % k == 0)
+        self._calls = num_steps // self._per_call
+        self._noise_like, self._fill = pi.noise_like.new_empty(self._per_call, *pi.noise_like.shape), pi.fill_
+        self._steps = compiled(steps_of(env, actor, self._per_call), rows.device)
+
+    @torch.inference_mode(False)  # its tensors would need a compilation of their own
+    @torch.no_grad()
+    def compile(self, state: Tensor | None) -> None:
+        """Compiles the steps, without any effect on environments and random numbers."""
+        noise, env_noise = torch.ones_like(self._noise_like), self._env.noise_like(self._per_call).zero_()
+        self._steps(self._rows.now, self._rows.episodes, self._env.carry, state, noise, env_noise)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def play(self, generator: torch.Generator, state: Tensor | None) -> Tensor | None:
+        """Adds T rows.
+
+        Args:
+            generator: of the noise of actions.
+            state: `[N, S]` recurrent state before the rows.
+
+        Returns:
+            The recurrent state after them.
+        """
+        rows, env = self._rows, self._env
+        for call in range(self._calls):
+            noise = torch.empty_like(self._noise_like)
+            for row in noise.unbind():
+                self._fill(row, generator)
+            arguments = rows.now, rows.episodes, env.carry, state, noise, env.noise(self._per_call)
+            with without_guards() if call else nullcontext():
+                block, actions, episodes, env.carry, state = self._steps(*arguments)
+            rows.extend(block, actions, episodes)
+        return state
+
+
+def steps_of(env: PureEnvironments, actor: PolicyActor, num_steps: int) -> Steps:
+    """Some steps as a pure function of observations, episodes, carry, recurrent state, and noise for both."""
+
+    def steps(
+        obs: Tensor, episodes: DeviceEpisodes, carry: Carry, state: Tensor | None, noise: Tensor, env_noise: Tensor
+    ) -> tuple[Row, Tensor, DeviceEpisodes, Carry, Tensor | None]:
+        rows, taken = [], []
+        for t in range(num_steps):
+            pi, state = actor.distribution(obs, state)
+            actions = cast(NoiseDistribution, pi).sample_at(noise[t])
+            carry, step = env.transition(carry, actor.env_actions(actions), env_noise[t])
+            row, episodes = row_of(step, obs, episodes)
+            obs = row.next_obs
+            if state is not None:
+                state = state * (~step.begins).unsqueeze(1)
+            rows.append(row)
+            taken.append(actions)
+        return joined(rows, torch.stack), torch.stack(taken), episodes, carry, state
+
+    return steps
+
+
+def make_program(
+    env: Environments, actor: Actor, rows: DeviceRows, num_steps: int, state: Tensor | None
+) -> RolloutProgram | None:
+    """The program, compiled; None if the actor does not compile, or the environments have no pure step.
+
+    If only the compilation fails, says so in one line.
+    """
+    if not (isinstance(actor, PolicyActor) and actor.compiles and env.capabilities.is_pure):
+        return None
+    if actor.device != rows.device:
+        return None
+    try:
+        pi = actor.distribution(rows.now, state)[0]
+        if not isinstance(pi, NoiseDistribution):
+            raise TypeError(f"samples of a {type(pi).__name__} distribution are not a function of noise")
+        program = RolloutProgram(cast(PureEnvironments, env), actor, rows, num_steps, pi)
+        program.compile(state)
+    except Exception as error:
+        rank_zero_info(f"model.compile: the steps of a rollout are not compiled: {one_line(error)[:200]}")
+        return None
+    return program

@@ -1,0 +1,230 @@
+"""The two contracts of simulators that return tensors: Gymnasium's five values of a step, and rsl_rl's four.
+
+Steps and resets run in inference mode: a simulator may write in a reset into tensors that it made in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from pg_lightning.envs.backends.observations import ObservationLayout, Observations, box_of
+from pg_lightning.envs.contract import Capabilities, EnvState, VectorStep
+
+Extras = Mapping[str, object]
+Seeds = Sequence[int | None] | int | None
+FINAL_OBS = ("final_obs", "final_observation")  # Gymnasium 1.x and Isaac Lab; ManiSkill
+
+
+class FiveValueEnv(Protocol):
+    """A vector environment whose step returns observations, rewards, terminated, truncated and infos."""
+
+    def reset(self, *, seed: int | None = None) -> tuple[Observations, Extras]:
+        """Starts an episode in every environment."""
+        ...
+
+    def step(self, actions: Tensor) -> tuple[Observations, Tensor, Tensor | bool, Tensor | bool, Extras]:
+        """One step of every environment."""
+        ...
+
+
+class FourValueEnv(Protocol):
+    """rsl_rl's `VecEnv`, whose step returns observations, rewards, dones and extras; it may have `reset` and `seed`."""
+
+    num_actions: int
+
+    def get_observations(self) -> Observations | tuple[Observations, Extras]:
+        """The current observations; the wrapper of MuJoCo Playground starts new episodes here."""
+        ...
+
+    def step(self, actions: Tensor) -> tuple[Observations, Tensor, Tensor, Extras]:
+        """One step of every environment."""
+        ...
+
+
+class Simulator:
+    """What the adapters of both contracts share; see `Environments`.
+
+    Args:
+        env: the simulator.
+        layout: of its observations.
+        actions: its single action space.
+        capabilities: without `knows_final_obs`, which becomes True when the simulator first returns final observations.
+    """
+
+    restarts = 0
+
+    def __init__(self, env: object, layout: ObservationLayout, actions: Space, capabilities: Capabilities) -> None:
+        self._env = env
+        self.num_envs = num_envs_of(env)
+        self.layout = layout
+        self.single_observation_space, self.single_action_space = layout.space, actions
+        self.capabilities = capabilities
+        self._reports_double = not layout.is_double
+        if layout.is_double:
+            rank_zero_info("data.env_id: the observations are float64, and are converted to float32")
+
+    def trim(self, lengths: object) -> None:
+        """Does nothing: earlier steps are not stored."""
+
+    def state_dict(self, lengths: Tensor) -> EnvState:
+        """Nothing: simulators have no common way to save their state."""
+        return {}
+
+    def load_state_dict(self, state: EnvState, obs: Tensor, returns: Tensor, lengths: Tensor) -> str:
+        """The reason why the state cannot be restored."""
+        return "a simulator does not save its state"
+
+    def close(self) -> None:
+        """Closes the simulator, if it can be closed."""
+        close = getattr(self._env, "close", None)
+        if callable(close):
+            close()
+
+    def taken(self, actions: Tensor) -> Tensor:
+        """A copy of the actions on the simulator's device; it may write into the copy."""
+        return actions.to(self.layout.device, copy=True)
+
+    def rewards(self, rewards: Tensor) -> Tensor:
+        """`[N]` float32; reports once that float64 is converted."""
+        if rewards.dtype == torch.float64 and self._reports_double:
+            self._reports_double = False
+            rank_zero_info("data.env_id: the rewards are float64, and are converted to float32")
+        return rewards.reshape(self.num_envs).float()
+
+    def final_obs(self, extras: Extras) -> Tensor | None:
+        """`[N, *obs]` the last observations of the episodes that ended in this step; None if the simulator gave none.
+
+        Whether it did is known without a synchronisation with the device: the key is there or not.
+        """
+        obs = next((extras[name] for name in FINAL_OBS if name in extras), None)
+        if obs is None:
+            return None
+        if not self.capabilities.knows_final_obs:
+            self.capabilities = replace(self.capabilities, knows_final_obs=True)
+        return self.layout.flat(obs)  # type: ignore[arg-type]
+
+
+class FiveValues(Simulator):
+    """A vector environment of Gymnasium, or a simulator with the same methods (Isaac Lab, mjlab, ManiSkill).
+
+    Args:
+        env: the simulator.
+        autoreset: when it resets a finished episode.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, env: FiveValueEnv, autoreset: Literal["same_step", "next_step"]) -> None:
+        self.env = env
+        core = getattr(env, "unwrapped", env)
+        space = getattr(env, "single_observation_space", getattr(core, "single_observation_space", None))
+        layout = ObservationLayout(env.reset()[0], space)
+        capabilities = Capabilities(
+            layout.device, autoreset, single_instance=True, knows_final_obs=autoreset == "next_step"
+        )
+        actions = getattr(env, "single_action_space", getattr(core, "single_action_space", None))
+        super().__init__(env, layout, box_of(actions), capabilities)
+        self._resets_next = autoreset == "next_step"
+        self._in_reset_row = torch.zeros(self.num_envs, dtype=torch.bool, device=layout.device)
+
+    @torch.inference_mode()
+    def reset(self, seeds: Seeds = None) -> tuple[Tensor, Tensor | None]:
+        """See `Environments`; the first of several seeds is used for all."""
+        obs, extras = self.env.reset(seed=first_of(seeds))
+        self._in_reset_row = torch.zeros_like(self._in_reset_row)
+        return self.layout.flat(obs), _action_mask(extras)
+
+    @torch.inference_mode()
+    def step(self, actions: Tensor) -> VectorStep[Tensor]:
+        """See `Environments`."""
+        obs, rewards, terminated, truncated, extras = self.env.step(self.taken(actions))
+        terminated, truncated = self._flags(terminated), self._flags(truncated)
+        done = terminated | truncated
+        begins, final_obs, valid = done, None, None
+        if self._resets_next:
+            begins, self._in_reset_row = self._in_reset_row, done
+            valid = ~begins
+        else:
+            final_obs = self.final_obs(extras)
+        ends = (terminated, truncated, done, begins)
+        mask = _action_mask(extras)
+        return VectorStep(self.layout.flat(obs), self.rewards(rewards), *ends, final_obs, valid, None, mask, extras)
+
+    def _flags(self, x: Tensor | bool) -> Tensor:
+        if isinstance(x, Tensor):
+            return x.bool()
+        return torch.full((self.num_envs,), x, device=self.layout.device)
+
+
+class FourValues(Simulator):
+    """rsl_rl's `VecEnv` (Isaac Lab's and mjlab's wrappers, MuJoCo Playground, Genesis).
+
+    `dones` are truncated where `extras["time_outs"]` are non-zero, and terminated elsewhere. The interface does not
+    tell whether an episode also terminated in the step of its time limit.
+
+    Args:
+        env: the simulator.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, env: FourValueEnv) -> None:
+        self.env = env
+        layout = ObservationLayout(self._first())
+        seeds: Literal["one", "none"] = "one" if callable(getattr(env, "seed", None)) else "none"
+        capabilities = Capabilities(layout.device, "same_step", seeds, single_instance=True, knows_final_obs=False)
+        actions = spaces.Box(-np.inf, np.inf, (env.num_actions,), np.float32)
+        super().__init__(env, layout, actions, capabilities)
+
+    @torch.inference_mode()
+    def reset(self, seeds: Seeds = None) -> tuple[Tensor, None]:
+        """See `Environments`; the first of several seeds is used, if the simulator has a method `seed`."""
+        seed = getattr(self.env, "seed", None)
+        if callable(seed) and first_of(seeds) is not None:
+            seed(first_of(seeds))
+        return self.layout.flat(self._first()), None
+
+    @torch.inference_mode()
+    def step(self, actions: Tensor) -> VectorStep[Tensor]:
+        """See `Environments`."""
+        obs, rewards, dones, extras = self.env.step(self.taken(actions))
+        done = dones.bool()
+        time_outs = extras.get("time_outs")
+        # Time-outs are set in any dtype, and may be left over from an earlier step.
+        truncated = done & time_outs.bool() if isinstance(time_outs, Tensor) else torch.zeros_like(done)
+        ends = (done & ~truncated, truncated, done, done)
+        return VectorStep(self.layout.flat(obs), self.rewards(rewards), *ends, self.final_obs(extras), info=extras)
+
+    def _first(self) -> Observations:
+        """The first observations of new episodes.
+
+        From `reset` if there is one: the wrapper of MuJoCo Playground also starts new episodes in `get_observations`.
+        """
+        reset = getattr(self.env, "reset", None)
+        first = reset() if callable(reset) else None
+        obs = self.env.get_observations() if first is None else first
+        return obs[0] if isinstance(obs, tuple) else obs
+
+
+def num_envs_of(env: object) -> int:
+    """Number of environments of a simulator; wrappers of single environments do not pass it on."""
+    for part in (env, getattr(env, "unwrapped", env)):
+        if isinstance(count := getattr(part, "num_envs", None), int):
+            return count
+    return 0
+
+
+def first_of(seeds: Seeds) -> int | None:
+    """The one seed of environments that share a random stream."""
+    return seeds if isinstance(seeds, int) or seeds is None else seeds[0]
+
+
+def _action_mask(extras: Extras) -> Tensor | None:
+    mask = extras.get("action_mask")
+    return mask if isinstance(mask, Tensor) else None
