@@ -41,6 +41,7 @@ KINDS = {
     "async, next step": ("--data.backend", "async", "--data.num_envs", 2, "--data.autoreset_mode", "next_step"),
     "vector": ("--data.backend", "vector", "--data.num_steps", 13, "--model.num_minibatches", 1),
     "device": ("--data.backend", "device", "--data.env_kwargs", "{max_episode_steps: 60}"),
+    "gymnax": ("--data.backend", "gymnax", "--data.env_kwargs", "{max_steps_in_episode: 60}"),
     "LSTM": ("--model.memory", "lstm", "--model.kl_penalty", 1, "--model.target_kl", 0.01),
     "GRU, next step, cue": (
         *("--data.env_id", f"{TOY}Recall-v0", "--model.memory", "gru", "--model.shared_torso", "true"),
@@ -54,7 +55,7 @@ KINDS = {
     "Box2D, epochs": ("--data.env_id", "LunarLander-v3", "--trainer.limit_train_batches", 3),
     "MuJoCo": ("--data.env_id", "Hopper-v5", "--model.normalize_values", "true"),
 }
-NEEDS = {"Box2D, epochs": "Box2D", "MuJoCo": "mujoco"}
+NEEDS = {"gymnax": "gymnax", "Box2D, epochs": "Box2D", "MuJoCo": "mujoco"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -58,8 +58,8 @@ class RolloutDataModule(LightningDataModule):
             past it.
         backend: `sync` steps the environments in this process, `async` in one process each, `vector` uses the
             environment's own vectorised code, `envpool` EnvPool, `device` tensors on the policy's device (classic
-            control only), `simulator` a vector environment that returns tensors, of which one instance serves training
-            and evaluation, `auto` measures and reports its choice.
+            control only), `gymnax` and `brax` these libraries in JAX, `simulator` a vector environment that returns
+            tensors, of which one instance serves training and evaluation, `auto` measures and reports its choice.
         env_timeout: with `async`, the seconds that a step or a reset may take; for the first reset, including the start
             of the process. An environment that takes longer is replaced, as is one whose process dies. `inf`: no limit.
         max_env_restarts: with `async`, the number of replacements after which the next failure ends the run, counted

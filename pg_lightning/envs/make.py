@@ -15,6 +15,8 @@ from gymnasium.vector import VectorEnv
 
 from pg_lightning.class_path import ClassPath, new_name, resolve
 from pg_lightning.envs.backends import simulator
+from pg_lightning.envs.backends.jax import CAPABILITIES as IN_JAX
+from pg_lightning.envs.backends.jax import Library, make_jax, make_one_jax
 from pg_lightning.envs.backends.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.envs.backends.serial import SerialVectorEnv
 from pg_lightning.envs.backends.tensor import TensorEnvironments
@@ -25,7 +27,7 @@ from pg_lightning.envs.replay import Replayable
 from pg_lightning.errors import UserError, cause_of, one_line
 from pg_lightning.spaces import FlattenedBox
 
-Backend = Literal["sync", "async", "vector", "envpool", "device", "simulator", "auto"]
+Backend = Literal["sync", "async", "vector", "envpool", "device", "gymnax", "brax", "simulator", "auto"]
 
 
 class Order(NamedTuple):
@@ -62,7 +64,7 @@ def make_env(
         env_id: a Gymnasium id; `module:EnvId` imports the module that registers it first.
         env_kwargs: arguments of the environment.
         wrappers: class paths, or `{class_path, init_args}`, applied in this order.
-        backend: `envpool` for EnvPool's implementation, any other for Gymnasium's.
+        backend: `envpool`, `gymnax` or `brax` for the implementation of these libraries, any other for Gymnasium's.
 
     Returns:
         The environment, with `Discrete`, `MultiDiscrete`, `MultiBinary`, `Tuple` and `Dict` observations flattened
@@ -115,13 +117,13 @@ def make_vector_env(
         backend: `sync` steps them in this process, one after the other; `async` in one process each, through shared
             memory; `vector` uses the environment's own vectorised implementation; `envpool` uses EnvPool's. For an
             autoreset mode other than EnvPool's `next_step`, each environment gets its own pool, stepped one by one.
-            `device` steps classic control tasks as tensors on `device`; `simulator` uses a vector environment that
-            returns tensors, on its own device.
+            `device` steps classic control tasks as tensors on `device`, `gymnax` and `brax` those of these libraries;
+            `simulator` uses a vector environment that returns tensors, on its own device.
         autoreset_mode: when a finished episode is reset; by default within the step, or as in the vectorised
             implementation.
         env_timeout: with `async`, the seconds after which an environment that does not answer is replaced.
         max_env_restarts: with `async`, the number of replacements after which the next failure raises.
-        device: of the tensors, for the back-end `device`.
+        device: of the tensors, for the back-ends `device`, `gymnax` and `brax`.
 
     Returns:
         A Gymnasium vector environment, or an object that implements `envs.contract.Environments`.
@@ -165,6 +167,15 @@ def _on_device(order: Order) -> Environments:
     return TensorEnvironments(order.env_id, order.num_envs, order.env_kwargs, order.device)
 
 
+def _in_jax(library: Library) -> BackendSpec:
+    def make(order: Order) -> VectorEnv | Environments:
+        _refuse_wrappers(order.wrappers, library)
+        return make_jax(library, order.env_id, order.num_envs, order.env_kwargs, order.autoreset_mode, order.device)
+
+    one = partial(make_one_jax, library)
+    return BackendSpec(make, IN_JAX, library, library, one, renders=False, forks=False)
+
+
 def _simulator(order: Order) -> Environments:
     _refuse_wrappers(order.wrappers, order.backend)
     env = simulator.make_simulator(order.env_id, order.num_envs, order.env_kwargs)
@@ -192,6 +203,7 @@ class BackendSpec:
         alone: the back-end that steps the same environments in this process.
         make_one: makes a single environment if the implementation is not Gymnasium's; wrappers are refused.
         renders: whether its environments can render.
+        forks: whether its environments can be stepped in a forked process.
     """
 
     make: Callable[[Order], VectorEnv | Environments]
@@ -200,6 +212,7 @@ class BackendSpec:
     alone: Backend = "sync"
     make_one: Callable[[str, EnvKwargs | None], gym.Env] | None = None
     renders: bool = True
+    forks: bool = True
 
 
 SAME_STEP: Any = {"autoreset": "same_step", "can_reset_some": False}
@@ -210,6 +223,8 @@ BACKENDS: dict[Backend, BackendSpec] = {
     "vector": BackendSpec(_vectorised, CAPABILITIES),
     "envpool": BackendSpec(_pool, PoolVectorEnv.capabilities, "envpool", "envpool", PoolEnv, renders=False),
     "device": BackendSpec(_on_device, TensorEnvironments.capabilities),
+    "gymnax": _in_jax("gymnax"),
+    "brax": _in_jax("brax"),
     "simulator": BackendSpec(_simulator, simulator.CAPABILITIES, "simulator", "simulator", renders=False),
     "auto": BackendSpec(_serial, Capabilities(seeds="per_env")),
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import DDPStrategy
 
+from pg_lightning.envs import BACKENDS
 from pg_lightning.errors import UserError, require
 from pg_lightning.learning.backward import loss_scaler
 from pg_lightning.returns import unfinished
@@ -51,13 +52,23 @@ def check_data(module: PolicyGradientModule, data: Any) -> None:
     if getattr(data, "overlap", False):
         if not module.corrects_policy_lag:
             raise UserError(f"data.overlap: {name} learns from rollouts of its current policy only; set it to false")
-        if hasattr(module.trainer.strategy, "num_workers"):
+        if _is_hogwild(module):
             raise UserError("data.overlap: hogwild already overlaps collection and learning; set it to false")
+    forks = {"data.overlap": getattr(data, "overlap", False), "trainer.strategy": _is_hogwild(module)}
+    if (field := next(filter(forks.get, forks), None)) and not BACKENDS[getattr(data, "backend", "sync")].forks:
+        raise UserError(
+            f"{field}: forks a process, in which data.backend {data.backend} would wait forever; "
+            "choose another back-end, or leave it out"
+        )
     if module.learner.compiles and getattr(data, "rows_vary", False):
         raise UserError(
             "model.compile: it would compile anew for every number of rows, which varies with data.whole_episodes "
             "and where environments reset at the next step; set it to false, or data.backend to sync"
         )
+
+
+def _is_hogwild(module: PolicyGradientModule) -> bool:
+    return hasattr(module.trainer.strategy, "num_workers")
 
 
 def check_strategy(module: PolicyGradientModule) -> None:

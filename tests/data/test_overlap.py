@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from warm import WarmProcess
 from pg_lightning.algorithms import A2C, PPO
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.data.overlap import CollectorProcess
+from pg_lightning.envs import BACKENDS
 from pg_lightning.errors import UserError
 from pg_lightning.learning.actor import PolicyActor
 from pg_lightning.processes import WorkerError
@@ -248,6 +249,20 @@ def test_a_system_without_fork_refuses(fit: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     with pytest.raises(UserError, match=r"^data\.overlap: .*does not support; set it to false$"):
         fit("CartPole-v1", OVERLAP)
+
+
+@pytest.mark.usefixtures("_no_environments")
+@pytest.mark.parametrize("field", ["data.overlap", "trainer.strategy"])
+def test_a_back_end_that_would_hang_in_a_forked_process_is_refused(
+    field: str, fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKENDS, "sync", replace(BACKENDS["sync"], forks=False))
+    trainer = {"strategy": HogwildStrategy.strategy_name, "devices": 1, "default_root_dir": tmp_path}
+    options: dict[str, Any] = {"data": OVERLAP} if field == "data.overlap" else {"trainer": trainer}
+    with pytest.raises(
+        UserError, match=rf"^{field}: forks a process, in which data\.backend sync would wait forever; "
+    ):
+        fit("CartPole-v1", **options)
 
 
 @pytest.mark.parametrize("what", ["observation", "reward"])

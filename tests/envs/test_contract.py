@@ -29,6 +29,11 @@ def of_backend(backend: Any, mode: Any = None) -> Callable[[], Environments]:
     return lambda: environments(make_vector_env("CartPole-v1", N, kwargs, (), backend, mode))
 
 
+def of_gymnax(mode: Any = None) -> Callable[[], Environments]:
+    kwargs = {"max_steps_in_episode": LIMIT}
+    return lambda: environments(make_vector_env("CartPole-v1", N, kwargs, (), "gymnax", mode))
+
+
 def of_gymnasium() -> Environments:
     """What says nothing of itself."""
     make = [lambda: gym.make("CartPole-v1", max_episode_steps=LIMIT)] * N
@@ -44,6 +49,8 @@ IMPLEMENTATIONS: dict[str, Callable[[], Any]] = {
     **{f"{backend}, {mode}": of_backend(backend, mode) for backend in ("sync", "async") for mode in MODES},
     **{f"envpool, {mode}": of_backend("envpool", mode) for mode in MODES},
     "vector": of_backend("vector"),
+    "gymnax": of_gymnax(),
+    "gymnax, disabled": of_gymnax("disabled"),
     "gymnasium": of_gymnasium,
     "device": of_backend("device"),
     "Isaac Lab": of_simulator("IsaacLab", has_critic=False),
@@ -62,8 +69,9 @@ IMPLEMENTATIONS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def env(request: pytest.FixtureRequest) -> Iterator[Any]:
-    if "envpool" in request.param:
-        pytest.importorskip("envpool")
+    for library in ("envpool", "gymnax"):
+        if library in request.param:
+            pytest.importorskip(library)
     env = IMPLEMENTATIONS[request.param]()
     yield env
     env.close()

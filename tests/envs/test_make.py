@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from functools import partial
 from itertools import product
@@ -400,3 +401,25 @@ def test_the_parts_of_a_dict_that_have_a_vector_form_are_kept_as_the_refusal_say
     env = make_env("tests/Showing-v0", shown, yaml.safe_load(said))
     assert env.reset()[0].tolist() == [1, 1, 0, 1, 0]
     assert "wrappers" not in refusal(make_env, "tests/Showing-v0", {"space": spaces.Dict(mission=spaces.Text(5))})
+
+
+@pytest.mark.parametrize(
+    ("backend", "missing"), [("gymnax", "jax"), ("brax", "jax"), ("gymnax", "gymnax"), ("brax", "brax")]
+)
+def test_a_library_in_jax_that_is_missing_is_named_with_the_command_that_installs_it(
+    backend: Any, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing != "jax":
+        pytest.importorskip("jax")
+    for name in [name for name in sys.modules if name.endswith(("jax_programs", "gymnax_task", "brax_task"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(
+        UserError, match=rf'^data.backend: {missing} is not .*; pip install "pg_lightning\[{backend}\]"$'
+    ):
+        make_vector_env("CartPole-v1", 2, backend=backend)
+
+
+def test_jax_is_imported_only_when_an_environment_needs_it() -> None:
+    code = "import sys, pg_lightning, pg_lightning.envs; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

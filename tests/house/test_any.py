@@ -50,6 +50,7 @@ MOST = {
     "data/overlap.py": 8,
     "data/resume.py": 6,
     "envs/autoreset.py": 6,
+    "envs/backends/jax_programs.py": 1,
     "envs/backends/pool.py": 4,
     "envs/backends/serial.py": 3,
     "envs/backends/tensor.py": 3,
