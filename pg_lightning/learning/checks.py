@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
 
 from pg_lightning.envs import BACKENDS
 from pg_lightning.errors import UserError, require
@@ -59,6 +60,11 @@ def check_data(module: PolicyGradientModule, data: Any) -> None:
         raise UserError(
             f"{field}: forks a process, in which data.backend {data.backend} would wait forever; "
             "choose another back-end, or leave it out"
+        )
+    if module.actor.compiles and not module.learner.compiles:
+        rank_zero_info(
+            "model.compile: updates of a recurrent policy (model.memory) are not compiled; its rollouts are, with "
+            "data.backend: device"
         )
     if module.learner.compiles and getattr(data, "rows_vary", False):
         raise UserError(

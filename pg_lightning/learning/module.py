@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from pg_lightning.class_path import ClassPath
 from pg_lightning.collectives import Alone, disconnect
-from pg_lightning.errors import UserError
 from pg_lightning.learning import checkpoint_state
 from pg_lightning.learning.actor import actor_of, as_it_is, precision_of
 from pg_lightning.learning.checks import check_data, check_numbers, check_rollout, check_strategy
@@ -57,8 +56,8 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         ent_coef: weight of the entropy bonus.
         vf_coef: weight of the value loss.
         scale_rewards: divide rewards by the running standard deviation of the discounted return.
-        compile: compile the gradient step with `torch.compile`. This takes 10 to 25 s at the start of training, which
-            pays off in runs of millions of steps: see docs/performance.md.
+        compile: compile the gradient step with `torch.compile`, and rollouts with `data.backend: device`; with a memory
+            only rollouts. This takes 10 to 60 s at the start of training: see docs/performance.md.
         policy: the class path of your own policy, instead of `ActorCritic` and its options; see `make_policy`.
         **network: see `ActorCritic`.
 
@@ -109,8 +108,6 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         # In plain types if Lightning creates the module from the `hyper_parameters` of a checkpoint.
         observation_space, action_space = made_space(observation_space), made_space(action_space)
         self.network = make_policy(policy, observation_space, action_space, self.has_critic, **network)
-        if compile and self.network.has_memory:
-            raise UserError("model.compile: recurrent policies (model.memory) are not supported; set it to false")
         self.reward_scaler = RewardScaler(gamma) if scale_rewards else None
         self.gamma = gamma
         self.ent_coef = ent_coef
@@ -119,7 +116,8 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         self.progress = Progress(total_steps)
         self.actor = actor_of(self.network, self.progress)
         self.actor.compiles = compile and isinstance(self.network, ActorCritic)
-        self.learner = Learner(settings, self.progress, max_grad_norm, compile, micro_batch_size)
+        compiles = compile and not self.network.has_memory  # a graph of T recurrent steps would take minutes to compile
+        self.learner = Learner(settings, self.progress, max_grad_norm, compiles, micro_batch_size)
         self.statistics = RunStatistics(self.reward_scaler, self.network.normalizer)
         self.reports = TrainingReports()
         self.evaluation = (torch.zeros(0), torch.zeros(0))

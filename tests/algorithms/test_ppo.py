@@ -623,11 +623,6 @@ def test_hooks_around_a_backward_pass_are_called_where_there_are_any(hook):
     assert len(calls) == 2
 
 
-def test_a_compiled_memory_is_refused():
-    with pytest.raises(UserError, match=r"model.compile.*memory.*set it to false"):
-        make_ppo(compile=True, memory="gru")
-
-
 @pytest.mark.parametrize(
     "data", [{"autoreset_mode": "next_step"}, {"backend": "vector"}, {"whole_episodes": True}], ids=str
 )

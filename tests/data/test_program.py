@@ -123,6 +123,14 @@ def test_a_policy_whose_samples_are_not_a_function_of_noise_plays_single_steps(
     ) == 1
 
 
+def test_with_a_memory_only_rollouts_are_compiled(caplog: pytest.LogCaptureFixture, fit: Any) -> None:
+    before = compiled_graphs()
+    data = {"num_envs": 2, "num_steps": 8, "total_steps": 32, "backend": "device", "eval_episodes": 1}
+    fit("CartPole-v1", data, algorithm=PPO, compile=True, memory="gru", memory_size=3, num_minibatches=2)
+    assert compiled_graphs() == before + 1
+    assert "model.compile: updates of a recurrent policy" in caplog.text
+
+
 def test_the_state_between_compiled_rollouts_is_restored() -> None:
     def begun() -> tuple[RolloutCollector, PolicyActor]:
         env = TensorEnvironments("CartPole-v1", N)
