@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 import warm
+from compilations import without_inductor
 from interruptions import Interrupted, differences, interrupt_at
 from run_files import load, read_metrics
 
@@ -41,6 +42,7 @@ KINDS = {
     "async, next step": ("--data.backend", "async", "--data.num_envs", 2, "--data.autoreset_mode", "next_step"),
     "vector": ("--data.backend", "vector", "--data.num_steps", 13, "--model.num_minibatches", 1),
     "device": ("--data.backend", "device", "--data.env_kwargs", "{max_episode_steps: 60}"),
+    "device, compiled": ("--data.backend", "device", "--model.compile", "true", "--data.num_steps", 16),
     "gymnax": ("--data.backend", "gymnax", "--data.env_kwargs", "{max_steps_in_episode: 60}"),
     "LSTM": ("--model.memory", "lstm", "--model.kl_penalty", 1, "--model.target_kl", 0.01),
     "GRU, next step, cue": (
@@ -59,8 +61,10 @@ NEEDS = {"gymnax": "gymnax", "Box2D, epochs": "Box2D", "MuJoCo": "mujoco"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_differs(kind, train, tmp_path):
+def test_nothing_differs(kind, train, tmp_path, monkeypatch):
     """Evaluations, and so checkpoints, come every 128 env steps: there is one from before the interruption."""
+    if "compiled" in kind:
+        without_inductor(monkeypatch)
     if kind in NEEDS:
         pytest.importorskip(NEEDS[kind])
     kinds = (*SHORT, *KINDS[kind])

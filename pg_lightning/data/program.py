@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import cast
@@ -112,6 +113,7 @@ def make_program(
         return None
     if actor.device != rows.device:
         return None
+    started = time.perf_counter()
     try:
         pi = actor.distribution(rows.now, state)[0]
         if not isinstance(pi, NoiseDistribution):
@@ -121,4 +123,5 @@ def make_program(
     except Exception as error:
         rank_zero_info(f"model.compile: the steps of a rollout are not compiled: {one_line(error)[:200]}")
         return None
+    rank_zero_info(f"model.compile: compiled the steps of a rollout in {time.perf_counter() - started:.0f} s")
     return program

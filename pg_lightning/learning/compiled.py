@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
-from typing import Any, Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,6 +14,7 @@ from torch import Tensor, nn, optim
 from torch.func import functional_call, grad
 
 from pg_lightning.errors import UserError, one_line
+from pg_lightning.learning.formulas import FORMULAS, Formula, Group, Moments, is_plain, options_of
 from pg_lightning.learning.gradient import FlatGradient
 from pg_lightning.learning.optimizers import make_moments
 from pg_lightning.policies.torsos import first_order_tanh
@@ -21,11 +23,9 @@ from pg_lightning.torch_private import has_step_hooks
 
 Stats = dict[str, Tensor]
 Loss = Callable[[Batch], tuple[Tensor, Stats]]
-Moments = dict[str, Tensor]
 Key = tuple[Loss, tuple[bool, ...]]
 Function = TypeVar("Function", bound=Callable[..., object])
 Result = TypeVar("Result")
-Group = Mapping[str, Any]
 
 
 # Calls between kernels in C++ instead of Python, which halves the time of small networks.
@@ -51,14 +51,6 @@ def without_guards() -> AbstractContextManager[object]:
     return torch.compiler.set_stance("default", skip_guard_eval_unsafe=True)
 
 
-class Formula(Protocol):
-    """One step of an optimizer as a formula that changes weights `[P]` and moments in place."""
-
-    def __call__(self, weights: Tensor, gradient: Tensor, moments: Moments, lr: Tensor, group: Group) -> None:
-        """`group` has the options of the optimizer."""
-        ...
-
-
 class CompiledStep:
     """Differentiates a loss with respect to the flat vector of all parameters, in one compiled call.
 
@@ -78,7 +70,7 @@ class CompiledStep:
         self._differentiate: dict[Key, Callable[..., tuple[Tensor, Stats]]] = {}
         self._step: dict[Key, Callable[..., Stats]] = {}
         self._refused: set[Loss] = set()
-        self._checked: set[tuple[Key, int]] = set()
+        self._checked: set[tuple[object, ...]] = set()
         self._optimizers: Sequence[optim.Optimizer] = ()
         self._groups: list[tuple[Formula, Group, Group]] = []
         self._moments: list[Moments] = []
@@ -88,15 +80,13 @@ class CompiledStep:
         """Whether `step` supports these optimizers and no hook is registered on them; if so, creates their moments."""
         own = [id(vector) for (vector,) in self.gradient.groups.values()]
         groups = [group for x in optimizers for group in x.param_groups]
-        is_known = all(type(x) in FORMULAS and not has_step_hooks(x) for x in optimizers) and all(
-            map(_is_plain, groups)
-        )
+        is_known = all(type(x) in FORMULAS and not has_step_hooks(x) for x in optimizers) and all(map(is_plain, groups))
         if not is_known or [id(vector) for group in groups for vector in group["params"]] != own:
             return False
         for x in optimizers:
             make_moments(x)
         self._optimizers = optimizers
-        self._groups = [(FORMULAS[type(x)], group, _options(group)) for x in optimizers for group in x.param_groups]
+        self._groups = [(FORMULAS[type(x)], group, options_of(group)) for x in optimizers for group in x.param_groups]
         states = [x.state[vector] for x in optimizers for group in x.param_groups for vector in group["params"]]
         self._moments = [{name: m for name, m in state.items() if isinstance(m, Tensor)} for state in states]
         # A learning rate that changes must not cause a recompilation: it is a tensor.
@@ -109,7 +99,7 @@ class CompiledStep:
 
     def is_current(self) -> bool:
         """Whether the optimizers still have the options that `step` was compiled with, and no hooks."""
-        return all(_options(group) == options for _, group, options in self._groups) and not any(
+        return all(options_of(group) == options for _, group, options in self._groups) and not any(
             map(has_step_hooks, self._optimizers)
         )
 
@@ -155,8 +145,9 @@ class CompiledStep:
         return stats
 
     def _guards(self, key: Key, batch: Batch) -> AbstractContextManager[object]:
-        """What compiled code assumes, such as the numbers in a loss, is checked once per update and batch size."""
-        call = key, len(batch)
+        """What compiled code assumes is checked once per update, and again for another batch size or if a number of the
+        module has changed."""
+        call = key, len(batch), *(x for x in vars(self._module).values() if isinstance(x, (float, int, str)))
         if call in self._checked:
             return without_guards()
         self._checked.add(call)
@@ -178,8 +169,11 @@ class CompiledStep:
         return torch.cat([by_id.get(id(p), torch.zeros_like(p)).flatten() for p in self.gradient.parameters])
 
     def _tried(self, loss: Loss, call: Callable[[], Result]) -> Result | None:
+        started = time.perf_counter()
         try:
-            return call()
+            result = call()
+            rank_zero_info(f"model.compile: compiled the gradient step in {time.perf_counter() - started:.0f} s")
+            return result
         except UserError:
             raise
         except Exception as error:
@@ -260,36 +254,3 @@ def _clipped(gradient: Tensor, max_norm: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient `[P]` scaled down to the norm that is allowed, and its norm before."""
     norm = torch.linalg.vector_norm(gradient)
     return gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0), norm
-
-
-def _options(group: Group) -> Group:
-    return {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
-
-
-def _is_plain(group: Mapping[str, object]) -> bool:
-    """Whether the group only uses options that the formulas support."""
-    return not any(group.get(name) for name in ("amsgrad", "centered", "differentiable", "maximize", "momentum")) and (
-        not group.get("weight_decay") or bool(group.get("decoupled_weight_decay"))
-    )
-
-
-def _adam(weights: Tensor, gradient: Tensor, moments: Moments, lr: Tensor, group: Group) -> None:
-    """Adam (Kingma & Ba 2015), and with decoupled weight decay AdamW (Loshchilov & Hutter 2019)."""
-    beta1, beta2 = group["betas"]
-    step = moments["step"].add_(1).double()  # in float32 1 - 0.999^t has four digits when t is small
-    mean = moments["exp_avg"].lerp_(gradient, 1 - beta1)
-    square = moments["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    scale = (square.sqrt() / (1 - beta2**step).sqrt()).add_(group["eps"])
-    if group["weight_decay"]:
-        weights.mul_(1 - lr * group["weight_decay"])
-    weights.sub_(lr / (1 - beta1**step) * mean / scale)
-
-
-def _rmsprop(weights: Tensor, gradient: Tensor, moments: Moments, lr: Tensor, group: Group) -> None:
-    """RMSprop (Hinton 2012), with ε outside the root as `torch.optim` has it."""
-    moments["step"].add_(1)
-    square = moments["square_avg"].mul_(group["alpha"]).addcmul_(gradient, gradient, value=1 - group["alpha"])
-    weights.sub_(lr * gradient / square.sqrt().add_(group["eps"]))
-
-
-FORMULAS: dict[type[optim.Optimizer], Formula] = {optim.Adam: _adam, optim.AdamW: _adam, optim.RMSprop: _rmsprop}

@@ -150,6 +150,24 @@ def test_a_number_that_changes_between_updates_is_heeded(counted):
     )
 
 
+class Fading(A2C):
+    """Takes several steps with a bonus that becomes smaller from step to step."""
+
+    def update(self, rollout):
+        batch = self.targets(rollout, self.gae_lambda, False)
+        for step in range(4):
+            self.ent_coef = 0.5 / (1 + step)
+            self.learner.step(self.loss, batch)
+        return self.learner.mean_stats()
+
+
+def test_a_number_that_changes_within_an_update_is_heeded(counted):
+    options = {"ent_coef": 0.5, "rollouts": 3, "optimizer": "adam"}
+    compiled, _ = learned(Fading, **options, compile=True)
+    assert counted["step"] == 12
+    assert_same(compiled, learned(Fading, **options)[0])
+
+
 class Smooth(A2C):
     """Penalises the gradient of the policy's mean with respect to the observation: a second derivative."""
 
