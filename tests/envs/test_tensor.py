@@ -11,13 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pg_lightning.algorithms import A2C
 from pg_lightning.envs import make_vector_env
 from pg_lightning.envs.backends.tensor import TASKS, TensorEnvironments
 from pg_lightning.errors import UserError
 
 N = 64
-DISCRETE = [env_id for env_id in TASKS if isinstance(gym.spec(env_id).make().action_space, gym.spaces.Discrete)]
-every_task = pytest.mark.parametrize("env_id", TASKS)
+CLASSICS = [env_id for env_id in TASKS if "/" not in env_id]
+DISCRETE = [env_id for env_id in CLASSICS if isinstance(gym.spec(env_id).make().action_space, gym.spaces.Discrete)]
+every_task = pytest.mark.parametrize("env_id", CLASSICS)
 # Where episodes pass through and end, and a little beyond: the greatest of each number of the state.
 REACH = {
     "CartPole": [2.5, 3.0, 0.25, 3.0],
@@ -118,6 +120,53 @@ def test_arguments_are_those_of_gymnasium() -> None:
         *_, state = of_gymnasium(env, np.array([1.0, 0.0]), np.array([0.0], np.float32))
     moved, *_ = TASKS["Pendulum-v1"](g=1.0).step(torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.zeros(1, 1))
     np.testing.assert_allclose(moved[0], state, atol=1e-12)
+
+
+TOY, GRID = "pg_lightning.envs.tasks.toy:pg_lightning/", "pg_lightning.envs.tasks.gridworld:pg_lightning/"
+EXACT = {
+    "constant": (f"{TOY}ConstantReward-v0", {}),
+    "delayed": (f"{TOY}DelayedReward-v0", {"length": 4}),
+    "observed": (f"{TOY}ObservedReward-v0", {}),
+    "recall": (f"{TOY}Recall-v0", {}),
+    "recall at once": (f"{TOY}Recall-v0", {"delay": 0}),
+    "grey cells": (f"{GRID}GreyCells-v0", {"penalty": 7.0, "max_episode_steps": 9}),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_task_with_an_exact_answer_is_the_one_of_numpy(name: str) -> None:
+    """Both play the same actions from the same first observation, which tells the whole state; N episodes each."""
+    env_id, options = EXACT[name]
+    env = TensorEnvironments(env_id, N, options)
+    ones = [gym.make(env_id, **options) for _ in range(N)]
+    obs, _ = env.reset(2)
+    draw = np.random.default_rng(3)
+    lengths = np.zeros(N)
+    ended = 0
+    for _ in range(12):
+        for n in np.flatnonzero(lengths == 0):
+            while True:
+                first, _ = ones[n].reset(options={"cell": tuple(env.carry[0][n].int().tolist())})
+                if (first == obs[n].numpy()).all():
+                    break
+        actions = draw.integers(int(env.single_action_space.n), size=N)
+        step = env.step(torch.from_numpy(actions))
+        for n, (one, action) in enumerate(zip(ones, actions, strict=True)):
+            expected, reward, terminated, truncated, _ = one.step(action)
+            assert (step.rewards[n], step.terminated[n], step.truncated[n]) == (reward, terminated, truncated)
+            last = step.final_obs[n] if step.done[n] else step.obs[n]
+            np.testing.assert_array_equal(last, expected)
+        lengths = np.where(step.done, 0, lengths + 1)
+        ended += int(step.done.sum())
+        obs = step.obs
+    assert ended > N
+
+
+def test_the_critic_of_a_tensor_task_learns_the_exact_value(fit: Any) -> None:
+    data = {"num_envs": 8, "num_steps": 8, "backend": "device", "total_steps": 8_000, "eval_every_steps": 10**6}
+    module = fit(f"{TOY}DelayedReward-v0", {**data, "eval_episodes": 1}, algorithm=A2C, gamma=0.5, lr=3e-3)
+    values = module.network.v(torch.tensor([[0.0], [0.5]]))
+    np.testing.assert_allclose(values.detach(), [0.5, 1.0], atol=0.05)
 
 
 REWARDED = {"sutton_barto_reward": True}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pg_lightning.envs.backends.vectorised import REFUSALS
 from pg_lightning.envs.contract import Capabilities, Carry, VectorStep
-from pg_lightning.envs.tasks import classics
+from pg_lightning.envs.tasks import classics, exact
 from pg_lightning.errors import UserError, cause_of
 
 
@@ -51,6 +51,11 @@ TASKS: dict[str, type[TensorTask]] = {
     "Acrobot-v1": classics.Acrobot,
     "MountainCar-v0": classics.MountainCar,
     "MountainCarContinuous-v0": classics.MountainCarContinuous,
+    "pg_lightning/ConstantReward-v0": exact.DelayedReward,
+    "pg_lightning/DelayedReward-v0": exact.DelayedReward,
+    "pg_lightning/ObservedReward-v0": exact.ObservedReward,
+    "pg_lightning/Recall-v0": exact.Recall,
+    "pg_lightning/GreyCells-v0": exact.GreyCells,
 }
 
 
@@ -60,7 +65,7 @@ class TensorEnvironments:
     A step does not synchronise with the device: random numbers are drawn for all environments, even without a reset.
 
     Args:
-        env_id: a Gymnasium id in `TASKS`; spaces and time limit are Gymnasium's.
+        env_id: a Gymnasium id in `TASKS`, possibly after `module:`; spaces and time limit are Gymnasium's.
         num_envs: N.
         env_kwargs: arguments of the task, and `max_episode_steps`.
         device: of the tensors.
@@ -81,16 +86,17 @@ class TensorEnvironments:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if env_id not in TASKS:
+        name = env_id.rpartition(":")[2]  # before it, the module that registers the id
+        if name not in TASKS:
             raise UserError(f"data.backend: device has {', '.join(TASKS)}, not {env_id!r}; use sync or vector")
-        arguments = {name: value for name, value in (env_kwargs or {}).items() if name != "max_episode_steps"}
         try:
-            self.task: TensorTask = TASKS[env_id](**arguments)
             env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
+            assert env.spec is not None
+            self.task: TensorTask = TASKS[name](**env.spec.kwargs)
         except REFUSALS as error:
             raise UserError(f"data.env_kwargs: cannot make {env_id!r} on a device: {cause_of(error)}") from error
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
-        limit = None if env.spec is None else env.spec.max_episode_steps
+        limit = env.spec.max_episode_steps
         env.close()
         self.num_envs, self.limit = num_envs, None if limit == -1 else limit
         self.device, self.dtype = torch.device(device), dtype
