@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import NoReturn
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import DistError
@@ -32,6 +33,9 @@ def end_by_signal(stop: signals.Stopped) -> NoReturn:
 
 def end_by_error(error: Exception) -> NoReturn:
     """Prints a user error as one line and exits with status 2; raises any other exception again."""
+    if isinstance(error, torch.OutOfMemoryError):
+        needed = one_line(error).partition(" GPU ")[0].rstrip(".")  # the rest is about the allocator
+        error = UserError(f"{needed}; lower data.num_envs or data.num_steps, or set model.micro_batch_size")
     # jsonargparse wraps exceptions of a model's constructor.
     mistake = error if isinstance(error, MISTAKES) else error.__cause__
     if not isinstance(mistake, MISTAKES):

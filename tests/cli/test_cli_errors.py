@@ -1,7 +1,10 @@
 """A mistake on the command line or in a YAML is one line on stderr and exit status 2."""
 
 import pytest
+import torch
 from run_files import complaint
+
+from pg_lightning.cli.errors import end_by_error
 
 
 @pytest.mark.parametrize(
@@ -148,3 +151,14 @@ def test_a_printed_config_is_a_config(cli, tiny, tmp_path):
     again = cli(tmp_path, "fit", "--config", "again.yaml", "--print_config")
     assert "gamma: 0.5\n" in again.stdout
     assert again.stdout == printed.stdout
+
+
+def test_a_gpu_without_memory_is_one_line_with_the_largest_tensor_and_the_cure(capsys):
+    text = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB\nof it."
+    with pytest.raises(SystemExit) as stopped:
+        end_by_error(torch.OutOfMemoryError(text))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: CUDA out of memory. Tried to allocate 2.00 GiB; lower data.num_envs or data.num_steps, or set "
+        "model.micro_batch_size\n"
+    )

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from lightning.pytorch import Trainer
 from simulators import Pole, privileged
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import Waits
 
 from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutCollector
@@ -219,36 +219,6 @@ def test_the_wrapper_of_playground_is_reset_once_for_each_reset() -> None:
 def test_a_seed_is_the_simulators_where_it_takes_one() -> None:
     for name, expected in {"IsaacLab": "one", "RslRl": "one", "Genesis": "none", "Playground": "none"}.items():
         assert make(name).capabilities.seeds == expected
-
-
-WAITS = ("_local_scalar_dense", "nonzero", "item", "masked_select", "is_nonzero", "equal", "unique")
-
-
-class Waits(TorchDispatchMode):
-    """Counts operations that wait for a device, of everything but the simulator itself."""
-
-    def __init__(self, env: Any) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.is_paused = False
-        step = env.step
-
-        def paused_step(actions: Tensor) -> Any:
-            self.is_paused = True
-            result = step(actions)
-            self.is_paused = False
-            return result
-
-        env.step = paused_step
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            x is not None and x.dtype == torch.bool for x in args[1]
-        )
-        if not self.is_paused and (name in WAITS or by_mask):
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())

@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waits import Waits
 
-from pg_lightning.algorithms import A2C
+from pg_lightning.algorithms import A2C, PPO
+from pg_lightning.data import RolloutCollector
 from pg_lightning.envs import make_vector_env
 from pg_lightning.envs.backends.tensor import TASKS, TensorEnvironments
 from pg_lightning.errors import UserError
@@ -167,6 +169,21 @@ def test_the_critic_of_a_tensor_task_learns_the_exact_value(fit: Any) -> None:
     module = fit(f"{TOY}DelayedReward-v0", {**data, "eval_episodes": 1}, algorithm=A2C, gamma=0.5, lr=3e-3)
     values = module.network.v(torch.tensor([[0.0], [0.5]]))
     np.testing.assert_allclose(values.detach(), [0.5, 1.0], atol=0.05)
+
+
+@every_task
+def test_no_step_of_a_rollout_waits_for_the_device(env_id: str) -> None:
+    env, waits, counts = TensorEnvironments(env_id, 3, {"max_episode_steps": 5}), Waits(copies=True), []
+    policy = PPO(observation_space=env.single_observation_space, action_space=env.single_action_space)
+    actor = policy.double().actor  # which does not act in NumPy
+    for num_steps in (10, 40):
+        collector = RolloutCollector(env, num_steps, 3, action_seed=5)
+        collector.collect(actor)  # the first call makes the generator
+        waits.found.clear()
+        with waits:
+            collector.collect(actor)
+        counts.append(len(waits.found))
+    assert counts[0] == counts[1] < 10, waits.found
 
 
 REWARDED = {"sutton_barto_reward": True}
