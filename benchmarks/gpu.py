@@ -1,8 +1,8 @@
 """Checks and timings on a GPU: correctness, precision, resume, learning and speed, with a table at the end.
 
-    python benchmarks/gpu.py                                       # some five minutes on one GPU
+    python benchmarks/gpu.py                                       # some ten minutes on one GPU
     python benchmarks/gpu.py --only equal precision --json gpu.json --markdown gpu.md
-    python benchmarks/gpu.py --device cpu --small                  # the same script without a GPU, in a minute or two
+    python benchmarks/gpu.py --device cpu --small                  # the same script without a GPU, in some three minutes
 
 It needs no network and no packages besides those of `pip install pg_lightning`. A failed check is a row of the table
 and exit status 1; the other checks still run.
@@ -234,6 +234,8 @@ def commands(device: str, small: bool) -> Iterator[Row]:
         "ppo_cartpole, compile": [*ppo, "--model.compile", "true"],
         "ppo_cartpole, async": [*ppo, "--data.backend", "async"],
         "ppo_cartpole, vector": [*ppo, "--data.backend", "vector"],
+        "ppo_cartpole, device": [*ppo, "--data.backend", "device"],
+        "ppo_cartpole, device, compile": [*ppo, "--data.backend", "device", "--model.compile", "true"],
         "ppo_cartpole, bf16-mixed": [*ppo, "--trainer.precision", "bf16-mixed"],
         "ppo_cartpole, 16-mixed": [*ppo, "--trainer.precision", "16-mixed"],
     }
@@ -264,11 +266,13 @@ def resume(device: str, small: bool) -> Iterator[Row]:
     ppo = ["--model.clip_schedule", "constant"]
     cases = {
         "a2c_cartpole": (1024, []),
+        "ppo_cartpole, device": (1024, [*ppo, "--data.backend", "device"]),
         "ppo_pendulum": (4096, ppo),
         "ppo_recall": (2048, ppo),
         "ppo_cartpole, overlap": (1024, [*ppo, "--data.overlap", "true"]),
         "ppo_cartpole, 16-mixed": (1024, [*ppo, "--trainer.precision", "16-mixed"]),
     }
+    cases = dict(list(cases.items())[: 2 if small else None])
     with ThreadPoolExecutor(1 if device == "cpu" else len(cases)) as pool:
         jobs = {
             case: pool.submit(resumed, device, case.partition(",")[0], *settings) for case, settings in cases.items()

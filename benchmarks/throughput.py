@@ -29,6 +29,7 @@ import gc
 import io
 import json
 import logging
+import shutil
 import sys
 import tempfile
 import warnings
@@ -250,8 +251,10 @@ def systems_of(workload: Workload) -> list[str]:
 def measure(workload: Workload, repeats: int, systems: dict[str, System]) -> dict[str, Any]:
     """Runs every system once per repeat, in turn; the seed is the number of the repeat."""
     names = [name for name in systems_of(workload) if name in systems]
-    references = [name for name in (SB3, RSL_RL, PUREJAXRL) if name in names] or names[:1]
-    references = [BARE, *references] if SB3 not in names and BARE in names else references
+    if not names:
+        raise UserError("none of these systems can run it")
+    first = SB3 if SB3 in names else BARE
+    references = [name for name in (first, RSL_RL, PUREJAXRL) if name in names] or names[:1]
     runs: dict[str, list[Stopwatch]] = {name: [] for name in names}
     for repeat in range(repeats):
         for name in names:
@@ -336,6 +339,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the numbers, of every repeat too")
     arguments = parser.parse_args()
     refuse_unknown(parser, "--workload", arguments.workload, WORKLOADS)
+    if arguments.purejaxrl and not (arguments.purejaxrl / "ppo.py").is_file():
+        parser.exit(2, f"error: --purejaxrl: there is no ppo.py in {arguments.purejaxrl}\n")
+    if shutil.which(arguments.purejaxrl_python) is None:
+        parser.exit(2, f"error: --purejaxrl-python: {arguments.purejaxrl_python} is not a program\n")
     systems = available(arguments.purejaxrl, arguments.purejaxrl_python)
     refuse_unknown(parser, "--systems", arguments.systems or [], systems)
     systems = {name: run for name, run in systems.items() if name in (arguments.systems or systems)}
