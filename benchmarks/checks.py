@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import traceback
 from dataclasses import dataclass
@@ -45,8 +44,6 @@ def failed_speed(case: str, error: BaseException) -> Row:
     """A size that does not fit into the memory of the device is no fault; anything else is."""
     if not isinstance(error, torch.cuda.OutOfMemoryError):
         return Row("speed", case, failure(error), False)
-    gc.collect()
-    torch.cuda.empty_cache()
     return Row("speed", case, "does not fit into the memory of the device")
 
 

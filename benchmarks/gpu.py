@@ -1,8 +1,8 @@
 """Checks and timings on a GPU: correctness, precision, resume, learning and speed, with a table at the end.
 
-    python benchmarks/gpu.py                                       # some ten minutes on one GPU
+    python benchmarks/gpu.py                                       # some ten minutes on a GPU
     python benchmarks/gpu.py --only equal precision --json gpu.json --markdown gpu.md
-    python benchmarks/gpu.py --device cpu --small                  # the same script without a GPU, in some three minutes
+    python benchmarks/gpu.py --device cpu --small                  # the same without a GPU, in some four minutes
 
 It needs no network and no packages besides those of `pip install pg_lightning`. A failed check is a row of the table
 and exit status 1; the other checks still run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -186,6 +187,7 @@ def speed(device: str, small: bool) -> Iterator[Row]:
 def fit_speed(device: str, env_id: str, num_envs: int, updates: int, compiles: bool) -> tuple[float, float]:
     """Env steps per second of `fit` after three updates, and the share of time that is Lightning's loop."""
     torch.compiler.reset()
+    gc.collect()  # the memory of a size that did not fit
     data, laps = datamodule(env_id, num_envs, updates + WARM_UP), Laps()
     module = make(TimedPPO, data, compile=compiles, **MINIBATCHES)
     options: dict[str, Any] = {"limit_val_batches": 0, "log_every_n_steps": 5}
