@@ -1,20 +1,25 @@
 """Checks and timings on a GPU: correctness, precision, resume, learning and speed, with a table at the end.
 
-    python benchmarks/gpu.py                                       # some five minutes on one GPU
+    python benchmarks/gpu.py                                       # some ten minutes on a GPU
     python benchmarks/gpu.py --only equal precision --json gpu.json --markdown gpu.md
-    python benchmarks/gpu.py --device cpu --small                  # the same script without a GPU, in a minute or two
+    python benchmarks/gpu.py --device cpu --small                  # the same without a GPU, in some four minutes
 
 It needs no network and no packages besides those of `pip install pg_lightning`. A failed check is a row of the table
 and exit status 1; the other checks still run.
 
 - `equal`: learning from five recorded rollouts on the CPU and on the device, in float64 and float32, for every
-  algorithm, head and memory. The largest difference of a weight is compared with a bound.
+  algorithm, head and memory. The largest difference of a weight is compared with a bound. Five compiled updates with
+  tensor environments are compared with five eager ones on the device.
+- `sync`: no step of a rollout of tensor environments waits for the device.
 - `precision`: PPO learns in every precision of Lightning; the first minibatch of an update must have ratio π/π_old = 1.
 - `commands`: the command line, each run in its own process: every algorithm, normalisers, memory, `overlap`,
   `compile`, and A3C, which must be refused in one line.
 - `resume`: a run that is stopped half-way and resumed is bitwise equal to an uninterrupted one.
-- `learn`: `ppo_cartpole` and `ppo_pendulum` on the device, with their test scores and wall seconds.
-- `speed`: `fit` and a single update, on the CPU and on the device, over sizes of rollouts and networks.
+- `learn`: `ppo_cartpole` and `ppo_pendulum` on the device, with their test scores and wall seconds; seconds until
+  training by tensor environments, eager and compiled, has CartPole's target.
+- `speed`: `fit` and a single update, on the CPU and on the device, over sizes of rollouts and networks; `fit` with
+  tensor environments, eager and compiled, up to 65,536, and the share of its time that is neither collecting nor
+  learning.
 """
 
 from __future__ import annotations
@@ -26,18 +31,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import gpu_tensor
 import gymnasium
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from checks import Row, failed_speed, failure, make, synchronize, trainer
+from lightning.pytorch import Callback, seed_everything
 from measuring import listed, machine, positive, versions
 from torch.utils.data import IterableDataset
 
@@ -50,16 +56,6 @@ BOUNDS = {"64-true": 1e-9, "32-true": 0.1}
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true")
 EQUAL = "equal bit by bit"
 TARGETS = {"ppo_cartpole": 475.0, "ppo_pendulum": -200.0}
-
-
-@dataclass
-class Row:
-    """One line of the table."""
-
-    check: str
-    case: str
-    result: str
-    passed: bool = True
 
 
 class Images(gymnasium.Env):
@@ -102,18 +98,6 @@ class Record(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Rollout, batch_idx: int) -> None:
         self.rollouts.append(batch.to("cpu"))
-
-
-def trainer(device: str, precision: Any = "32-true", **kwargs: Any) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    plain = {"max_epochs": 1, "enable_model_summary": False, "log_every_n_steps": 1}
-    return Trainer(accelerator=device, devices=1, precision=precision, **(quiet | plain | kwargs))
-
-
-def make(algorithm: type, data: RolloutDataModule, **model: Any) -> Any:
-    seed_everything(1, verbose=False)
-    spaces = {"observation_space": data.observation_space, "action_space": data.action_space}
-    return algorithm(**spaces, total_steps=data.total_steps, **model)
 
 
 def record(algorithm: type, env_id: str, data: dict[str, Any], model: dict[str, Any], count: int) -> list[Rollout]:
@@ -174,6 +158,7 @@ def equal(device: str, small: bool) -> Iterator[Row]:
                 yield Row("equal", f"{name}, {precision}", f"{apart:.1e} apart after moving {moved:.1e}", passed)
             except Exception as error:
                 yield Row("equal", f"{name}, {precision}", failure(error), False)
+    yield from gpu_tensor.equal(device, small)
 
 
 class FirstRatios(PPO):
@@ -249,6 +234,8 @@ def commands(device: str, small: bool) -> Iterator[Row]:
         "ppo_cartpole, compile": [*ppo, "--model.compile", "true"],
         "ppo_cartpole, async": [*ppo, "--data.backend", "async"],
         "ppo_cartpole, vector": [*ppo, "--data.backend", "vector"],
+        "ppo_cartpole, device": [*ppo, "--data.backend", "device"],
+        "ppo_cartpole, device, compile": [*ppo, "--data.backend", "device", "--model.compile", "true"],
         "ppo_cartpole, bf16-mixed": [*ppo, "--trainer.precision", "bf16-mixed"],
         "ppo_cartpole, 16-mixed": [*ppo, "--trainer.precision", "16-mixed"],
     }
@@ -279,11 +266,13 @@ def resume(device: str, small: bool) -> Iterator[Row]:
     ppo = ["--model.clip_schedule", "constant"]
     cases = {
         "a2c_cartpole": (1024, []),
+        "ppo_cartpole, device": (1024, [*ppo, "--data.backend", "device"]),
         "ppo_pendulum": (4096, ppo),
         "ppo_recall": (2048, ppo),
         "ppo_cartpole, overlap": (1024, [*ppo, "--data.overlap", "true"]),
         "ppo_cartpole, 16-mixed": (1024, [*ppo, "--trainer.precision", "16-mixed"]),
     }
+    cases = dict(list(cases.items())[: 2 if small else None])
     with ThreadPoolExecutor(1 if device == "cpu" else len(cases)) as pool:
         jobs = {
             case: pool.submit(resumed, device, case.partition(",")[0], *settings) for case, settings in cases.items()
@@ -331,6 +320,7 @@ def learn(device: str, small: bool) -> Iterator[Row]:
                 continue
             score = json.loads((best[0].parents[1] / "test.json").read_text())["return_mean"]
             yield Row("learn", name, f"return {score:.1f}, {seconds:.0f} s", score >= TARGETS[name])
+    yield from gpu_tensor.learn(device)
 
 
 def fit_speed(device: str, env_id: str, data: dict[str, Any], rollouts: int, model: dict[str, Any]) -> float:
@@ -340,8 +330,7 @@ def fit_speed(device: str, env_id: str, data: dict[str, Any], rollouts: int, mod
         laps: list[float] = []  # noqa: RUF012 - a new one for each class created here
 
         def on_train_batch_end(self, *arguments: Any) -> None:
-            if device == "cuda":
-                torch.cuda.synchronize()
+            synchronize(device)
             self.laps.append(time.perf_counter())
 
     seed_everything(1, verbose=False)
@@ -372,13 +361,11 @@ def update_seconds(
 
     class Clock(Callback):
         def on_train_batch_start(self, *arguments: Any) -> None:
-            if device == "cuda":
-                torch.cuda.synchronize()
+            synchronize(device)
             laps.append(-time.perf_counter())
 
         def on_train_batch_end(self, *arguments: Any) -> None:
-            if device == "cuda":
-                torch.cuda.synchronize()
+            synchronize(device)
             laps[-1] += time.perf_counter()
 
     trainer(device, precision, callbacks=[Clock()], log_every_n_steps=5).fit(module, Replayed([rollout], module, count))
@@ -401,7 +388,7 @@ def speed(device: str, small: bool) -> Iterator[Row]:
                 )
                 yield Row("speed", f"{name}, {where}", f"{rate:,.0f} env steps/s")
             except Exception as error:
-                yield Row("speed", f"{name}, {where}", failure(error), False)
+                yield failed_speed(f"{name}, {where}", error)
     images = ("BenchmarkImages-v0", {"num_envs": 8, "num_steps": 128}, {"torso": "nature_cnn", "shared_torso": True})
     updates = {
         "update, MLP 64-64, 8 x 128": ("CartPole-v1", {"num_envs": 8, "num_steps": 128}, {}),
@@ -422,16 +409,13 @@ def speed(device: str, small: bool) -> Iterator[Row]:
                 rate = data["num_envs"] * data["num_steps"] / took
                 yield Row("speed", f"{name}, {where}, {kind}", f"{1000 * took:.1f} ms, {rate:,.0f} rows/s")
             except Exception as error:
-                yield Row("speed", f"{name}, {where}, {kind}", failure(error), False)
-
-
-def failure(error: BaseException) -> str:
-    logging.getLogger(__name__).warning("%s", "".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                yield failed_speed(f"{name}, {where}, {kind}", error)
+    yield from gpu_tensor.speed(device, small)
 
 
 SECTIONS: dict[str, Callable[[str, bool], Iterator[Row]]] = {
     "equal": equal,
+    "sync": gpu_tensor.sync,
     "precision": precision,
     "commands": commands,
     "resume": resume,

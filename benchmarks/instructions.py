@@ -36,8 +36,9 @@ SYSTEMS = (
 def run_counted(name: str, system: str, rollouts: int) -> None:
     """Runs under valgrind: counts the instructions of `rollouts` rollouts and their updates."""
     import throughput
+    from workloads import WORKLOADS, Stopwatch
 
-    class Counter(throughput.Stopwatch):
+    class Counter(Stopwatch):
         """Starts counting at the end of one lap and stops at the end of another."""
 
         laps = 0
@@ -55,7 +56,7 @@ def run_counted(name: str, system: str, rollouts: int) -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     throughput.torch.set_num_threads(1)
-    workload = throughput.WORKLOADS[name]
+    workload = WORKLOADS[name]
     counter = Counter(workload.rows, (WARM_UP + rollouts + 10) * workload.rows)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         throughput.SYSTEMS[system](workload, counter, 0, Path(folder))
@@ -76,9 +77,7 @@ def instructions(name: str, system: str, rollouts: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--workload", default="a2c_cartpole", help="a workload of throughput.py (default: a2c_cartpole)"
-    )
+    parser.add_argument("--workload", default="a2c_cartpole", help="a workload of workloads.py (default: a2c_cartpole)")
     parser.add_argument("--system", nargs="+", default=SYSTEMS, metavar="NAME", help=", ".join(SYSTEMS))
     parser.add_argument("--rollouts", type=int, default=60, help="number of counted rollouts (default: 60)")
     parser.add_argument("--counted", help=argparse.SUPPRESS)  # valgrind runs this script with it

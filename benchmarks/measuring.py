@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-PACKAGES = ("torch", "lightning", "gymnasium", "numpy", "stable-baselines3")
+PACKAGES = ("torch", "lightning", "gymnasium", "numpy", "stable-baselines3", "rsl-rl-lib")
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from measuring import listed, machine, positive, versions
-from throughput import WORKLOADS, make_model, make_trainer
+from throughput import make_model, make_trainer
+from workloads import WORKLOADS
 
 from pg_lightning.data import RolloutDataModule
 

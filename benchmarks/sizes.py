@@ -2,7 +2,7 @@
 
     python benchmarks/sizes.py --png sizes.png --json sizes.json             # takes about eight minutes
 
-PPO on CartPole with the hyperparameters of `ppo_cartpole` in `throughput.py`, with one size changed at a time. Each
+PPO on CartPole with the hyperparameters of `ppo_cartpole` in `workloads.py`, with one size changed at a time. Each
 size is timed for one second of work, in turns; points are medians, bars reach from the minimum to the maximum.
 """
 
@@ -26,7 +26,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from measuring import listed, machine, positive, versions
-from throughput import WORKLOADS, Stopwatch, Workload, run_fit
+from throughput import run_fit
+from workloads import WORKLOADS, Stopwatch, Workload
 
 from pg_lightning.data import RolloutDataModule
 

@@ -1,10 +1,11 @@
-"""Training speed in env steps per second, on a CPU: `pg_lightning`, Stable-Baselines3, a bare loop and upper bounds.
+"""Training speed in env steps per second, on a CPU: `pg_lightning`, other trainers, a bare loop and upper bounds.
 
-    python benchmarks/throughput.py                                  # everything; takes about ten minutes
+    python benchmarks/throughput.py                                  # everything; takes about half an hour
     python benchmarks/throughput.py --workload ppo_cartpole a2c_cartpole --repeats 7 --json speed.json
+    python benchmarks/throughput.py --workload ppo_cartpole_1024 --purejaxrl ../purejaxrl/purejaxrl
 
 The systems of a workload do the same number of env steps with the same hyperparameters. The clock starts after a
-warm-up and stops after the update with the last rollout. All run in this one process, in turns, so
+warm-up and stops after the update with the last rollout. All but PureJaxRL run in this one process, in turns, so
 that the repeats of different systems are seconds apart and see the same load of the machine: ratios are taken
 within a repeat. They only share the imported libraries and torch's random stream, which each seeds for itself.
 The mean return of the last 100 training episodes is reported with each speed, to show that no system is fast because
@@ -13,9 +14,8 @@ it learns less.
 The upper bounds are the environments alone, with random actions; the environments and the policy, without learning;
 and `fit` on one rollout that is used repeatedly, without collection.
 
-Differences between the systems: Stable-Baselines3 standardises the advantages of PPO within each minibatch, not within
-the rollout, uses an Adam that is not fused, and updates its normalisation statistics with every step, not every
-rollout. Its A2C uses `torch.optim.RMSprop` with α 0.99 and ε 1e-5, as here, and not its `RMSpropTFLike`.
+Peers are Stable-Baselines3; rsl_rl, if it is installed, on our tensor environments; and PureJaxRL, if `--purejaxrl`
+names the folder of its `ppo.py`, in another process. `peers.py` lists what differs.
 
 One thread is the default because these tensors are small: a second thread helps little on a free core, and without
 a free core the threads wait for each other at every operation.
@@ -29,12 +29,12 @@ import gc
 import io
 import json
 import logging
+import shutil
+import sys
 import tempfile
-import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,13 @@ from typing import Any
 import bare_loops
 import gymnasium
 import numpy as np
-import stable_baselines3
+import peers
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from measuring import listed, machine, median_interval, positive, refuse_unknown, versions, with_interval
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import VecNormalize
+from workloads import BARE, FIT, PUREJAXRL, RSL_RL, SB3, WORKLOADS, Stopwatch, Workload
 
 from pg_lightning.algorithms import A2C, PPO, REINFORCE, PolicyGradientModule, VTrace
 from pg_lightning.callbacks import EnvStepProgress, EvaluateEverySteps
@@ -62,135 +59,6 @@ from pg_lightning.envs import make_vector_env
 from pg_lightning.envs.backends.tensor import TASKS
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Actor, Rollout
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A training task and its length.
-
-    Attributes:
-        env_id: a Gymnasium id.
-        algorithm: ours.
-        num_envs: parallel environments.
-        num_steps: rows of a rollout; the minimum with whole episodes.
-        steps: env steps on the clock; seconds of work for the slowest system.
-        model: hyperparameters, with our names. All others are equal by default: two networks of 64-64 tanh
-            with orthogonal weights, and no entropy bonus.
-        log_every: updates between rows of the log.
-        whole_episodes: rollouts end with episodes.
-    """
-
-    env_id: str
-    algorithm: type[PolicyGradientModule]
-    num_envs: int
-    num_steps: int
-    steps: int
-    model: dict[str, Any]
-    log_every: int
-    whole_episodes: bool = False
-
-    @property
-    def rows(self) -> int:
-        return self.num_envs * self.num_steps
-
-    @property
-    def warm_up(self) -> int:
-        """Env steps before the clock starts: a tenth of the work, and at least 3 rollouts."""
-        return max(3, self.steps // self.rows // 10) * self.rows
-
-
-ACTOR_CRITIC = {"gamma": 0.99, "vf_coef": 0.5, "max_grad_norm": 0.5}
-PPO_COMMON = {**ACTOR_CRITIC, "lr": 3e-4, "gae_lambda": 0.95, "clip_range": 0.2}
-WORKLOADS = {
-    "ppo_cartpole": Workload(
-        "CartPole-v1", PPO, 8, 128, 40 * 1024, {**PPO_COMMON, "num_epochs": 4, "num_minibatches": 4}, log_every=5
-    ),
-    "ppo_cartpole_sb3_defaults": Workload(
-        "CartPole-v1", PPO, 1, 2048, 4 * 2048, {**PPO_COMMON, "num_epochs": 10, "num_minibatches": 32}, log_every=1
-    ),
-    "a2c_cartpole": Workload(
-        "CartPole-v1", A2C, 8, 5, 500 * 40, {**ACTOR_CRITIC, "lr": 7e-4, "gae_lambda": 1.0}, log_every=50
-    ),
-    "ppo_pendulum": Workload(
-        "Pendulum-v1",
-        PPO,
-        8,
-        256,
-        8 * 2048,
-        {**PPO_COMMON, "lr": 1e-3, "gamma": 0.95, "num_epochs": 10, "num_minibatches": 8},
-        log_every=2,
-    ),
-    "ppo_halfcheetah": Workload(  # configs/ppo_halfcheetah.yaml
-        "HalfCheetah-v5",
-        PPO,
-        4,
-        512,
-        4 * 2048,
-        {
-            **PPO_COMMON,
-            "lr_schedule": "linear",
-            "num_epochs": 10,
-            "num_minibatches": 32,
-            "log_std_init": -0.5,
-            "normalize_obs": True,
-            "scale_rewards": True,
-        },
-        log_every=1,
-    ),
-    "reinforce_cartpole": Workload(
-        "CartPole-v1",
-        REINFORCE,
-        4,
-        128,
-        20_000,
-        {"lr": 2e-3, "gamma": 0.99, "max_grad_norm": 0.5},
-        log_every=5,
-        whole_episodes=True,
-    ),
-}
-
-
-@dataclass
-class Stopwatch:
-    """Counts env steps and returns per lap, a lap being a rollout, and times the laps after the warm-up.
-
-    Attributes:
-        warm_up: env steps before the lap at whose end the clock starts.
-        total_steps: env steps of a run, including the warm-up.
-    """
-
-    warm_up: int
-    total_steps: int
-    env_steps: int = 0
-    returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-    start: tuple[int, float] | None = None
-    stop: tuple[int, float] = (0, 0.0)
-
-    def lap(self, env_steps: int, returns: Iterable[float] = ()) -> None:
-        self.env_steps += env_steps
-        self.returns.extend(returns)
-        self.stop = self.env_steps, time.perf_counter()
-        if self.start is None and self.env_steps >= self.warm_up:
-            self.start = self.stop
-
-    @property
-    def is_running(self) -> bool:
-        return self.env_steps < self.total_steps
-
-    @property
-    def timed_steps(self) -> int:
-        return 0 if self.start is None else self.stop[0] - self.start[0]
-
-    @property
-    def steps_per_second(self) -> float:
-        if self.start is None or not self.timed_steps:
-            raise SystemExit("error: --steps: too few, all of them were in the last rollout of the warm-up")
-        return self.timed_steps / (self.stop[1] - self.start[1])
-
-    @property
-    def return_mean(self) -> float | None:
-        """Mean over the last 100 episodes; None if none has ended."""
-        return float(np.mean(self.returns)) if self.returns else None
 
 
 def run_envs(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) -> None:
@@ -329,61 +197,6 @@ def run_bare(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) 
     env.close()
 
 
-SB3_PEERS: dict[type[PolicyGradientModule], Any] = {PPO: stable_baselines3.PPO, A2C: stable_baselines3.A2C}
-
-
-def run_sb3(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) -> None:
-    """With a CSV log at the same interval, and without Gymnasium's checker around each environment, as here."""
-
-    class Laps(BaseCallback):
-        """A lap ends when the next rollout starts, or training ends, after the update."""
-
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_rollout_start(self) -> None:
-            if self.num_timesteps:
-                stopwatch.lap(workload.rows)
-
-        def _on_training_end(self) -> None:
-            stopwatch.lap(workload.rows)
-
-    env = make_vec_env(workload.env_id, workload.num_envs, seed=seed, env_kwargs={"disable_env_checker": True})
-    scaled = {
-        "norm_obs": workload.model.get("normalize_obs", False),
-        "norm_reward": workload.model.get("scale_rewards", False),
-    }
-    if any(scaled.values()):
-        env = VecNormalize(env, **scaled, gamma=workload.model["gamma"])
-    model = SB3_PEERS[workload.algorithm]("MlpPolicy", env, seed=seed, device="cpu", **sb3_arguments(workload))
-    model.set_logger(configure(str(folder), ["csv"]))
-    model.learn(stopwatch.total_steps, Laps(), log_interval=workload.log_every)
-    env.close()
-    stopwatch.returns.extend(episode["r"] for episode in model.ep_info_buffer)
-
-
-def sb3_arguments(workload: Workload) -> dict[str, Any]:
-    """The hyperparameters with Stable-Baselines3's names."""
-    model = workload.model
-    arguments = {
-        "n_steps": workload.num_steps,
-        "learning_rate": _falling(model["lr"]) if model.get("lr_schedule") == "linear" else model["lr"],
-        "policy_kwargs": {"log_std_init": model.get("log_std_init", 0.0)},
-        **{name: model[name] for name in ("gamma", "gae_lambda", "vf_coef", "max_grad_norm")},
-    }
-    if workload.algorithm is PPO:
-        arguments |= {
-            "n_epochs": model["num_epochs"],
-            "batch_size": workload.rows // model["num_minibatches"],
-            "clip_range": model["clip_range"],
-        }
-    return arguments
-
-
-def _falling(lr: float) -> Callable[[float], float]:
-    return lambda remaining: remaining * lr
-
-
 def run_compiled(*run: Any, **data: Any) -> None:
     """`fit` with `model.compile`, whose time is in the warm-up; clears earlier compilations, as in a new process."""
     torch.compiler.reset()
@@ -396,62 +209,65 @@ def run_vtrace(workload: Workload, *run: Any, **model: Any) -> None:
     run_fit(replace(workload, algorithm=VTrace), *run, datamodule=partial(RolloutDataModule, overlap=True), **model)
 
 
-SB3, BARE = "Stable-Baselines3", "bare PyTorch loop"
+System = Callable[[Workload, Stopwatch, int, Path], None]
 # To add a variant of `fit`, add one line: "fit, ReLU": partial(run_fit, activation="relu").
-SYSTEMS: dict[str, Callable[[Workload, Stopwatch, int, Path], None]] = {
+SYSTEMS: dict[str, System] = {
     "envs, random actions": run_envs,
     "envs and inference": run_collector,
     "learning alone, fit": partial(run_fit, datamodule=ReplayDataModule),
     BARE: run_bare,
-    "pg_lightning, fit": run_fit,
+    FIT: run_fit,
     "fit, backend vector": partial(run_fit, datamodule=partial(RolloutDataModule, backend="vector")),
     "fit, compile": run_compiled,
     "fit, overlap": partial(run_fit, datamodule=partial(RolloutDataModule, overlap=True)),
     "fit, overlap, compile": partial(run_compiled, overlap=True),
+    "fit, device": partial(run_fit, datamodule=partial(RolloutDataModule, backend="device")),
     "fit, device, compile": partial(run_compiled, backend="device"),
     "fit, device, compile, overlap": partial(run_compiled, backend="device", overlap=True),
     "V-trace, ahead": run_vtrace,
     "V-trace, ahead, compile": partial(run_vtrace, compile=True),
-    SB3: run_sb3,
+    SB3: peers.run_sb3,
+    RSL_RL: peers.run_rsl_rl,
+    "rsl_rl, compile": partial(peers.run_rsl_rl, compile=True),
 }
 
 
 def systems_of(workload: Workload) -> list[str]:
     """The systems that can run it: some environments have no vectorised code, and some algorithms allow no lag."""
-    is_vectorised = gymnasium.spec(workload.env_id).vector_entry_point is not None
     able = {
-        "vector": is_vectorised,
+        "vector": gymnasium.spec(workload.env_id).vector_entry_point is not None,
         "device": workload.env_id in TASKS,
         "overlap": workload.algorithm.corrects_policy_lag,
         "V-trace": workload.algorithm is A2C,
         "compile": not workload.whole_episodes,
+        SB3: peers.sb3_can_run(workload),
+        RSL_RL: peers.rsl_rl_can_run(workload),
+        PUREJAXRL: peers.purejaxrl_can_run(workload),
     }
-    return [
-        name
-        for name in SYSTEMS
-        if (name != SB3 or workload.algorithm in SB3_PEERS) and all(can for word, can in able.items() if word in name)
-    ]
+    names = [*SYSTEMS, PUREJAXRL] if workload.systems is None else workload.systems
+    return [name for name in names if all(can for word, can in able.items() if word in name)]
 
 
-def measure(workload: Workload, repeats: int) -> dict[str, Any]:
+def measure(workload: Workload, repeats: int, systems: dict[str, System]) -> dict[str, Any]:
     """Runs every system once per repeat, in turn; the seed is the number of the repeat."""
-    reference = SB3 if workload.algorithm in SB3_PEERS else BARE
-    names = systems_of(workload)
+    names = [name for name in systems_of(workload) if name in systems]
+    if not names:
+        raise UserError("none of these systems can run it")
+    first = SB3 if SB3 in names else BARE
+    references = [name for name in (first, RSL_RL, PUREJAXRL) if name in names] or names[:1]
     runs: dict[str, list[Stopwatch]] = {name: [] for name in names}
     for repeat in range(repeats):
         for name in names:
             gc.collect()
             stopwatch = Stopwatch(workload.warm_up, workload.warm_up + workload.steps)
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-                SYSTEMS[name](workload, stopwatch, repeat, Path(folder))
+                systems[name](workload, stopwatch, repeat, Path(folder))
             runs[name].append(stopwatch)
     speeds = {name: np.array([run.steps_per_second for run in runs[name]]) for name in names}
-    ratios = {name: speeds[name] / speeds[reference] for name in names}
-    systems = {
+    report = {
         name: {
             "steps_per_second": float(np.median(speeds[name])),
-            "ratio": float(np.median(ratios[name])),
-            "ratio_ci95": median_interval(ratios[name]),
+            "ratios": {reference: ratio(speeds[name], speeds[reference]) for reference in references},
             "return_mean": mean_of_known([run.return_mean for run in runs[name]]),
             "timed_steps": [run.timed_steps for run in runs[name]],
             "repeats": speeds[name].tolist(),
@@ -459,7 +275,13 @@ def measure(workload: Workload, repeats: int) -> dict[str, Any]:
         for name in names
     }
     settings = asdict(workload) | {"algorithm": workload.algorithm.__name__, "warm_up": workload.warm_up}
-    return {"settings": settings, "reference": reference, "systems": systems}
+    return {"settings": settings, "references": references, "systems": report}
+
+
+def ratio(speeds: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    """The median of the ratios within a repeat, and its interval."""
+    ratios = speeds / others
+    return {"median": float(np.median(ratios)), "ci95": median_interval(ratios)}
 
 
 def mean_of_known(returns: list[float | None]) -> float | None:
@@ -474,14 +296,31 @@ def table(name: str, report: dict[str, Any]) -> str:
         f"### {name}\n",
         f"{of['algorithm']} on {of['env_id']}, {of['num_envs']} envs x {of['num_steps']} steps; "
         f"{of['steps']:,} env steps a run after {of['warm_up']:,} to warm up\n",
-        f"| system | env steps/s | ratio to {report['reference']} [95 %] | return |",
-        "|---|--:|--:|--:|",
+        "| system | env steps/s | "
+        + " | ".join(f"ratio to {name} [95 %]" for name in report["references"])
+        + " | return |",
+        "|---|--:|" + "--:|" * len(report["references"]) + "--:|",
     ]
     for system, row in report["systems"].items():
-        speed, ratio = f"{row['steps_per_second']:,.0f}", with_interval(row["ratio"], row["ratio_ci95"])
+        ratios = " | ".join(with_interval(x["median"], x["ci95"]) for x in row["ratios"].values())
         mean = "–" if row["return_mean"] is None else f"{row['return_mean']:.1f}"
-        lines.append(f"| {system} | {speed} | {ratio} | {mean} |")
+        lines.append(f"| {system} | {row['steps_per_second']:,.0f} | {ratios} | {mean} |")
     return "\n".join(lines)
+
+
+def available(purejaxrl: Path | None, interpreter: str) -> dict[str, System]:
+    """All systems but those whose code is not here; prints how to get it."""
+    systems = dict(SYSTEMS)
+    if not peers.HAS_RSL_RL:
+        systems = {name: run for name, run in systems.items() if RSL_RL not in name}
+        print('no rows for rsl_rl: pip install "rsl-rl-lib>=5.5", or the extra [bench]')
+    if purejaxrl is None:
+        print(
+            "no rows for PureJaxRL: git clone https://github.com/luchris429/purejaxrl, and give --purejaxrl its folder"
+        )
+    else:
+        systems[PUREJAXRL] = partial(peers.run_purejaxrl, source=purejaxrl, interpreter=interpreter)
+    return systems
 
 
 def main() -> None:
@@ -492,9 +331,21 @@ def main() -> None:
         "--steps", type=positive, help="env steps on the clock in each run (default: the workload's own)"
     )
     parser.add_argument("--threads", type=positive, default=1, help="threads of PyTorch (default: 1)")
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="only these rows of the tables (default: all)")
+    parser.add_argument("--purejaxrl", type=Path, metavar="FOLDER", help="of PureJaxRL's ppo.py and wrappers.py")
+    parser.add_argument(
+        "--purejaxrl-python", default=sys.executable, metavar="PYTHON", help="which has jax (default: this one)"
+    )
     parser.add_argument("--json", type=Path, help="where to write the numbers, of every repeat too")
     arguments = parser.parse_args()
     refuse_unknown(parser, "--workload", arguments.workload, WORKLOADS)
+    if arguments.purejaxrl and not (arguments.purejaxrl / "ppo.py").is_file():
+        parser.exit(2, f"error: --purejaxrl: there is no ppo.py in {arguments.purejaxrl}\n")
+    if shutil.which(arguments.purejaxrl_python) is None:
+        parser.exit(2, f"error: --purejaxrl-python: {arguments.purejaxrl_python} is not a program\n")
+    systems = available(arguments.purejaxrl, arguments.purejaxrl_python)
+    refuse_unknown(parser, "--systems", arguments.systems or [], systems)
+    systems = {name: run for name, run in systems.items() if name in (arguments.systems or systems)}
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -507,7 +358,7 @@ def main() -> None:
         if arguments.steps:
             workload = replace(workload, steps=arguments.steps)
         try:
-            report["workloads"][name] = measure(workload, arguments.repeats)
+            report["workloads"][name] = measure(workload, arguments.repeats, systems)
         except UserError as error:
             parser.exit(2, f"error: {name}: {error}\n")
         print(table(name, report["workloads"][name]) + "\n", flush=True)

@@ -41,7 +41,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
-from throughput import SB3, make_trainer
+from throughput import make_trainer
+from workloads import SB3
 
 from pg_lightning.class_path import resolve
 from pg_lightning.cli.configs import find_config

@@ -54,7 +54,7 @@ class Pendulum:
     def first(self, uniform: Tensor) -> Tensor:
         """Angle within ±π and its velocity within ±1, `[N, 2]`."""
         angle, spin = (2 * uniform - 1).unbind(-1)
-        return torch.stack([math.pi * angle, spin], -1)
+        return torch.stack([math.pi * angle, spin], -1)  # a tensor of constants would be a copy from the host
 
     def observe(self, state: Tensor) -> Tensor:
         """Cosine and sine of the angle, and its velocity `[N, 3]`."""
