@@ -421,3 +421,32 @@ def numpy_poles(num_envs: int) -> VectorEnv:
 def one_pole() -> gym.Env:
     """A single environment."""
     return gym.make("CartPole-v1")
+
+
+class Faulty(IsaacLab):
+    """Returns from a step what a simulator should not.
+
+    Args:
+        fault: what it does wrong, or `columns`, which is unusual but clear.
+        num_envs: N.
+        limit: see `Pole`.
+    """
+
+    def __init__(self, fault: str, num_envs: int, limit: int = LIMIT) -> None:
+        super().__init__(num_envs, gives_final_obs=True, limit=limit)
+        self.fault = fault
+        if fault == "no action space":
+            self.single_action_space = None
+
+    def step(self, action: Tensor) -> Any:
+        obs, rewards, terminated, truncated, extras = super().step(action)
+        last = {"policy": torch.zeros(self.num_envs - 1, 4), "critic": torch.zeros(self.num_envs - 1, 2)}
+        faults = {
+            "columns": (obs, rewards[:, None], terminated[:, None], truncated[:, None], extras),
+            "four values": (obs, rewards, terminated | truncated, extras),
+            "array": (obs, rewards.numpy(), terminated, truncated, extras),
+            "few flags": (obs, rewards, terminated[1:], truncated, extras),
+            "few final": (obs, rewards, terminated, truncated, {"final_obs": last}),
+            "odd final": (obs, rewards, terminated, truncated, {"final_obs": np.zeros(self.num_envs, object)}),
+        }
+        return faults.get(self.fault, (obs, rewards, terminated, truncated, extras))

@@ -42,7 +42,8 @@ def only_instance(data: RolloutDataModule) -> SharedInstance | None:
                 f"data.{name}: with backend {data.backend!r} one instance of the environments, in this process, serves "
                 "training and evaluation; remove it"
             )
-    return SharedInstance(environments(_made(data, data.num_envs, data.env_kwargs, data.wrappers, data.backend)))
+    settings = data.num_envs, data.env_kwargs, data.wrappers, data.backend, data.autoreset_mode
+    return SharedInstance(environments(_made(data, *settings)))
 
 
 def spaces_for(data: RolloutDataModule) -> Spaces:

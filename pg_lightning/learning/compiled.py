@@ -66,6 +66,7 @@ class CompiledStep:
     def __init__(self, module: nn.Module, gradient: FlatGradient) -> None:
         self.gradient = gradient
         self._module = module
+        self._network_is_ours = all(map(is_ours, map(type, list(module.modules())[1:])))
         self._max_norm = gradient.values.new_zeros(())
         self._differentiate: dict[Key, Callable[..., tuple[Tensor, Stats]]] = {}
         self._step: dict[Key, Callable[..., Stats]] = {}
@@ -146,12 +147,18 @@ class CompiledStep:
 
     def _guards(self, key: Key, batch: Batch) -> AbstractContextManager[object]:
         """What compiled code assumes is checked once per update, and again for another batch size or if a number of the
-        module has changed."""
+        module has changed; in every step if the loss is not ours, because it may read anything."""
+        if not self._is_ours(key[0]):
+            return nullcontext()
         call = key, len(batch), *(x for x in vars(self._module).values() if isinstance(x, (float, int, str)))
         if call in self._checked:
             return without_guards()
         self._checked.add(call)
         return nullcontext()
+
+    def _is_ours(self, loss: Loss) -> bool:
+        """Whether loss and network are this package's, so that it is known what they read and differentiate."""
+        return self._network_is_ours and is_ours(loss)
 
     def _trained(self) -> tuple[bool, ...]:
         """Which parameters are trained: a step is compiled anew if some are frozen."""
@@ -195,7 +202,7 @@ class CompiledStep:
         rank_zero_info(f"model.compile: only the loss is compiled, not the whole gradient step: {reason}")
 
     def _gradient_of(self, loss: Loss) -> Callable[[Tensor, Batch], tuple[Tensor, Stats]]:
-        holder = _LossModule(self._module, loss)
+        holder = _LossModule(self._module, loss, first_order_tanh if self._is_ours(loss) else nullcontext)
         index = {id(parameter): i for i, parameter in enumerate(self.gradient.parameters)}
         # All names of a parameter: tied parameters have several. A shared module has one.
         places = [
@@ -240,14 +247,20 @@ class CompiledStep:
 class _LossModule(nn.Module):
     """A loss as the forward pass of a module, so that `functional_call` can replace the parameters."""
 
-    def __init__(self, module: nn.Module, loss: Loss) -> None:
+    def __init__(self, module: nn.Module, loss: Loss, context: Callable[[], AbstractContextManager[None]]) -> None:
         super().__init__()
         self.module = module
         self.loss = loss
+        self.context = context
 
     def forward(self, batch: Batch) -> tuple[Tensor, Stats]:
-        with first_order_tanh():
+        with self.context():
             return self.loss(batch)
+
+
+def is_ours(part: object) -> bool:
+    """Whether a class or a function is this package's, or torch's."""
+    return str(getattr(part, "__module__", "")).startswith(("pg_lightning.", "torch."))
 
 
 def _clipped(gradient: Tensor, max_norm: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ def _rational(x: Tensor) -> Tensor:
 
 class FirstOrderTanh(torch.autograd.Function):
     """`rational_tanh` whose gradient takes half the time. In compiled code its second derivative is lost: only use it
-    where the first gradient is compared with one that is not compiled."""
+    in a loss that takes no gradient itself."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from pg_lightning import PPO, Rollout
 from pg_lightning.data import RolloutCollector
 from pg_lightning.envs.backends.tensor import TensorEnvironments
 from pg_lightning.learning.actor import PolicyActor
+from pg_lightning.policies import ActorCritic
+from pg_lightning.policies.distributions import Categorical
 
 N, ROLLOUTS = 6, 10
 CASES = {
@@ -121,6 +123,45 @@ def test_a_policy_whose_samples_are_not_a_function_of_noise_plays_single_steps(
         "model.compile: the steps of a rollout are not compiled: samples of a Beta distribution are not a function of "
         "noise"
     ) == 1
+
+
+class Zero(ActorCritic):
+    """Always takes the first action."""
+
+    def sample(self, obs: Tensor, *args: Any) -> Any:
+        actions, state = super().sample(obs, *args)
+        return torch.zeros_like(actions), state
+
+
+class Cold(Categorical):
+    """Samples its mode."""
+
+    def sample(self, generator: Any = None) -> Tensor:
+        return self.mode
+
+
+@pytest.mark.parametrize("what", ["policy", "distribution"])
+def test_a_policy_that_samples_in_its_own_way_plays_single_steps(what: str, caplog: pytest.LogCaptureFixture) -> None:
+    env = TensorEnvironments("CartPole-v1", N, dtype=torch.float64)
+    actor = actor_of(env, True)
+    if what == "policy":
+        actor.policy.__class__ = Zero
+    else:
+        actor.policy.actor_head.distribution = lambda outputs, mask=None: Cold(outputs)
+    rollout = collector(env, 16).collect(actor)
+    assert "model.compile: the steps of a rollout are not compiled: " in caplog.text
+    pi, _ = actor.distribution(rollout.obs[:-1].flatten(0, 1), None)
+    expected = torch.zeros_like(rollout.actions) if what == "policy" else pi.mode.view_as(rollout.actions)
+    assert torch.equal(rollout.actions, expected)
+
+
+def test_compiled_rollouts_may_follow_single_steps() -> None:
+    env = TensorEnvironments("CartPole-v1", N)
+    played = collector(env, 16)
+    played.collect(actor_of(env, False))
+    before = compiled_graphs()
+    assert played.collect(actor_of(env, True)).env_steps == 16 * N
+    assert compiled_graphs() == before + 1
 
 
 def test_with_a_memory_only_rollouts_are_compiled(caplog: pytest.LogCaptureFixture, fit: Any) -> None:

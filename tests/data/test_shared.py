@@ -182,6 +182,11 @@ def test_a_second_instance_is_refused_in_one_line(name: str) -> None:
         data_of(**{name: value})
 
 
+def test_another_autoreset_mode_than_its_own_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"^data.autoreset_mode: .* resets as same_step, not next_step$"):
+        data_of(autoreset_mode="next_step")
+
+
 def test_workers_with_environments_of_their_own_are_refused_in_one_line() -> None:
     data = data_of()
     data.trainer = Trainer(accelerator="cpu", strategy=HogwildStrategy(), devices=2, logger=False)

@@ -290,6 +290,31 @@ def test_what_cannot_be_used_is_refused_in_one_line(env_id: str, settings: Any, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "four values",
+            "data.env_id: step of the simulator returned 4 values; it must return 5, the last a dictionary",
+        ),
+        ("array", "data.env_id: rewards of the simulator are ndarray, not tensors; set data.backend to vector"),
+        ("few flags", f"data.env_id: the flags terminated of the simulator have shape [{N - 1}], not one number "),
+        ("few final", "data.env_id: infos['final_obs'] of the simulator must have the structure of its observations, "),
+        ("odd final", "data.env_id: infos['final_obs'] of the simulator must have the structure of its observations, "),
+        ("no action space", "data.env_id: the simulator has no single_action_space, the action space of one environm"),
+    ],
+)
+def test_a_step_that_is_not_one_is_refused_in_one_line(fault: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make("Faulty", fault=fault).step(torch.zeros(N, 1))
+    assert str(caught.value).startswith(message)
+
+
+def test_flags_and_rewards_may_be_columns() -> None:
+    step = make("Faulty", fault="columns").step(torch.zeros(N, 1))
+    assert step.rewards.shape == step.terminated.shape == step.truncated.shape == (N,)
+
+
 def test_it_is_closed_with_the_simulator_and_need_not_have_a_close() -> None:
     make("IsaacLab").close()
     assert Pole.latest.is_closed

@@ -184,6 +184,43 @@ def test_a_loss_with_a_second_derivative_keeps_it(counted):
     assert counted["step"] == 5
 
 
+class SmoothLater(A2C):
+    """A penalty that is small at first, because the logits are, and grows."""
+
+    def loss(self, batch):
+        loss, metrics = super().loss(batch)
+        slopes = torch.func.grad(lambda obs: self.network.act(obs)[0].logits.square().sum())(batch.obs)
+        return loss + 0.1 * slopes.square().mean(), metrics
+
+
+def test_a_second_derivative_that_grows_is_kept(counted):
+    options = {"precision": "32-true", "rollouts": 20, "actions": spaces.Discrete(3), "lr": 0.05, "optimizer": "adam"}
+    compiled, _ = learned(SmoothLater, **options, compile=True)
+    assert counted["step"] == 20
+    assert_same(compiled, learned(SmoothLater, **options)[0], atol=2e-3)
+
+
+class Dial(A2C):
+    """A loss with a number in a dictionary, which changes within an update."""
+
+    def update(self, rollout):
+        batch = self.targets(rollout, self.gae_lambda, False)
+        for step in range(4):
+            self.settings = {"bonus": 0.5 / (1 + step)}
+            self.learner.step(self.loss, batch)
+        return self.learner.mean_stats()
+
+    def loss(self, batch):
+        loss, metrics = super().loss(batch)
+        return loss - self.settings["bonus"] * self.network.policy(batch).entropy().mean(), metrics
+
+
+def test_a_number_in_a_dictionary_is_heeded(counted):
+    compiled, _ = learned(Dial, rollouts=3, optimizer="adam", compile=True)
+    assert counted["step"] == 12
+    assert_same(compiled, learned(Dial, rollouts=3, optimizer="adam")[0])
+
+
 def test_tied_parameters_stay_tied(counted):
     options = {**PPO_STEPS, "torso": {"class_path": f"{__name__}.Tied"}}
     eager, _ = learned(PPO, rollouts=5, **options)

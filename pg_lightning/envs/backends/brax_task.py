@@ -33,6 +33,8 @@ class Task:
         arguments = dict(env_kwargs)
         self._limit = arguments.pop("episode_length", EPISODE_LENGTH)
         if self._limit is not None:
+            if not isinstance(self._limit, int):
+                raise UserError(f"data.env_kwargs.episode_length: must be a whole number or null, got {self._limit!r}")
             require("data.env_kwargs.episode_length", self._limit, 1)
         try:
             env = envs.get_environment(env_id, **arguments)

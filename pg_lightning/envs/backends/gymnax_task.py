@@ -32,6 +32,11 @@ class Task:
     def __init__(self, env_id: str, env_kwargs: EnvKwargs) -> None:
         if env_id not in gymnax.registered_envs:
             raise UserError(f"data.env_id: gymnax has {', '.join(gymnax.registered_envs)}, not {env_id!r}")
+        limit = env_kwargs.get("max_steps_in_episode", 1)
+        if not isinstance(limit, int) or limit < 1:
+            raise UserError(
+                f"data.env_kwargs.max_steps_in_episode: must be a whole number of at least 1, got {limit!r}"
+            )
         names: list[str] = []
         try:
             names = [field.name for field in dataclasses.fields(gymnax.make(env_id)[1])]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from pg_lightning.envs.backends.observations import ObservationLayout, Observations, box_of
 from pg_lightning.envs.contract import Capabilities, EnvState, VectorStep
+from pg_lightning.errors import UserError
 
 Extras = Mapping[str, object]
+Values = TypeVar("Values")
 Seeds = Sequence[int | None] | int | None
 FINAL_OBS = ("final_obs", "final_observation")  # Gymnasium 1.x and Isaac Lab; ManiSkill
 
@@ -92,24 +94,48 @@ class Simulator:
         """A copy of the actions on the simulator's device; it may write into the copy."""
         return actions.to(self.layout.device, copy=True)
 
+    def column(self, x: object, name: str) -> Tensor:
+        """`[N]`, one number for each environment.
+
+        Raises:
+            UserError: if it is not, naming it.
+        """
+        if not isinstance(x, Tensor):
+            raise UserError(
+                f"data.env_id: {name} of the simulator are {type(x).__name__}, not tensors; set data.backend to vector"
+            )
+        if x.numel() != self.num_envs:
+            raise UserError(
+                f"data.env_id: {name} of the simulator have shape {list(x.shape)}, not one number for each of its "
+                f"{self.num_envs} environments"
+            )
+        return x.reshape(self.num_envs)
+
     def rewards(self, rewards: Tensor) -> Tensor:
         """`[N]` float32; reports once that float64 is converted."""
+        rewards = self.column(rewards, "rewards")
         if rewards.dtype == torch.float64 and self._reports_double:
             self._reports_double = False
             rank_zero_info("data.env_id: the rewards are float64, and are converted to float32")
-        return rewards.reshape(self.num_envs).float()
+        return rewards.float()
 
     def final_obs(self, extras: Extras) -> Tensor | None:
         """`[N, *obs]` the last observations of the episodes that ended in this step; None if the simulator gave none.
 
         Whether it did is known without a synchronisation with the device: the key is there or not.
         """
-        obs = next((extras[name] for name in FINAL_OBS if name in extras), None)
-        if obs is None:
+        name = next((name for name in FINAL_OBS if name in extras), None)
+        if name is None or extras[name] is None:
             return None
         if not self.capabilities.knows_final_obs:
             self.capabilities = replace(self.capabilities, knows_final_obs=True)
-        return self.layout.flat(obs)  # type: ignore[arg-type]
+        try:
+            final_obs = self.layout.flat(extras[name])  # type: ignore[arg-type]
+        except (AttributeError, IndexError, KeyError, TypeError, RuntimeError) as error:
+            raise _unlike_observations(name, self.num_envs) from error
+        if len(final_obs) != self.num_envs:
+            raise _unlike_observations(name, self.num_envs)
+        return final_obs
 
 
 class FiveValues(Simulator):
@@ -125,11 +151,15 @@ class FiveValues(Simulator):
         self.env = env
         core = getattr(env, "unwrapped", env)
         space = getattr(env, "single_observation_space", getattr(core, "single_observation_space", None))
-        layout = ObservationLayout(env.reset()[0], space)
+        layout = ObservationLayout(_values(env.reset(), 2, "reset")[0], space)
         capabilities = Capabilities(
             layout.device, autoreset, single_instance=True, knows_final_obs=autoreset == "next_step"
         )
         actions = getattr(env, "single_action_space", getattr(core, "single_action_space", None))
+        if actions is None:
+            raise UserError(
+                "data.env_id: the simulator has no single_action_space, the action space of one environment"
+            )
         super().__init__(env, layout, box_of(actions), capabilities)
         self._resets_next = autoreset == "next_step"
         self._in_reset_row = torch.zeros(self.num_envs, dtype=torch.bool, device=layout.device)
@@ -137,15 +167,16 @@ class FiveValues(Simulator):
     @torch.inference_mode()
     def reset(self, seeds: Seeds = None) -> tuple[Tensor, Tensor | None]:
         """See `Environments`; the first of several seeds is used for all."""
-        obs, extras = self.env.reset(seed=first_of(seeds))
+        obs, extras = _values(self.env.reset(seed=first_of(seeds)), 2, "reset")
         self._in_reset_row = torch.zeros_like(self._in_reset_row)
         return self.layout.flat(obs), _action_mask(extras)
 
     @torch.inference_mode()
     def step(self, actions: Tensor) -> VectorStep[Tensor]:
         """See `Environments`."""
-        obs, rewards, terminated, truncated, extras = self.env.step(self.taken(actions))
-        terminated, truncated = self._flags(terminated), self._flags(truncated)
+        result = _values(self.env.step(self.taken(actions)), 5, "step")
+        obs, rewards, terminated, truncated, extras = result
+        terminated, truncated = self._flags(terminated, "terminated"), self._flags(truncated, "truncated")
         done = terminated | truncated
         begins, final_obs, valid = done, None, None
         if self._resets_next:
@@ -157,10 +188,10 @@ class FiveValues(Simulator):
         mask = _action_mask(extras)
         return VectorStep(self.layout.flat(obs), self.rewards(rewards), *ends, final_obs, valid, None, mask, extras)
 
-    def _flags(self, x: Tensor | bool) -> Tensor:
-        if isinstance(x, Tensor):
-            return x.bool()
-        return torch.full((self.num_envs,), x, device=self.layout.device)
+    def _flags(self, x: Tensor | bool, name: str) -> Tensor:
+        if isinstance(x, bool):
+            return torch.full((self.num_envs,), x, device=self.layout.device)
+        return self.column(x, f"the flags {name}").bool()
 
 
 class FourValues(Simulator):
@@ -193,11 +224,12 @@ class FourValues(Simulator):
     @torch.inference_mode()
     def step(self, actions: Tensor) -> VectorStep[Tensor]:
         """See `Environments`."""
-        obs, rewards, dones, extras = self.env.step(self.taken(actions))
-        done = dones.bool()
-        time_outs = extras.get("time_outs")
+        obs, rewards, dones, extras = _values(self.env.step(self.taken(actions)), 4, "step")
+        done, time_outs = self.column(dones, "dones").bool(), extras.get("time_outs")
         # Time-outs are set in any dtype, and may be left over from an earlier step.
-        truncated = done & time_outs.bool() if isinstance(time_outs, Tensor) else torch.zeros_like(done)
+        truncated = torch.zeros_like(done)
+        if isinstance(time_outs, Tensor):
+            truncated = done & self.column(time_outs, "extras['time_outs']").bool()
         ends = (done & ~truncated, truncated, done, done)
         return VectorStep(self.layout.flat(obs), self.rewards(rewards), *ends, self.final_obs(extras), info=extras)
 
@@ -223,6 +255,23 @@ def num_envs_of(env: object) -> int:
 def first_of(seeds: Seeds) -> int | None:
     """The one seed of environments that share a random stream."""
     return seeds if isinstance(seeds, int) or seeds is None else seeds[0]
+
+
+def _values(result: Values, count: int, method: str) -> Values:
+    """The values that a method returned, if they are as many as they must be and the last one is a dictionary."""
+    if not isinstance(result, tuple) or len(result) != count or not hasattr(result[-1], "get"):
+        given = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+        raise UserError(
+            f"data.env_id: {method} of the simulator returned {given}; it must return {count}, the last a dictionary"
+        )
+    return result
+
+
+def _unlike_observations(name: str, num_envs: int) -> UserError:
+    return UserError(
+        f"data.env_id: infos[{name!r}] of the simulator must have the structure of its observations, for all "
+        f"{num_envs} environments"
+    )
 
 
 def _action_mask(extras: Extras) -> Tensor | None:
