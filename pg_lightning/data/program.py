@@ -29,7 +29,7 @@ Steps = Callable[
 
 
 class RolloutProgram:
-    """Plays T steps in compiled calls of several, with the random numbers of single steps in torch.
+    """Plays T steps, or most of them, in compiled calls of several, with the random numbers of single steps in torch.
 
     (Up to 64 environments on a CPU, single steps act in NumPy, which draws its noise for 16 steps at once.)
 
@@ -46,7 +46,8 @@ class RolloutProgram:
     ) -> None:
         self.actor = actor
         self._env, self._rows = env, rows
-        self._per_call = max(k for k in range(1, MAX_STEPS + 1) if num_steps % k == 0)
+        divisor = max(k for k in range(1, MAX_STEPS + 1) if num_steps % k == 0)
+        self._per_call = divisor if divisor >= MAX_STEPS // 2 else min(MAX_STEPS, num_steps)
         self._calls = num_steps // self._per_call
         self._noise_like, self._fill = pi.noise_like.new_empty(self._per_call, *pi.noise_like.shape), pi.fill_
         self._steps = compiled(steps_of(env, actor, self._per_call), rows.device)
@@ -62,7 +63,7 @@ class RolloutProgram:
     @torch.inference_mode(False)
     @torch.no_grad()
     def play(self, generator: torch.Generator, state: Tensor | None) -> Tensor | None:
-        """Adds T rows.
+        """Adds T rows, or fewer if calls of equal size do not fit; the others must be single steps.
 
         Args:
             generator: of the noise of actions.

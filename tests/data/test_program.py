@@ -90,9 +90,10 @@ def test_a_compiled_rollout_is_that_of_single_steps(name: str) -> None:
     assert_same_play(TensorEnvironments, env_id, 16, options)
 
 
-@pytest.mark.parametrize("num_steps", [1, 5, 12])
+@pytest.mark.parametrize("num_steps", [1, 5, 11, 12])
 def test_any_number_of_steps_can_be_compiled(num_steps: int) -> None:
-    assert_same_play(TensorEnvironments, "CartPole-v1", num_steps, {})
+    options = {"memory": "gru", "memory_size": 3} if num_steps == 11 else {}
+    assert_same_play(TensorEnvironments, "CartPole-v1", num_steps, options)
 
 
 def test_several_choices_can_be_compiled() -> None:
