@@ -16,6 +16,7 @@ from torch import Tensor
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.envs import env_seed
 from pg_lightning.envs.contract import Environments, EnvState, VectorStep
+from pg_lightning.envs.seeds import Seeds, one_seed
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Actor, Rollout
 
@@ -113,10 +114,10 @@ class EvaluationTurn:
         self._mask: np.ndarray | None = None
         self._done = np.zeros(self.num_envs, bool)
 
-    def reset(self, seeds: Sequence[int | None] | int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    def reset(self, seeds: Seeds = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Starts an episode in every environment; drops those of training."""
         self._instance.evaluations += 1
-        obs, mask = self._instance.env.reset(seeds if isinstance(seeds, int) or seeds is None else seeds[0])
+        obs, mask = self._instance.env.reset(one_seed(seeds))
         self._now, self._mask = _array(obs), _array_or_none(mask)
         return self._now, self._mask
 

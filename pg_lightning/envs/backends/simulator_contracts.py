@@ -5,7 +5,7 @@ Steps and resets run in inference mode: a simulator may write in a reset into te
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
 
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from pg_lightning.envs.backends.observations import ObservationLayout, Observations, box_of
 from pg_lightning.envs.contract import Capabilities, EnvState, VectorStep
+from pg_lightning.envs.seeds import Seeds, one_seed
 from pg_lightning.errors import UserError
 
 Extras = Mapping[str, object]
 Values = TypeVar("Values")
-Seeds = Sequence[int | None] | int | None
 FINAL_OBS = ("final_obs", "final_observation")  # Gymnasium 1.x and Isaac Lab; ManiSkill
 
 
@@ -167,7 +167,7 @@ class FiveValues(Simulator):
     @torch.inference_mode()
     def reset(self, seeds: Seeds = None) -> tuple[Tensor, Tensor | None]:
         """See `Environments`; the first of several seeds is used for all."""
-        obs, extras = _values(self.env.reset(seed=first_of(seeds)), 2, "reset")
+        obs, extras = _values(self.env.reset(seed=one_seed(seeds)), 2, "reset")
         self._in_reset_row = torch.zeros_like(self._in_reset_row)
         return self.layout.flat(obs), _action_mask(extras)
 
@@ -217,8 +217,8 @@ class FourValues(Simulator):
     def reset(self, seeds: Seeds = None) -> tuple[Tensor, None]:
         """See `Environments`; the first of several seeds is used, if the simulator has a method `seed`."""
         seed = getattr(self.env, "seed", None)
-        if callable(seed) and first_of(seeds) is not None:
-            seed(first_of(seeds))
+        if callable(seed) and one_seed(seeds) is not None:
+            seed(one_seed(seeds))
         return self.layout.flat(self._first()), None
 
     @torch.inference_mode()
@@ -250,11 +250,6 @@ def num_envs_of(env: object) -> int:
         if isinstance(count := getattr(part, "num_envs", None), int):
             return count
     return 0
-
-
-def first_of(seeds: Seeds) -> int | None:
-    """The one seed of environments that share a random stream."""
-    return seeds if isinstance(seeds, int) or seeds is None else seeds[0]
 
 
 def _values(result: Values, count: int, method: str) -> Values:
