@@ -144,7 +144,8 @@ class DeviceRows:
         self.now = block.next_obs[-1]
         self.t += len(block.rewards)
 
-    def cleared(self, state: Tensor, begins: Tensor) -> Tensor:
+    @staticmethod
+    def cleared(state: Tensor, begins: Tensor) -> Tensor:
         """`[N, S]` the recurrent state, reset where an episode starts."""
         return state * (~begins).unsqueeze(1).to(state.device)
 

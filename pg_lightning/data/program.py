@@ -44,7 +44,6 @@ class RolloutProgram:
     def __init__(
         self, env: PureEnvironments, actor: PolicyActor, rows: DeviceRows, num_steps: int, pi: NoiseDistribution
     ) -> None:
-        self.actor = actor
         self._env, self._rows = env, rows
         divisor = max(k for k in range(1, MAX_STEPS + 1) if num_steps % k == 0)
         self._per_call = divisor if divisor >= MAX_STEPS // 2 else min(MAX_STEPS, num_steps)
@@ -107,7 +106,7 @@ def steps_of(env: PureEnvironments, actor: PolicyActor, num_steps: int) -> Steps
             row, episodes = row_of(step, obs, episodes)
             obs = row.next_obs
             if state is not None:
-                state = state * (~step.begins).unsqueeze(1)
+                state = DeviceRows.cleared(state, step.begins)
             rows.append(row)
             taken.append(actions)
         return joined(rows, torch.stack), torch.stack(taken), episodes, carry, state
