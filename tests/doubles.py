@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from pg_lightning.algorithms import PPO
 from pg_lightning.learning import Learner
 from pg_lightning.learning.actor import PolicyActor
 from pg_lightning.policies.distributions import Categorical
@@ -30,6 +32,19 @@ class GradientOnly(Learner):
         stats["train/grad_norm"] = torch.zeros(())
         self.steps.append((len(batch), stats))
         return True
+
+
+def actor_for(env: Any, **model: Any) -> PolicyActor:
+    """The actor of a small policy for an environment, with a Trainer."""
+    torch.manual_seed(0)
+    module = PPO(
+        observation_space=env.single_observation_space,
+        action_space=env.single_action_space,
+        total_steps=1000,
+        **{"hidden_sizes": [8], **model},
+    )
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    return module.actor
 
 
 class WatchedActor(PolicyActor):

@@ -20,7 +20,14 @@ from pg_lightning.envs.backends.jax import Library, make_jax, make_one_jax
 from pg_lightning.envs.backends.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.envs.backends.serial import SerialVectorEnv
 from pg_lightning.envs.backends.tensor import TensorEnvironments
-from pg_lightning.envs.backends.vectorised import CAPABILITIES, MODES, REFUSALS, AutoresetName, make_vectorised
+from pg_lightning.envs.backends.vectorised import (
+    CAPABILITIES,
+    MODES,
+    REFUSALS,
+    AutoresetName,
+    make_vectorised,
+    refused_field,
+)
 from pg_lightning.envs.backends.workers import WorkerVectorEnv
 from pg_lightning.envs.contract import Capabilities, Environments, EnvKwargs
 from pg_lightning.envs.replay import Replayable
@@ -81,9 +88,8 @@ def make_env(
     except REFUSALS as error:
         if name := new_name(env_id):
             raise UserError(f"data.env_id: {env_id!r} is now {name!r}") from error
-        field = "data.env_id" if isinstance(error, (gym.error.Error, ImportError)) else "data.env_kwargs"
         cure = _missing_extra(error) or _missing_import(env_id) or cause_of(error)
-        raise UserError(f"{field}: cannot make {env_id!r}: {cure}") from error
+        raise UserError(f"{refused_field(error)}: cannot make {env_id!r}: {cure}") from error
     for wrapper in wrappers:
         env = _wrap(env, wrapper)
     if not _has_vector_form(env.observation_space):

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from doubles import actor_for
 from gymnasium import spaces
 from tensor_env import TensorCartPole
 from torch import Tensor
 
-from pg_lightning.algorithms import PPO
+import pg_lightning.envs.tasks.toy  # noqa: F401 - registers some of the tasks
 from pg_lightning.data import RolloutCollector
 from pg_lightning.data.device_rows import DeviceRows
 from pg_lightning.data.host_rows import HostRows
@@ -170,20 +171,6 @@ def test_a_mask_in_some_steps_only_is_refused(kind: str, at_first: bool) -> None
         rows.add(step if at_first else step._replace(action_mask=mask))
 
 
-def policy(env: Any, **kwargs: Any) -> Any:
-    from lightning.pytorch import Trainer
-
-    torch.manual_seed(0)
-    module = PPO(
-        observation_space=env.single_observation_space,
-        action_space=env.single_action_space,
-        total_steps=1000,
-        **{"hidden_sizes": [8], **kwargs},
-    )
-    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    return module.actor
-
-
 class OnTheHost(TensorCartPole):
     """The same environment, which gives arrays."""
 
@@ -205,7 +192,7 @@ def test_the_collector_makes_of_tensors_what_it_makes_of_arrays(whole: bool, kno
     rollouts = []
     for make in (OnTheHost, TensorCartPole):
         env: Environments = make(N, 7, knows)
-        module = policy(env, memory=memory)
+        module = actor_for(env, memory=memory)
         collector = RolloutCollector(env, 20, 3, action_seed=5, whole_episodes=whole)
         rollouts.append([collector.collect(module) for _ in range(3)])
         collector.close()
@@ -220,7 +207,7 @@ def test_on_a_device_no_step_waits_for_the_host(env_id: str, monkeypatch: pytest
     """What turns a tensor into a number of Python's waits for the device: the rollout does once, its steps never."""
     limit = {"max_episode_steps": 7}
     env: Any = TensorCartPole(N, 7) if env_id == "the stub" else TensorEnvironments(env_id, N, limit)
-    module = policy(env)
+    module = actor_for(env)
     collector = RolloutCollector(env, 20, 3, action_seed=5)
     collector.collect(module)
     waits: list[str] = []

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import doubles
 import numpy as np
 import pytest
 import simulators
 import torch
 from gymnasium import spaces
-from lightning.pytorch import Trainer
 from simulators import Pole, privileged
 from torch import Tensor
-from waits import Waits
+from waits import Waits, assert_no_step_waits
 
-from pg_lightning.algorithms import PPO
 from pg_lightning.data import RolloutCollector
 from pg_lightning.envs import make_vector_env
 from pg_lightning.errors import UserError
@@ -25,22 +25,11 @@ from pg_lightning.policies.obs_groups import groups_of
 from pg_lightning.rollout import Rollout
 
 N, LIMIT, T = 32, 9, 40
+actor_for = partial(doubles.actor_for, log_std_init=0.5)
 
 
 def make(name: str, num_envs: int = N, **kwargs: Any) -> Any:
     return make_vector_env(f"simulators.{name}", num_envs, {"limit": LIMIT, **kwargs}, backend="simulator")
-
-
-def actor_for(env: Any, **model: Any) -> Any:
-    torch.manual_seed(0)
-    module = PPO(
-        observation_space=env.single_observation_space,
-        action_space=env.single_action_space,
-        total_steps=1000,
-        **{"hidden_sizes": [8], "log_std_init": 0.5, **model},
-    )
-    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    return module.actor
 
 
 @dataclass
@@ -224,16 +213,7 @@ def test_a_seed_is_the_simulators_where_it_takes_one() -> None:
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_no_step_of_a_rollout_waits_for_the_device(kind: Kind) -> None:
     env = make(kind.name, **kind.kwargs)
-    actor, waits = actor_for(env), Waits(env.env)
-    counts = []
-    for num_steps in (10, 40):
-        collector = RolloutCollector(env, num_steps, 3, action_seed=5)
-        collector.collect(actor)  # the first call makes the generator
-        waits.found.clear()
-        with waits:
-            collector.collect(actor)
-        counts.append(len(waits.found))
-    assert counts[0] == counts[1] < 10, waits.found
+    assert_no_step_waits(env, actor_for(env), Waits(env.env))
 
 
 def test_operations_that_wait_are_found() -> None:

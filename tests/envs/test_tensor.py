@@ -10,10 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from waits import Waits
+from waits import Waits, assert_no_step_waits
 
 from pg_lightning.algorithms import A2C, PPO
-from pg_lightning.data import RolloutCollector
 from pg_lightning.envs import make_vector_env
 from pg_lightning.envs.backends.tensor import TASKS, TensorEnvironments
 from pg_lightning.errors import UserError
@@ -173,17 +172,10 @@ def test_the_critic_of_a_tensor_task_learns_the_exact_value(fit: Any) -> None:
 
 @every_task
 def test_no_step_of_a_rollout_waits_for_the_device(env_id: str) -> None:
-    env, waits, counts = TensorEnvironments(env_id, 3, {"max_episode_steps": 5}), Waits(copies=True), []
+    env = TensorEnvironments(env_id, 3, {"max_episode_steps": 5})
     policy = PPO(observation_space=env.single_observation_space, action_space=env.single_action_space)
     actor = policy.double().actor  # which does not act in NumPy
-    for num_steps in (10, 40):
-        collector = RolloutCollector(env, num_steps, 3, action_seed=5)
-        collector.collect(actor)  # the first call makes the generator
-        waits.found.clear()
-        with waits:
-            collector.collect(actor)
-        counts.append(len(waits.found))
-    assert counts[0] == counts[1] < 10, waits.found
+    assert_no_step_waits(env, actor, Waits(copies=True))
 
 
 REWARDED = {"sutton_barto_reward": True}
@@ -193,6 +185,7 @@ REWARDED = {"sutton_barto_reward": True}
     ("options", "complaint"),
     [
         ({"env_id": "LunarLander-v3"}, r"^data.backend: device has CartPole-v0, .*not 'LunarLander-v3'; use sync or"),
+        ({"env_id": "nope:pg_lightning/Recall-v0"}, r"^data.env_id: cannot make 'nope:pg_lightning/Recall-v0' on a "),
         ({"env_kwargs": {"max_episode_steps": 0}}, r"^data.env_kwargs: cannot make 'CartPole-v1' on a device: "),
         ({"env_kwargs": {"colour": 1}}, r"^data.env_kwargs: cannot make 'CartPole-v1' on a device: .*colour"),
         ({"autoreset_mode": "next_step"}, r"^data.autoreset_mode: backend 'device' resets as same_step"),

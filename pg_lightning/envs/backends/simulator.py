@@ -16,7 +16,7 @@ from pg_lightning.envs.backends.simulator_contracts import (
     FourValueEnv,
     FourValues,
 )
-from pg_lightning.envs.backends.vectorised import REFUSALS
+from pg_lightning.envs.backends.vectorised import REFUSALS, refused_field
 from pg_lightning.envs.contract import Capabilities, Environments, EnvKwargs
 from pg_lightning.errors import UserError, cause_of
 
@@ -42,8 +42,7 @@ def make_simulator(env_id: str, num_envs: int, env_kwargs: EnvKwargs | None) -> 
     except UserError:
         raise
     except REFUSALS as error:
-        field = "data.env_id" if isinstance(error, (gym.error.Error, ImportError)) else "data.env_kwargs"
-        raise UserError(f"{field}: cannot make {env_id!r}: {cause_of(error)}") from error
+        raise UserError(f"{refused_field(error)}: cannot make {env_id!r}: {cause_of(error)}") from error
     env = _adapted(env_id, made)
     if env.num_envs != num_envs:
         env.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -10,8 +9,9 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from pg_lightning.envs.backends.vectorised import REFUSALS
+from pg_lightning.envs.backends.vectorised import REFUSALS, refused_field
 from pg_lightning.envs.contract import Capabilities, Carry, VectorStep
+from pg_lightning.envs.seeds import Seeds, one_seed
 from pg_lightning.envs.tasks import classics, exact
 from pg_lightning.errors import UserError, cause_of
 
@@ -94,7 +94,7 @@ class TensorEnvironments:
             assert env.spec is not None
             self.task: TensorTask = TASKS[name](**env.spec.kwargs)
         except REFUSALS as error:
-            raise UserError(f"data.env_kwargs: cannot make {env_id!r} on a device: {cause_of(error)}") from error
+            raise UserError(f"{refused_field(error)}: cannot make {env_id!r} on a device: {cause_of(error)}") from error
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
         limit = env.spec.max_episode_steps
         env.close()
@@ -128,10 +128,9 @@ class TensorEnvironments:
         step = VectorStep(obs, rewards, terminated, truncated, done, done, final_obs)
         return (state, steps.masked_fill(done, 0)), step
 
-    def reset(self, seeds: Sequence[int | None] | int | None = None) -> tuple[Tensor, None]:
+    def reset(self, seeds: Seeds = None) -> tuple[Tensor, None]:
         """See `Environments`; the first of several seeds is used for all."""
-        seed = seeds if isinstance(seeds, int) or seeds is None else seeds[0]
-        if seed is not None:
+        if (seed := one_seed(seeds)) is not None:
             self._generator.manual_seed(seed)
         self.carry = self._first()
         return self.task.observe(self.carry[0]), None

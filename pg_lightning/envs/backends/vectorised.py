@@ -21,6 +21,11 @@ REFUSALS = (gym.error.Error, ImportError, TypeError, ValueError, AssertionError)
 CAPABILITIES = Capabilities(can_save_state="by_copy")
 
 
+def refused_field(error: BaseException) -> str:
+    """The setting that is at fault if Gymnasium cannot make an environment: its id, or its arguments."""
+    return "data.env_id" if isinstance(error, (gym.error.Error, ImportError)) else "data.env_kwargs"
+
+
 def make_vectorised(
     env_id: str,
     num_envs: int,
