@@ -117,6 +117,7 @@ class DeviceRows:
         """Starts a rollout with the current observations."""
         self.t = 0
         self.actions: list[Tensor] = []
+        self._taken: list[Tensor] = []
         self._first = self.now
         self._masks = None if self.mask is None else [self.mask]
         self._rows: list[Row] = []
@@ -138,7 +139,8 @@ class DeviceRows:
     def extend(self, block: Row, actions: Tensor, episodes: DeviceEpisodes) -> None:
         """Adds k rows at once, with their actions `[k, N, *action]`, and the episodes after them."""
         self._close_block()
-        self.actions += actions.unbind()
+        self._taken += [actions] if not self.actions else [torch.stack(self.actions), actions]
+        self.actions = []
         self._blocks.append(block)
         self.episodes = episodes
         self.now = block.next_obs[-1]
@@ -151,7 +153,7 @@ class DeviceRows:
 
     def check(self) -> None:
         """See `HostRows.check`; synchronises with the device. `rollout` calls it too."""
-        obs, actions = self._first.unsqueeze(0), torch.stack(self.actions or [torch.ones(0)])
+        obs, actions = self._first.unsqueeze(0), self._all_actions()
         finals, final_rows, rewards = self._first[:0], self._first.new_zeros(0), self._first.new_ones(0, self.num_envs)
         if self.t:
             columns = self._columns()
@@ -167,7 +169,7 @@ class DeviceRows:
         Raises:
             UserError: see `check`.
         """
-        columns, actions = self._columns(), torch.stack(self.actions)
+        columns, actions = self._columns(), self._all_actions()
         obs = torch.cat([self._first.unsqueeze(0), columns.next_obs])
         ended, cut, final_obs = columns.ended.flatten(), columns.cut.flatten(), columns.final_obs.flatten(0, 1)
         finite = [x.isfinite().all().to(self.device) for x in (obs, columns.rewards, actions)]
@@ -196,6 +198,10 @@ class DeviceRows:
             action_mask=None if self._masks is None else torch.stack(self._masks[: self.t]),
             state=None if state is None else state.clone(),
         )
+
+    def _all_actions(self) -> Tensor:
+        last = [torch.stack(self.actions)] if self.actions else []
+        return torch.cat([*self._taken, *last] or [torch.ones(0)])
 
     def _columns(self) -> Row:
         """All rows as one block."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import cast
 
 import torch
@@ -48,7 +48,10 @@ class RolloutProgram:
         divisor = max(k for k in range(1, MAX_STEPS + 1) if num_steps % k == 0)
         self._per_call = divisor if divisor >= MAX_STEPS // 2 else min(MAX_STEPS, num_steps)
         self._calls = num_steps // self._per_call
-        self._noise_like, self._fill = pi.noise_like.new_empty(self._per_call, *pi.noise_like.shape), pi.fill_
+        self._noise_like, self._fill = (
+            pi.noise_like.new_empty(self._calls, self._per_call, *pi.noise_like.shape),
+            pi.fill_,
+        )
         self._steps = compiled(steps_of(env, actor, self._per_call), rows.device)
 
     @torch.inference_mode(False)  # its tensors would need a compilation of their own
@@ -56,7 +59,7 @@ class RolloutProgram:
     def compile(self, state: Tensor | None) -> None:
         """Compiles the steps, without any effect on environments and random numbers."""
         state = self._made_ordinary(state)
-        noise, env_noise = torch.ones_like(self._noise_like), self._env.noise_like(self._per_call).zero_()
+        noise, env_noise = torch.ones_like(self._noise_like[0]), self._env.noise_like(self._per_call).zero_()
         self._steps(self._rows.now, self._rows.episodes, self._env.carry, state, noise, env_noise)
 
     @torch.inference_mode(False)
@@ -73,14 +76,15 @@ class RolloutProgram:
         """
         state = self._made_ordinary(state)
         rows, env = self._rows, self._env
-        for call in range(self._calls):
-            noise = torch.empty_like(self._noise_like)
-            for row in noise.unbind():
-                self._fill(row, generator)
-            arguments = rows.now, rows.episodes, env.carry, state, noise, env.noise(self._per_call)
-            with without_guards() if call else nullcontext():
-                block, actions, episodes, env.carry, state = self._steps(*arguments)
-            rows.extend(block, actions, episodes)
+        noise = self._fill(torch.empty_like(self._noise_like), generator)
+        env_noise = env.noise(self._calls * self._per_call).unflatten(0, (self._calls, self._per_call))
+        with ExitStack() as after_first:
+            for call in zip(noise.unbind(), env_noise.unbind(), strict=True):
+                block, actions, episodes, env.carry, state = self._steps(
+                    rows.now, rows.episodes, env.carry, state, *call
+                )
+                rows.extend(block, actions, episodes)
+                after_first.enter_context(without_guards())
         return state
 
     def _made_ordinary(self, state: Tensor | None) -> Tensor | None:

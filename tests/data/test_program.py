@@ -18,7 +18,7 @@ from pg_lightning.learning.actor import PolicyActor
 from pg_lightning.policies import ActorCritic
 from pg_lightning.policies.distributions import Categorical
 
-N, ROLLOUTS = 6, 10
+N, ROLLOUTS = 16, 10  # torch draws 16 normal numbers at a time
 CASES = {
     "Categorical": ("CartPole-v1", {}),
     "normalised": ("CartPole-v1", {"normalize_obs": True}),

@@ -106,10 +106,7 @@ class TensorEnvironments:
 
     def noise(self, num_steps: int) -> Tensor:
         """See `PureEnvironments`: `[num_steps, N, num_uniforms]` uniform numbers for the first states of episodes."""
-        uniform = self.noise_like(num_steps)
-        for row in uniform.unbind():  # not all at once: the numbers must not depend on `num_steps`
-            row.uniform_(generator=self._generator)
-        return uniform
+        return self.noise_like(num_steps).uniform_(generator=self._generator)
 
     def noise_like(self, num_steps: int) -> Tensor:
         """See `PureEnvironments`."""
