@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, optim
 
 Moments = dict[str, Tensor]
@@ -21,7 +23,8 @@ class Formula(Protocol):
 
 def options_of(group: Group) -> Group:
     """The options of a group of an optimizer that a formula reads; the learning rate is an argument."""
-    return {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
+    options = {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
+    return options | {"log_betas": [math.log(beta) if beta else -math.inf for beta in group.get("betas", ())]}
 
 
 def is_plain(group: Mapping[str, object]) -> bool:
@@ -34,13 +37,15 @@ def is_plain(group: Mapping[str, object]) -> bool:
 def _adam(weights: Tensor, gradient: Tensor, moments: Moments, lr: Tensor, group: Group) -> None:
     """Adam (Kingma & Ba 2015), and with decoupled weight decay AdamW (Loshchilov & Hutter 2019)."""
     beta1, beta2 = group["betas"]
-    step = moments["step"].add_(1).double()  # in float32 1 - 0.999^t has four digits when t is small
+    # 1 - β^t as -expm1(t log β): in float32 the difference has four digits when t is small.
+    step = moments["step"].add_(1).to(weights.dtype)
+    corrections = [-torch.expm1(step * log) for log in group["log_betas"]]
     mean = moments["exp_avg"].lerp_(gradient, 1 - beta1)
     square = moments["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    scale = (square.sqrt() / (1 - beta2**step).sqrt()).add_(group["eps"])
+    scale = (square.sqrt() / corrections[1].sqrt()).add_(group["eps"])
     if group["weight_decay"]:
         weights.mul_(1 - lr * group["weight_decay"])
-    weights.sub_(lr / (1 - beta1**step) * mean / scale)
+    weights.sub_(lr / corrections[0] * mean / scale)
 
 
 def _rmsprop(weights: Tensor, gradient: Tensor, moments: Moments, lr: Tensor, group: Group) -> None:

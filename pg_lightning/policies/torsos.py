@@ -38,6 +38,8 @@ def rational_tanh(x: Tensor) -> Tensor:
     """tanh to 4e-7, in operations that a compiled kernel vectorises; with the first two derivatives of tanh."""
     z = x.clamp(-TANH_CLAMP, TANH_CLAMP)
     y = _rational(z.detach())
+    if not torch.is_grad_enabled():
+        return y
     change = z - z.detach()  # 0, with a gradient: the Taylor series of tanh at z
     return y + (1 - y * y) * change * (1 - y * change)
 
@@ -60,12 +62,12 @@ class FirstOrderTanh(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
         """Saves x: then the compiler uses the result of the forward pass again, and eager code has all derivatives."""
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         """(1 − tanh²x) times the gradient."""
-        y = FirstOrderTanh.apply(*ctx.saved_tensors)  # type: ignore[attr-defined]
+        (y,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return gradient * (1 - y * y)
 
 
