@@ -195,6 +195,10 @@ class Batch:
             if len(part := self.of_environments(environments)):
                 yield part
 
+    def shuffled(self) -> Batch:
+        """The rows in a new random order, of a policy without memory."""
+        return self[torch.randperm(len(self)).to(self.advantages.device)]
+
     def minibatches(self, num_minibatches: int, keep_empty: bool = False) -> Iterator[Batch]:
         """Splits a new random permutation into `num_minibatches` parts whose sizes differ by at most one row.
 

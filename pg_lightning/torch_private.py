@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, distributed, nn, optim
 from torch.distributed.constants import default_pg_timeout
 
+CompilerOptions = dict[str, str | int | bool | Callable[..., object]]
+
 # The timeout of a process group without an explicit one; its module is not part of torch's documentation.
 DEFAULT_TIMEOUT: timedelta = default_pg_timeout
 
@@ -48,6 +50,14 @@ def default_store() -> distributed.Store:
 def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Copies each source into its target, in one call."""
     torch._foreach_copy_(targets, sources)
+
+
+def fused_multiply_add() -> CompilerOptions:
+    """The option that lets compiled code for a CPU add a product in one instruction, rounded once."""
+    from torch._inductor import config  # takes a second, so only where something is compiled
+
+    name = "cpp.enable_floating_point_contract_flag"  # a bool in older versions of torch
+    return {name: True if isinstance(config.cpp.enable_floating_point_contract_flag, bool) else "fast"}
 
 
 def has_step_hooks(optimizer: optim.Optimizer) -> bool:

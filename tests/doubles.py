@@ -26,7 +26,7 @@ class GradientOnly(Learner):
         only.record = record
         return only
 
-    def step_unless(self, loss: Any, batch: Any, name: str = "", limit: float = 0.0) -> bool:
+    def _step(self, loss: Any, batch: Any, name: str = "", limit: float = 0.0) -> bool:
         value, stats = loss(batch)
         self.record(value, batch)
         stats["train/grad_norm"] = torch.zeros(())

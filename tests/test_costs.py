@@ -21,7 +21,7 @@ COSTS = {
     "PPO": (PPO, "CartPole-v1", 32, {}, 2813.0, 2768.0),
     "PPO, normalised Box": (PPO, "Pendulum-v1", 32, {"normalize_obs": True}, 3599.6, 3143.6),
     "A2C": (A2C, "CartPole-v1", 5, {}, 256.0, 379.9),
-    "A2C, one step": (A2C, "CartPole-v1", 1, {}, 200.0, 266.7),
+    "A2C, one step": (A2C, "CartPole-v1", 1, {}, 200.0, 267.7),
 }
 
 

@@ -302,6 +302,11 @@ def test_a_single_device_strategy_keeps_its_launcher_where_the_property_looks():
     assert strategy.launcher == "anything"
 
 
+def test_compiled_code_may_add_products_in_one_instruction():
+    (option,) = torch_private.fused_multiply_add()
+    assert option in torch._inductor.list_options()
+
+
 def test_tensors_are_copied_in_one_call():
     targets = [torch.zeros(3), torch.zeros(2, 2)]
     views = [x.view(-1) for x in targets]

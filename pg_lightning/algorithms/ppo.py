@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pg_lightning.errors import UserError, require
-from pg_lightning.learning import Normalize, PolicyGradientModule
+from pg_lightning.learning import Normalize, PolicyGradientModule, log_probs_of
 from pg_lightning.losses import (
     approximate_kl,
     clipped_surrogate_loss,
@@ -98,16 +98,11 @@ class PPO(PolicyGradientModule):
         """`num_epochs` x `num_minibatches` gradient steps on the surrogate: eq. 9 of the paper with eq. 7 or 8."""
         batch = self.targets(rollout, self.gae_lambda, self.normalize_advantage)
         if batch.old_log_probs is None:
-            with torch.no_grad():
-                batch.old_log_probs = self.network.policy(batch).log_prob(batch.actions)
+            batch.old_log_probs = self.learner.compute(log_probs_of, batch, self.network)
         clip_range = self.clip_range * (self.progress.remaining if self.clip_schedule == "linear" else 1.0)
         self._clip_range = self.learner.number(clip_range)
-        limit = math.inf  # at least one step
-        for minibatch in self.learner.minibatches(batch, self.num_epochs, self.num_minibatches):
-            if not self.learner.step_unless(self.loss, minibatch, "train/approx_kl", limit):
-                break
-            if self.target_kl is not None and self.kl_penalty is None:
-                limit = 1.5 * self.target_kl
+        limit = 1.5 * self.target_kl if self.target_kl is not None and self.kl_penalty is None else math.inf
+        self.learner.passes(self.loss, batch, self.num_epochs, self.num_minibatches, "train/approx_kl", limit)
         stats = self.learner.mean_stats()
         stats["train/explained_variance"] = explained_variance(batch.old_values, batch.returns)
         if self.kl_penalty is None:
@@ -144,7 +139,7 @@ class PPO(PolicyGradientModule):
         """Sets β for the next update from the KL of this one (§4)."""
         if self.target_kl is None or self.kl_penalty is None or batch.old_log_probs is None:
             return
-        log_ratio = self.network.policy(batch).log_prob(batch.actions) - batch.old_log_probs
+        log_ratio = log_probs_of(batch, self.network) - batch.old_log_probs
         kl = self.learner.mean(approximate_kl(log_ratio), batch)
         self.kl_penalty *= 2.0 if kl > 1.5 * self.target_kl else 0.5 if kl < self.target_kl / 1.5 else 1.0
         self.kl_penalty.clamp_(1e-6, 1e6)

@@ -69,8 +69,7 @@ class TRPO(PolicyGradientModule):
         """One natural step of the actor, then `num_epochs` x `num_minibatches` gradient steps of the critic."""
         batch = self.targets(rollout, self.gae_lambda, self.normalize_advantage)
         stats = self.natural_step(batch)
-        for minibatch in self.learner.minibatches(batch, self.num_epochs, self.num_minibatches):
-            self.learner.step(self.loss, minibatch)
+        self.learner.passes(self.loss, batch, self.num_epochs, self.num_minibatches)
         explained = explained_variance(batch.old_values, batch.returns)
         return stats | self.learner.mean_stats() | {"train/explained_variance": explained}
 

@@ -3,6 +3,6 @@
 from pg_lightning.learning.actor import log_probs
 from pg_lightning.learning.learner import Learner
 from pg_lightning.learning.module import PolicyGradientModule
-from pg_lightning.learning.targets import Normalize, make_batch
+from pg_lightning.learning.targets import Normalize, log_probs_of, make_batch
 
-__all__ = ["Learner", "Normalize", "PolicyGradientModule", "log_probs", "make_batch"]
+__all__ = ["Learner", "Normalize", "PolicyGradientModule", "log_probs", "log_probs_of", "make_batch"]

@@ -65,9 +65,9 @@ class Backward:
             step.begin()
         self.compiled = None if step is None or any(map(has_gradient_hooks, step.gradient.parameters)) else step
 
-    def is_at_once(self, batch: Batch) -> bool:
-        """Whether all rows are in one backward pass."""
-        return self.micro_batch_size is None or len(batch) <= self.micro_batch_size
+    def is_at_once(self, batch: Batch, parts: int = 1) -> bool:
+        """Whether all rows of each of so many equal parts of a batch are in one backward pass."""
+        return self.micro_batch_size is None or len(batch) <= self.micro_batch_size * parts
 
     def __call__(
         self, loss_of: Loss, gradient: Gradient, batch: Batch, is_refused: Callable[[Stats], bool] | None = None

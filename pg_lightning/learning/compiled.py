@@ -1,4 +1,4 @@
-"""Compiled gradient steps: one call for forward and backward, or one that also includes clip and optimizer."""
+"""Compiled gradient steps: one call for forward and backward, or one for whole steps, with clip and optimizer."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from pg_lightning.learning.gradient import FlatGradient
 from pg_lightning.learning.optimizers import make_moments
 from pg_lightning.policies.torsos import first_order_tanh
 from pg_lightning.rollout import Batch
-from pg_lightning.torch_private import has_step_hooks
+from pg_lightning.torch_private import CompilerOptions, fused_multiply_add, has_step_hooks
 
 Stats = dict[str, Tensor]
 Loss = Callable[[Batch], tuple[Tensor, Stats]]
-Key = tuple[Loss, tuple[bool, ...]]
+Key = tuple[Loss, tuple[bool, ...], int]
+Arguments = tuple[Tensor, Tensor, list[Moments], list[Tensor], Tensor, Batch]
 Function = TypeVar("Function", bound=Callable[..., object])
 Result = TypeVar("Result")
 
 
-# On a CPU, calls between kernels in C++ instead of Python: a fifth of the time of small networks. Tested on Linux.
-OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., object]]] = {
-    "cpu": {"cpp_wrapper": sys.platform == "linux"}
-}
+def cpu_options() -> CompilerOptions:
+    """Calls between kernels in C++ instead of Python: a fifth of the time of small networks. Tested on Linux."""
+    return {"cpp_wrapper": sys.platform == "linux"} | fused_multiply_add()
+
+
+OPTIONS: dict[str, Callable[[], CompilerOptions]] = {"cpu": cpu_options}
 
 
 def compiled(function: Function, device: torch.device, whole: bool = True) -> Function:
@@ -45,7 +48,7 @@ def compiled(function: Function, device: torch.device, whole: bool = True) -> Fu
         return function(*arguments)
 
     own = FunctionType(call.__code__.replace(), call.__globals__, function.__name__, closure=call.__closure__)
-    return cast(Function, torch.compile(own, fullgraph=whole, options=OPTIONS.get(device.type)))
+    return cast(Function, torch.compile(own, fullgraph=whole, options=OPTIONS.get(device.type, dict)()))
 
 
 def without_guards() -> AbstractContextManager[object]:
@@ -70,7 +73,7 @@ class CompiledStep:
         self.gradient = gradient
         self._module = module
         self._network_is_ours = all(map(is_ours, map(type, list(module.modules())[1:])))
-        self._max_norm = gradient.values.new_zeros(())
+        self._max_norm = gradient.values.new_zeros(1)
         self._differentiate: dict[Key, Callable[..., tuple[Tensor, Stats]]] = {}
         self._step: dict[Key, Callable[..., Stats]] = {}
         self._refused: set[Loss] = set()
@@ -93,8 +96,9 @@ class CompiledStep:
         self._groups = [(FORMULAS[type(x)], group, options_of(group)) for x in optimizers for group in x.param_groups]
         states = [x.state[vector] for x in optimizers for group in x.param_groups for vector in group["params"]]
         self._moments = [{name: m for name, m in state.items() if isinstance(m, Tensor)} for state in states]
-        # A learning rate that changes must not cause a recompilation: it is a tensor.
-        self._rates = [self.gradient.values.new_zeros((), dtype=torch.float64) for _ in groups]
+        # A learning rate that changes must not cause a recompilation: it is a tensor. Of one dimension, because tensors
+        # without are traced as numbers first, which doubles the time of compilation.
+        self._rates = [self.gradient.values.new_zeros(1) for _ in groups]
         return True
 
     def begin(self) -> None:
@@ -111,7 +115,7 @@ class CompiledStep:
         """The gradient `[P]` of a loss, and its statistics; None if the loss is refused."""
         if loss in self._refused:
             return None
-        key = loss, self._trained()
+        key = loss, self._trained(), 1
         if key in self._differentiate:
             return self._differentiate[key](self.gradient.values, batch)
         function = compiled(self._gradient_of(loss), self.gradient.values.device)
@@ -122,8 +126,19 @@ class CompiledStep:
         self._differentiate[key] = function
         return found
 
-    def step(self, loss: Loss, batch: Batch, max_grad_norm: float) -> Stats | None:
-        """One gradient step: its statistics with `train/grad_norm` before the clip, or None if the loss is refused."""
+    def step(self, loss: Loss, batch: Batch, max_grad_norm: float, num_steps: int = 1) -> Stats | None:
+        """Gradient steps on consecutive parts of a batch.
+
+        Args:
+            loss: of each part.
+            batch: B rows of a policy without memory, or any batch for one step.
+            max_grad_norm: bound on the norm of the gradient.
+            num_steps: divides B.
+
+        Returns:
+            The statistics, averaged over the steps, with `train/grad_norm` before the clip; None if the loss is
+            refused, with no effect.
+        """
         if loss in self._refused:
             return None
         for rate, (_, group, _) in zip(self._rates, self._groups, strict=True):
@@ -133,20 +148,27 @@ class CompiledStep:
         if gradient.parameters[0].grad is None:
             gradient.collect()  # the gradient of a parameter is a view of the output of the compiled step
         arguments = gradient.values, gradient.grads, self._moments, self._rates, self._max_norm, batch
-        key = loss, self._trained()
+        key = loss, self._trained(), num_steps
         if key in self._step:
             with self._guards(key, batch):
                 return self._step[key](*arguments)
-        function = compiled(self._step_of(loss), gradient.values.device)
-        expected = _clipped(self._by_autograd(loss, batch), self._max_norm)[0]
-        kept = [(x, x.clone()) for x in (gradient.values, *(m for moments in self._moments for m in moments.values()))]
-        stats = self._tried(loss, lambda: function(*arguments))
-        if stats is None or not self._agrees(loss, gradient.grads, expected):
-            for x, before in kept:
-                x.copy_(before)
+        function = compiled(self._step_of(loss, num_steps), gradient.values.device)
+        if not self._is_right(function, loss, arguments, num_steps):
             return None
         self._step[key] = function
-        return stats
+        return function(*arguments)
+
+    def _is_right(self, function: Callable[..., Stats], loss: Loss, arguments: Arguments, num_steps: int) -> bool:
+        """Whether compiled steps have the gradient of autograd. With a learning rate of 0, weights do not change."""
+        values, grads, moments, rates, max_norm, batch = arguments
+        kept = [(x, x.clone()) for x in (values, *(m for of_group in moments for m in of_group.values()))]
+        last = batch if num_steps == 1 else batch[-(len(batch) // num_steps) :]
+        expected = _clipped(self._by_autograd(loss, last), max_norm)[0]
+        no_rates = [torch.zeros_like(rate) for rate in rates]
+        stats = self._tried(loss, lambda: function(values, grads, moments, no_rates, max_norm, batch))
+        for x, before in kept:
+            x.copy_(before)
+        return stats is not None and self._agrees(loss, grads, expected)
 
     def _guards(self, key: Key, batch: Batch) -> AbstractContextManager[object]:
         """What compiled code assumes is checked once per update, and again for another batch size or if a number of the
@@ -223,7 +245,7 @@ class CompiledStep:
 
         return grad(of_vector, has_aux=True)
 
-    def _step_of(self, loss: Loss) -> Callable[..., Stats]:
+    def _step_of(self, loss: Loss, num_steps: int) -> Callable[..., Stats]:
         gradient_of = self._gradient_of(loss)
         formulas = [(formula, options) for formula, _, options in self._groups]
         numels = [vector.numel() for (vector,) in self.gradient.groups.values()]
@@ -236,13 +258,17 @@ class CompiledStep:
             max_norm: Tensor,
             batch: Batch,
         ) -> Stats:
-            gradient, stats = gradient_of(values, batch)
-            gradient, norm = _clipped(gradient, max_norm)
+            taken, size = [], len(batch) // num_steps
+            for i in range(num_steps):
+                part = batch if num_steps == 1 else batch[i * size : (i + 1) * size]
+                gradient, stats = gradient_of(values, part)
+                gradient, norm = _clipped(gradient, max_norm)
+                groups = zip(formulas, values.split(numels), gradient.split(numels), moments, rates, strict=True)
+                for (formula, options), weights, of_group, moments_of_group, rate in groups:
+                    formula(weights, of_group, moments_of_group, rate, options)
+                taken.append({**stats, "train/grad_norm": norm})
             grads.copy_(gradient)
-            parts = zip(formulas, values.split(numels), gradient.split(numels), moments, rates, strict=True)
-            for (formula, options), weights, part, moments_of_group, rate in parts:
-                formula(weights, part, moments_of_group, rate, options)
-            return {**stats, "train/grad_norm": norm}
+            return taken[0] if num_steps == 1 else {x: torch.stack([s[x] for s in taken]).mean() for x in taken[0]}
 
         return step
 

@@ -15,7 +15,7 @@ from pg_lightning.collectives import Alone, Collectives
 from pg_lightning.learning.backward import Backward, are_watched, loss_scaler
 from pg_lightning.learning.compiled import CompiledStep, Loss, Stats, compiled
 from pg_lightning.learning.divergence import refuse_divergence
-from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterGradient
+from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterGradient, weights_of
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
 from pg_lightning.learning.progress import Progress
 from pg_lightning.lightning_private import count_step, step_without_hooks
@@ -23,14 +23,16 @@ from pg_lightning.rollout import Batch, Rollout
 
 Result = TypeVar("Result")
 STEP_HOOKS = ("on_before_optimizer_step",)
+# Several steps in a compiled call take longer to compile. With many rows, the overhead of a call does not matter.
+MAX_STEPS = 4
+FEW_ROWS = 4096
 
 
 class Learner:
     """Forward, backward, average over ranks, unscale, clip, optimizer step.
 
         stats = self.learner.step(self.loss, batch)
-        for minibatch in self.learner.minibatches(batch, num_epochs, num_minibatches):
-            self.learner.step(self.loss, minibatch)
+        self.learner.passes(self.loss, batch, num_epochs, num_minibatches)
 
     With several ranks the gradient is the mean over the rows of all ranks. Every rank takes the same number of steps; a
     rank with too few rows, or none, takes some steps without rows.
@@ -73,7 +75,7 @@ class Learner:
         self._step_is_watched = True
         self._may_be_one_call = False
         self._one_call: CompiledStep | None = None
-        self._functions: dict[Callable[[Rollout], object], Callable[[Rollout], object]] = {}
+        self._functions: dict[Callable[..., object], Callable[..., object]] = {}
 
     def configure(self, groups: Mapping[str, list[nn.Parameter]]) -> LearningRates:
         """Sets the parameters of `actor` and `critic`, in their current place; creates the optimizers."""
@@ -127,6 +129,41 @@ class Learner:
             return batch.epochs(num_epochs, num_minibatches)
         return batch.epochs(num_epochs, min(num_minibatches, max(self.rows)), keep_empty=True)
 
+    def passes(
+        self,
+        loss: Loss,
+        batch: Batch,
+        num_epochs: int,
+        num_minibatches: int,
+        name: str = "",
+        limit: float = math.inf,
+    ) -> None:
+        """A gradient step on each minibatch of several passes, as `step` on all of `minibatches`.
+
+        Compiled, several steps are one call.
+
+        Args:
+            loss: as for `step`.
+            batch: the rows.
+            num_epochs: number of passes.
+            num_minibatches: gradient steps per pass.
+            name: of a statistic of the loss.
+            limit: before any step but the first, the passes end if the mean of the statistic over the rows of all ranks
+                exceeds this; with ∞ it is not computed.
+        """
+        size = len(batch) / num_minibatches
+        steps = steps_per_call(size, num_minibatches) if batch.sequences is None and limit == math.inf else 1
+        if steps == 1 or self._one_call is None:
+            for i, minibatch in enumerate(self.minibatches(batch, num_epochs, num_minibatches)):
+                if not self._step(loss, minibatch, name, limit if i else math.inf):
+                    return
+            return
+        for _ in range(num_epochs):
+            for rows in batch.shuffled().parts(steps * int(size)):
+                if not self._step_at_once(self._one_call, loss, rows, steps):
+                    for minibatch in rows.parts(int(size)):
+                        self._step(loss, minibatch)
+
     def step(self, loss: Loss, batch: Batch) -> Stats:
         """One gradient step.
 
@@ -138,32 +175,16 @@ class Learner:
             The statistics of the loss and `train/grad_norm`, the norm of the gradient before the clip, as device
             tensors, not yet synchronised.
         """
-        self.step_unless(loss, batch)
+        self._step(loss, batch)
         return self.steps[-1][1]
 
-    def step_unless(self, loss: Loss, batch: Batch, name: str = "", limit: float = math.inf) -> bool:
-        """One gradient step, unless the mean of a statistic over the rows of all ranks exceeds a limit.
-
-        Args:
-            loss: as for `step`.
-            batch: the rows.
-            name: of the statistic; with a limit of ∞ it is not computed.
-            limit: maximum of the statistic.
-
-        Returns:
-            Whether the step was taken.
-        """
+    def _step(self, loss: Loss, batch: Batch, name: str = "", limit: float = math.inf) -> bool:
+        """Takes a gradient step, unless the mean of a statistic exceeds a limit; returns whether it did."""
 
         def is_past(stats: Stats) -> bool:
             return bool(self.mean(stats[name], batch) > limit)
 
-        stats = None
-        if self._one_call is not None and limit == math.inf and self.backward.is_at_once(batch):
-            stats = self._one_call.step(loss, batch, self.max_grad_norm)
-        if stats is not None:
-            for optimizer in _optimizers_of(self.module):
-                count_step(optimizer)
-            self.steps.append((len(batch), stats))
+        if self._one_call is not None and limit == math.inf and self._step_at_once(self._one_call, loss, batch):
             return True
         taken = self.backward(loss, self.gradient, batch, None if limit == math.inf else is_past)
         if taken is None:
@@ -173,14 +194,29 @@ class Learner:
         self.steps.append((len(batch), stats))
         return True
 
+    def _step_at_once(self, step: CompiledStep, loss: Loss, batch: Batch, num_steps: int = 1) -> bool:
+        """Takes gradient steps on equal parts of a batch in one compiled call; returns whether it could."""
+        if not self.backward.is_at_once(batch, num_steps):
+            return False
+        stats = step.step(loss, batch, self.max_grad_norm, num_steps)
+        if stats is None:
+            return False
+        for optimizer in _optimizers_of(self.module) * num_steps:
+            count_step(optimizer)
+        self.steps.append((len(batch), stats))
+        return True
+
     @torch.no_grad()
-    def compute(self, function: Callable[[Rollout], Result], rollout: Rollout) -> Result:
-        """The result of a function of a rollout, without gradient; one compiled call if gradient steps are."""
+    def compute(self, function: Callable[..., Result], data: Rollout | Batch, *arguments: object) -> Result:
+        """The result of a function of a rollout or a batch and other arguments, without gradient.
+
+        If gradient steps are compiled, it is one compiled call.
+        """
         if self.backward.compiled is None:
-            return function(rollout)
+            return function(data, *arguments)
         if function not in self._functions:
-            self._functions[function] = compiled(function, rollout.obs.device, whole=False)
-        return cast(Result, self._functions[function](rollout.padded()))
+            self._functions[function] = compiled(function, data.obs.device, whole=False)
+        return cast(Result, self._functions[function](data if isinstance(data, Batch) else data.padded(), *arguments))
 
     def mean_stats(self) -> Stats:
         """The mean of each statistic over the steps of this update that had rows; over all steps if none had rows."""
@@ -189,7 +225,7 @@ class Learner:
 
     def number(self, value: float) -> float | Tensor:
         """A changing number in a loss, as a tensor if compiled: a changing float would cause recompilation."""
-        return torch.tensor(value, device=next(iter(self.weights().values()))[0].device) if self.compiles else value
+        return torch.tensor(value, device=self.module.device) if self.compiles else value
 
     def mean(self, value: Tensor, batch: Batch) -> Tensor:
         """The mean of a scalar over the rows of all ranks; base decisions on it, so that all ranks branch alike."""
@@ -198,7 +234,7 @@ class Learner:
     def mean_vector(self, vector: Tensor, batch: Batch) -> Tensor:
         """The mean of a vector `[P]` over the rows of all ranks, where `vector` is the mean over those of this rank."""
         message = torch.cat([vector, vector.new_zeros(1)])
-        self.collectives.average_(message, self._share(batch))
+        self.collectives.average_(message, _share(batch, self.rows))
         return message[:-1]
 
     def descend(self, batch: Batch) -> Tensor:
@@ -210,7 +246,7 @@ class Learner:
     def clip(self, batch: Batch) -> Tensor:
         """Clips the gradient of the rows of all ranks to the maximum norm; returns its norm before the clip."""
         if self.collectives.world_size > 1:
-            self.gradient.average_(self._share(batch), self.collectives)
+            self.gradient.average_(_share(batch, self.rows), self.collectives)
         norm = self.gradient.norm()
         scaler = loss_scaler(self.module)
         if scaler is not None:  # the step unscales the gradient by a factor, which commutes with the clip
@@ -226,19 +262,26 @@ class Learner:
             else:
                 step_without_hooks(optimizer)
 
-    def weights(self) -> dict[str, list[Tensor]]:
-        """The tensors of `actor` and `critic` that the optimizers change."""
-        return {name: [parameter.detach() for parameter in group] for name, group in self.gradient.groups.items()}
-
     def refuse_divergence(self, metrics: Stats) -> None:
         """Raises `UserError` if metrics or weights are not finite."""
         is_scaled = loss_scaler(self.module) is not None
-        refuse_divergence(metrics, self.weights(), self.progress.env_steps, self.collectives.world_size, is_scaled)
-
-    def _share(self, batch: Batch) -> float:
-        return len(batch) / max(1, sum(self.rows))
+        refuse_divergence(
+            metrics, weights_of(self.gradient), self.progress.env_steps, self.collectives.world_size, is_scaled
+        )
 
 
 def _optimizers_of(module: LightningModule) -> list[LightningOptimizer]:
     optimizers = module.optimizers()
     return optimizers if isinstance(optimizers, list) else [optimizers]
+
+
+def _share(batch: Batch, rows: list[int]) -> float:
+    """Of the rows of all ranks."""
+    return len(batch) / max(1, sum(rows))
+
+
+def steps_per_call(rows: float, num_minibatches: int) -> int:
+    """Number of gradient steps that a compiled call takes, a divisor of `num_minibatches` of so many rows."""
+    if not 0 < rows <= FEW_ROWS or not rows.is_integer():
+        return 1
+    return max(k for k in range(1, MAX_STEPS + 1) if num_minibatches % k == 0)

@@ -20,6 +20,7 @@ from pg_lightning.learning import checkpoint_state
 from pg_lightning.learning.actor import actor_of, as_it_is, precision_of
 from pg_lightning.learning.checks import check_data, check_numbers, check_rollout, check_strategy
 from pg_lightning.learning.connecting import connect_ranks, episodes_go_on
+from pg_lightning.learning.gradient import weights_of
 from pg_lightning.learning.learner import Learner
 from pg_lightning.learning.metrics import EvaluationEpisodes
 from pg_lightning.learning.optimizers import OptimizerSettings
@@ -136,7 +137,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
 
     def targets(self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize) -> Batch:
         """The valid rows with values, GAE(λ) advantages and λ-returns, from the critic before the update."""
-        targets = gae_targets(self.network, rollout, self.gamma, gae_lambda)
+        targets = self.learner.compute(gae_targets, rollout, self.network, self.gamma, gae_lambda)
         return make_batch(self.network, rollout, targets, normalize_advantage, self.learner.collectives)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -201,7 +202,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
     def on_train_start(self) -> None:
         """Connects the ranks and starts the clock; refuses to continue a run that has used its budget."""
         self.progress.start(is_stopping=self.trainer.should_stop)
-        self.learner.start(self, connect_ranks(self.trainer, self.device, self.learner.weights()))
+        self.learner.start(self, connect_ranks(self.trainer, self.device, weights_of(self.learner.gradient)))
         self.statistics.start(self.device, episodes_go_on(self.trainer))
         if not episodes_go_on(self.trainer):
             self.progress.previous = self.progress.updates

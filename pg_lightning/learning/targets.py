@@ -19,7 +19,7 @@ Normalize = bool | Literal["per_rank"]
 
 @torch.no_grad()
 def gae_targets(
-    network: ActorCritic, rollout: Rollout, gamma: float, gae_lambda: float
+    rollout: Rollout, network: ActorCritic, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """GAE(λ) advantages, λ-returns and values, `[T, N]` each, from the critic before the update."""
     values, next_values = network.values(rollout)
@@ -34,6 +34,11 @@ def gae_targets(
         gae_lambda,
     )
     return advantages, advantages + values, values
+
+
+def log_probs_of(batch: Batch, network: ActorCritic) -> Tensor:
+    """log π(a|s) `[B]` of the actions taken."""
+    return network.policy(batch).log_prob(batch.actions)
 
 
 @torch.no_grad()
