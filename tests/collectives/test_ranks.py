@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import socket
 import traceback
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from multiprocessing.connection import wait
 
@@ -20,7 +20,17 @@ from rollouts import BOX, DISCRETE, GROUPS, OBSERVATIONS, make_rollout, timestep
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from pg_lightning import A2C, PPO, REINFORCE, TRPO, OneStepActorCritic, PolicyGradientModule, REINFORCEBaseline, VTrace
+from pg_lightning import (
+    A2C,
+    PPO,
+    REINFORCE,
+    TRPO,
+    OneStepActorCritic,
+    PolicyGradientModule,
+    REINFORCEBaseline,
+    Rollout,
+    VTrace,
+)
 from pg_lightning.collectives import Alone, shared_memory
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
@@ -87,6 +97,7 @@ CASES = {
     ),
     "PPO, penalty": (PPO, DISCRETE, RAGGED, {**ONE, "kl_penalty": 0.3, "target_kl": 3e-3}),
 }
+TENSORS = {"num_envs": 2, "num_steps": 8, "total_steps": 128, "eval_episodes": 1}
 PER_RANK = (A2C, DISCRETE, PLAIN, {"normalize_advantage": "per_rank"})
 
 
@@ -188,7 +199,11 @@ def learn(algorithm, actions, kinds, options, rank=None):
 def outcome(module, trainer):
     assert module.policy_version > 0
     metrics = {name: np.array(float(value)) for name, value in trainer.callback_metrics.items()}
-    return {name: x.detach().double().numpy() for name, x in module.state_dict().items()}, metrics
+    return weights_of(module), metrics
+
+
+def weights_of(module):
+    return {name: x.detach().double().numpy() for name, x in module.state_dict().items()}
 
 
 def play(rank, env_id="CartPole-v1", algorithm=PPO, model=None, **data):
@@ -198,13 +213,8 @@ def play(rank, env_id="CartPole-v1", algorithm=PPO, model=None, **data):
     rollouts = RolloutDataModule(env_id, **{**small, **data})
     seen = []
 
-    class Seen(algorithm):
-        def update(self, rollout):
-            seen.append(rollout)
-            return super().update(rollout)
-
     spaces = {"observation_space": rollouts.observation_space, "action_space": rollouts.action_space}
-    module = Seen(**spaces, total_steps=rollouts.total_steps, hidden_sizes=[4], **(model or {}))
+    module = watched(algorithm, seen)(**spaces, total_steps=rollouts.total_steps, hidden_sizes=[4], **(model or {}))
     trainer = trainer_of(rank, limit_val_batches=0, max_epochs=-1, log_every_n_steps=10)
     trainer.fit(module, rollouts)
     weights, metrics = outcome(module, trainer)
@@ -247,6 +257,64 @@ ENVIRONMENTS = {
     "overlap": {"overlap": True, "model": {"num_minibatches": 2, "target_kl": 0.01, "normalize_values": True}},
     "one row": {"algorithm": OneStepActorCritic, "num_steps": 1, "num_envs": 1, "autoreset_mode": "next_step"},
 }
+
+
+def watched(algorithm, seen):
+    """An algorithm that adds every rollout to a list."""
+
+    class Watched(algorithm):
+        def training_step(self, rollout, batch_idx):
+            seen.append(rollout)
+            super().training_step(rollout, batch_idx)
+
+    return Watched
+
+
+def play_tensors(rank):
+    """Weights after updates on tensor environments of this rank, and what they did."""
+    data = RolloutDataModule("Pendulum-v1", backend="device", env_kwargs={"max_episode_steps": 5}, **TENSORS)
+    module, seen = learner_of_tensors(data), []
+    module.__class__ = watched(PPO, seen)
+    trainer_of(rank, precision="64-true", limit_val_batches=0, max_epochs=-1).fit(module, data)
+    columns = [{f.name: getattr(rollout, f.name) for f in fields(rollout)} for rollout in seen]
+    return weights_of(module), [
+        {name: x.numpy() if torch.is_tensor(x) else x for name, x in rollout.items()} for rollout in columns
+    ]
+
+
+def learner_of_tensors(data):
+    torch.manual_seed(7)
+    spaces = {"observation_space": data.observation_space, "action_space": data.action_space}
+    return PPO(**spaces, hidden_sizes=[4], lr=0.01, total_steps=data.total_steps, **{**ONE, **ALL_NORMALIZED})
+
+
+def union(rollouts):
+    """One rollout of the environments of all ranks."""
+    first, n, count = rollouts[0], rollouts[0]["rewards"].shape[1], len(rollouts)
+    joined = {}
+    for name, value in first.items():
+        if name in ("final_obs", "final_rows", "episode_returns", "episode_lengths"):
+            rows = [(x["final_rows"] // n) * n * count + r * n + x["final_rows"] % n for r, x in enumerate(rollouts)]
+            joined[name] = np.concatenate(rows if name == "final_rows" else [x[name] for x in rollouts])
+        elif isinstance(value, np.ndarray):
+            joined[name] = np.concatenate([x[name] for x in rollouts], 1)
+        else:
+            joined[name] = count * value if name == "env_steps" else value
+    return Rollout(**{name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in joined.items()})
+
+
+def test_two_ranks_with_tensor_environments_are_one_rank_with_all_of_them(ranks):
+    (weights, rollouts), (others, their_rollouts) = of(ranks, "tensors")
+    assert_equal_bits(weights, others)
+    together = [union(pair) for pair in zip(rollouts, their_rollouts, strict=True)]
+    assert len(together) == 4
+    assert all(len(rollout.final_rows) for rollout in together)
+    assert not torch.isin(together[0].obs[0, :2], together[0].obs[0, 2:]).any()
+    data = RolloutDataModule("Pendulum-v1", backend="device", **TENSORS)
+    module = learner_of_tensors(data)
+    trainer_of(None, precision="64-true").fit(module, DataLoader(together, batch_size=None))
+    for key, value in weights_of(module).items():
+        np.testing.assert_allclose(weights[key], value, rtol=1e-10, atol=1e-10, err_msg=key)
 
 
 def settle(rank):
@@ -306,6 +374,7 @@ def work(rank, port, writer):
         writer.send((rank, "per rank", learn(*PER_RANK, rank)))
         for name, case in ENVIRONMENTS.items():
             writer.send((rank, name, play(rank, **case)))
+        writer.send((rank, "tensors", play_tensors(rank)))
         writer.send((rank, "backend", (settle(rank),)))
         writer.send((rank, "apart", (tell_apart(rank),)))
     except BaseException:
