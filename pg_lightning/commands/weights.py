@@ -19,7 +19,7 @@ def load_weights(trainer: Trainer, model: Any, data: RolloutDataModule, ckpt_pat
         UserError: if it belongs to another environment or network.
     """
     model.trainer = trainer
-    checkpoint = read_checkpoint(ckpt_path)
+    checkpoint = read_checkpoint(ckpt_path, use="evaluate")
     data.load_state_dict(datamodule_state(checkpoint, data))
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
