@@ -72,7 +72,7 @@ def check(path: Path, checksums: bool = False) -> None:
         with zipfile.ZipFile(file) as archive:
             records = _records(archive, size)
             if checksums and (damaged := archive.testzip()):
-                raise Damage(damaged, "has another checksum: the file is damaged")
+                raise Damage(f"damaged at {damaged}:", "it has another checksum")
             described = next((name for name in records if name.endswith("/data.pkl")), "")
             if not described or described.count("/") != 1:
                 raise Damage("data.pkl", "is missing")

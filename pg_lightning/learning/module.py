@@ -26,7 +26,7 @@ from pg_lightning.learning.optimizer_state import Restored, guard
 from pg_lightning.learning.optimizers import OptimizerSettings
 from pg_lightning.learning.progress import Progress
 from pg_lightning.learning.reports import TrainingReports, report_evaluation, report_update
-from pg_lightning.learning.restoring import check_reading, prepare, restored
+from pg_lightning.learning.restoring import LoadsChecked, check_reading, prepare, restored
 from pg_lightning.learning.run_statistics import RunStatistics
 from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
 from pg_lightning.lightning_private import trainer_of
@@ -37,7 +37,7 @@ from pg_lightning.rollout import Batch, Episode, Rollout
 from pg_lightning.statistics import explained_variance
 
 
-class PolicyGradientModule(KeepsArguments, LightningModule):
+class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # type: ignore[misc]
     """An actor-critic that learns from rollouts: one Lightning batch is one `Rollout`, one `training_step` one update.
 
     Args:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -12,14 +13,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from pg_lightning.checkpoint import schema
 from pg_lightning.checkpoint.paths import with_own_paths, without_paths
 from pg_lightning.checkpoint.values import Damage, Unchecked
+from pg_lightning.class_path import require_imported
+from pg_lightning.errors import UserError, named_cause_of
 from pg_lightning.learning.optimizer_state import Restored
 from pg_lightning.lightning_private import FallibleModelCheckpoint
-from pg_lightning.run.checkpoints import CheckedCheckpointIO
+from pg_lightning.policies.description import require_fitting, require_small
+from pg_lightning.policies.trained import PREFIX
+from pg_lightning.run.checkpoints import CheckedCheckpointIO, read_own_checkpoint
 
 # Callbacks without whose state a run cannot continue as if it had not been interrupted.
 NEEDED = ("RandomStates", "EvaluateEverySteps")
 # Parts that an evaluation does not need.
 OF_TRAINING = ("loops", "optimizer_states", "lr_schedulers", "native_amp_scaling_state")
+
+# Arguments of an algorithm that name classes.
+CLASSES = ("policy", "torso", "head", "optimizer", "critic_optimizer", "lr_schedule")
 
 
 def check_reading(trainer: Trainer, stage: str) -> None:
@@ -57,6 +65,57 @@ def prepare(module: LightningModule, trainer: Trainer | None, checkpoint: dict[s
         for name in (*OF_TRAINING, type(trainer.precision_plugin).__qualname__):
             checkpoint.pop(name, None)
     confine_paths(trainer, checkpoint)
+
+
+class LoadsChecked:
+    """A LightningModule whose checkpoints are checked before it is created from one."""
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Unchecked, **kwargs: Unchecked) -> Unchecked:
+        """The module of a checkpoint; see Lightning's method for the arguments.
+
+        Raises:
+            UserError: if the checkpoint is damaged, names a class that is not imported, or does not describe a module.
+        """
+        with safe_arguments(cls.__name__, checkpoint_path, kwargs):
+            arguments = {**kwargs, "weights_only": True}
+            return super().load_from_checkpoint(checkpoint_path, *args, **arguments)  # type: ignore[misc]
+
+
+@contextmanager
+def safe_arguments(name: str, path: object, given: Mapping[str, Unchecked]) -> Iterator[None]:
+    """Checks the `hyper_parameters` of a checkpoint before a module is created from them, and names what fails then.
+
+    Args:
+        name: of the module's class.
+        path: of the checkpoint, on the disk.
+        given: arguments that replace those of the checkpoint.
+
+    Raises:
+        UserError: if the checkpoint is damaged, or names a class that is not imported.
+    """
+    if not isinstance(path, (str, Path)) or "://" in str(path):
+        raise UserError("checkpoint_path: give the path of a file on this machine")
+    checkpoint = read_own_checkpoint(path)
+    stored = {key: x for key, x in checkpoint.get("hyper_parameters", {}).items() if key not in given}
+    described = checkpoint["pg_lightning"].get("policy", {"refused": ""})
+    weights = {key.removeprefix(PREFIX): x for key, x in checkpoint["state_dict"].items() if key.startswith(PREFIX)}
+    try:
+        for key in CLASSES:
+            require_imported(f"model.{key}", stored.get(key))
+        for key in ("observation_space", "action_space"):
+            require_small(stored.get(key, {}))
+        for key, value in described.get("init_args", {}).items():
+            if key in stored and not key.endswith("_space") and stored[key] != value:
+                raise Damage(f"hyper_parameters.{key}", "is not that of pg_lightning.policy")
+        require_fitting(described, weights)
+        yield
+    except UserError:
+        raise
+    except Damage as damage:
+        raise damage.in_file(path, "checkpoint_path") from None
+    except Exception as error:  # the arguments may be of any type
+        raise UserError(f"checkpoint_path: cannot make {name} from {str(path)!r}: {named_cause_of(error)}") from error
 
 
 def _check_parts(trainer: Trainer, checkpoint: Mapping[str, Unchecked]) -> None:
