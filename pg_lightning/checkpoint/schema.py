@@ -9,14 +9,17 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from pg_lightning.checkpoint.callbacks import check_callback
+from pg_lightning.checkpoint.episodes import compare_ranks
 from pg_lightning.checkpoint.generators import check_bit_generator
 from pg_lightning.checkpoint.values import (
     Damage,
     Unchecked,
     is_number,
+    kind_of,
     require_count,
     require_finite,
     require_list,
@@ -77,6 +80,7 @@ def check(checkpoint: object, use: Use) -> None:
             check_part(name, checkpoint[name])
     if use == "fit":
         _compare_counters(checkpoint)
+        compare_ranks(checkpoint["pg_lightning"], checkpoint.get("RolloutDataModule", {}))
 
 
 def check_values(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -91,6 +95,8 @@ def check_values(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> No
     """
     for name, tensor in weights.items():
         known = own.get(name)
+        if known is not None and known.is_floating_point() != tensor.is_floating_point():
+            raise Damage(f"state_dict.{name}", f"is {kind_of(tensor)}, not {kind_of(known)}")
         is_own = known is not None and known.shape == tensor.shape and _are_equal(known.cpu(), tensor.cpu())
         if tensor.is_floating_point() and not is_own:
             require_finite(f"state_dict.{name}", tensor)
@@ -108,8 +114,8 @@ def _check_weights(field: str, weights: Unchecked) -> None:
         raise Damage(field, "is empty")
     for name, tensor in weights.items():
         require_text(f"the name of {field}", name)
-        if not isinstance(tensor, Tensor):
-            raise Damage(f"{field}.{name}", f"is a {type(tensor).__name__}, not a tensor")
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_complex():
+            raise Damage(f"{field}.{name}", f"is {kind_of(tensor)}, not a tensor of real numbers")
 
 
 def _check_own(field: str, own: Unchecked) -> None:
@@ -148,7 +154,9 @@ def _check_episodes(field: str, rank: Unchecked) -> None:
         require_vector(f"{field}.{name}", rank.get(name))
     if len(rank["episode_returns"]) != len(rank["episode_lengths"]):
         raise Damage(f"{field}.episode_lengths", "are not as many as episode_returns")
-    if rank.get("discounted_returns") is not None:
+    if "discounted_returns" not in rank:
+        raise Damage(f"{field}.discounted_returns", "is missing")
+    if rank["discounted_returns"] is not None:
         require_vector(f"{field}.discounted_returns", rank["discounted_returns"])
 
 

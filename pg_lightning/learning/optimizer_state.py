@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from torch import Tensor, optim
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pg_lightning.checkpoint.values import Damage, Unchecked, is_number, require_like, require_mapping
 from pg_lightning.learning.optimizers import LearningRates, make_moments
 
+T = TypeVar("T")
 # Entries that cannot be negative: counters, and means or sums of squares.
 NOT_NEGATIVE = ("step", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "exp_inf", "mu_product")
 # Options that a scheduler changes; all others are those of the config.
@@ -34,13 +36,13 @@ class Restored:
     Attributes:
         file: the checkpoint.
         updates: of the policy in it.
-        optimizers: the number of optimizers in it.
+        optimizers: their states.
         schedulers: their states.
     """
 
     file: str
     updates: int
-    optimizers: int
+    optimizers: Sequence[Unchecked]
     schedulers: Sequence[Unchecked]
 
 
@@ -55,18 +57,20 @@ def guard(rates: LearningRates, restored: Restored | None) -> None:
         optimizer.register_load_state_dict_pre_hook(partial(_checked, file, f"optimizer_states[{i}]", updates))
     if restored is None:
         return
-    if restored.optimizers != len(rates.optimizers):
-        raise Damage("optimizer_states", f"has {restored.optimizers} entries, not {len(rates.optimizers)}").in_file(
-            file
-        )
-    if len(restored.schedulers) != len(rates.schedulers):
-        problem = f"has {len(restored.schedulers)} entries, not {len(rates.schedulers)}"
-        raise Damage("lr_schedulers", problem).in_file(file)
     try:
-        for i, (scheduler, state) in enumerate(zip(rates.schedulers, restored.schedulers, strict=True)):
+        # Also here: before anything else of the checkpoint is restored.
+        for i, (optimizer, state) in enumerate(_pairs("optimizer_states", rates.optimizers, restored.optimizers)):
+            checked_state(f"optimizer_states[{i}]", optimizer, state, updates)
+        for i, (scheduler, state) in enumerate(_pairs("lr_schedulers", rates.schedulers, restored.schedulers)):
             check_scheduler(f"lr_schedulers[{i}]", scheduler, state)
     except Damage as damage:
         raise damage.in_file(file) from None
+
+
+def _pairs(field: str, ours: Sequence[T], theirs: Sequence[Unchecked]) -> list[tuple[T, Unchecked]]:
+    if len(ours) != len(theirs):
+        raise Damage(field, f"has {len(theirs)} entries, not {len(ours)}")
+    return list(zip(ours, theirs, strict=True))
 
 
 def _checked(

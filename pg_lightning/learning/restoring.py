@@ -158,6 +158,6 @@ def lies_in(checkpoint: object, folder: str) -> bool:
 
 def restored(trainer: Trainer | None, checkpoint: Mapping[str, Unchecked]) -> Restored:
     """What the optimizers of a resumed run are checked with."""
-    optimizers, schedulers = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
     file = "" if trainer is None else str(trainer.ckpt_path)
-    return Restored(file, checkpoint["pg_lightning"]["policy_version"], len(optimizers), schedulers)
+    optimizers = checkpoint["optimizer_states"]
+    return Restored(file, checkpoint["pg_lightning"]["policy_version"], optimizers, checkpoint["lr_schedulers"])
