@@ -8,6 +8,7 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule, Trainer
 
 from pg_lightning.callbacks.evaluation import EvaluateEverySteps
+from pg_lightning.errors import UserError
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.learning.restoring import lies_in
 from pg_lightning.lightning_private import FallibleModelCheckpoint
@@ -75,10 +76,22 @@ class RunCheckpoint(FallibleModelCheckpoint):
             )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Checks whether a run continues in its own folder. A new run has no best checkpoint yet."""
+        """Checks whether a run continues in its own folder. A new run has no best checkpoint yet.
+
+        Raises:
+            UserError: if the checkpoint names another file as that of this callback.
+        """
         self._goes_on = lies_in(trainer.ckpt_path, str(self.dirpath))
         if not self._goes_on:
             checkpoint["callbacks"].pop(self.state_key, None)
+            return
+        state = checkpoint["callbacks"].get(self.state_key) or {"best_model_path": "", "best_k_models": {}}
+        named = {Path(path).name for path in (state["best_model_path"], *state["best_k_models"]) if path}
+        if named - {f"{self.filename}{self.FILE_EXTENSION}"}:
+            raise UserError(
+                f"ckpt_path: {str(trainer.ckpt_path)!r} names another file as {self.filename}{self.FILE_EXTENSION}; "
+                "give another checkpoint"
+            )
 
     def state_dict(self) -> dict[str, object]:
         """Includes the state that the main process of asynchronous workers needs."""

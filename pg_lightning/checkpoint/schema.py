@@ -50,7 +50,7 @@ def check(checkpoint: object, use: Use) -> None:
     if "pg_lightning" not in checkpoint:
         raise Damage("pg_lightning", "is missing: it is from another program")
     if use == "fit" and all(part not in checkpoint for part in TRAINING_PARTS):
-        raise Damage("optimizer_states", "are missing: it holds only weights, from which training cannot continue")
+        raise Damage("optimizer_states", "is missing, for it holds only weights; training continues from a last.ckpt")
     needed: dict[str, Callable[[str, Unchecked], None]] = {"pg_lightning": _check_own, "state_dict": _check_weights}
     if use != "act":
         needed |= {"pytorch-lightning_version": _check_version}

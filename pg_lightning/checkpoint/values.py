@@ -13,6 +13,7 @@ from pg_lightning.errors import UserError
 
 Unchecked: TypeAlias = Any  # what a checkpoint holds, until it is known to be of the right type
 
+MOST = 400  # characters of an error
 LARGEST = 2**53  # of a counter: beyond it, floating-point numbers skip integers
 
 
@@ -25,18 +26,19 @@ class Damage(ValueError):
     """
 
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field} {problem}")
+        text = " ".join(f"{field} {problem}".split())
+        # Names in the file may be anything, also codes that a terminal obeys.
+        super().__init__("".join(x if x.isprintable() else "?" for x in text[:MOST]))
 
     def in_file(self, file: object, name: str = "ckpt_path") -> UserError:
         """The error for the user, in one line that names the file.
 
         Args:
-            file: the checkpoint.
+            file: the checkpoint, if it is known.
             name: of the argument.
         """
-        text = " ".join(str(self).split())
-        text = text if len(text) <= 400 else f"{text[:400]}…"
-        return UserError(f"{name}: {str(file)!r} is damaged or not a checkpoint: {text}; give another checkpoint")
+        shown = repr(str(file)) if file else "the checkpoint"
+        return UserError(f"{name}: {shown} cannot be used: {self}; give another checkpoint")
 
 
 def is_number(value: object) -> bool:
