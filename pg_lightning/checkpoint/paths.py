@@ -11,9 +11,11 @@ PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 SUFFIX = ".ckpt"
 
 
-def without_paths() -> dict[str, Unchecked]:
+def without_paths(state: Mapping[str, Unchecked]) -> dict[str, Unchecked]:
     """The state of a `ModelCheckpoint` for a run in another folder: no file, and no score of a file."""
-    return {"dirpath": None, "best_model_path": ""}
+    of_files = ("best_k_models", "best_model_score", "kth_value", "current_score", *PATHS)
+    others = {name: value for name, value in state.items() if name not in of_files}
+    return {**others, "dirpath": None, "best_model_path": ""}
 
 
 def with_own_paths(state: Mapping[str, Unchecked], folder: str, suffix: str = SUFFIX) -> dict[str, Unchecked]:

@@ -147,7 +147,7 @@ def confine_paths(trainer: Trainer, checkpoint: dict[str, Unchecked]) -> None:
         folder = str(callback.dirpath)
         is_own = state.get("dirpath") == folder or lies_in(trainer.ckpt_path, folder)
         states[callback.state_key] = (
-            with_own_paths(state, folder, callback.FILE_EXTENSION) if is_own else without_paths()
+            with_own_paths(state, folder, callback.FILE_EXTENSION) if is_own else without_paths(state)
         )
 
 

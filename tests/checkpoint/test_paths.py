@@ -30,5 +30,5 @@ def test_a_folder_is_no_checkpoint_though_it_is_named_like_one(tmp_path):
 
 
 def test_a_new_run_has_no_best_checkpoint():
-    assert without_paths()["best_model_path"] == ""
-    assert "best_model_score" not in without_paths()
+    found = without_paths(state("/elsewhere/a.ckpt", monitor="x", more=3))
+    assert found == {"dirpath": None, "best_model_path": "", "monitor": "x", "more": 3}

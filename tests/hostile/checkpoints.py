@@ -312,31 +312,36 @@ def data() -> Iterator[Case]:
 
 def names() -> Iterator[Case]:
     """Paths in the state of callbacks that save; nothing may happen to what they name."""
-    own_folder = "checkpoints"
-    for who in ("RunCheckpoint{'monitor': 'val*", "RunCheckpoint{'monitor': None*", "ModelCheckpoint*"):
-        for field in ("best_model_path", "kth_best_model_path", "last_model_path", "dirpath"):
-            for form in ("local://{}", "{}", "file://{}", own_folder + "/../../../{}"):
+    forms = ("local://{}", "{}", "file://{}", "{}/weights.ckpt", "local://{}/weights.ckpt", "checkpoints/../../{}")
+    for who in ("RunCheckpoint{'monitor': 'val", "RunCheckpoint{'monitor': None", *MODEL_CHECKPOINTS):
+        for field in ("best_model_path", "kth_best_model_path", "last_model_path", "dirpath", "best_k_models"):
+            for form in forms:
                 yield _named(who, field, form)
-        yield _named(who, "best_k_models", "local://{}")
-        yield _named(who, "best_k_models", "{}")
+
+
+MODEL_CHECKPOINTS = ("ModelCheckpoint{'monitor': 'val", "ModelCheckpoint{'monitor': None")
 
 
 def _named(who: str, field: str, form: str) -> Case:
+    """The state is consistent, and its scores are so low that the next save removes what is named."""
+
     def change(checkpoint: Checkpoint, victim: Path) -> None:
         states = checkpoint["callbacks"]
-        state = next(state for key, state in states.items() if key.startswith(who[:-1]))
-        target = form.format(victim)
+        state = next(state for key, state in states.items() if key.startswith(who))
+        target, low = form.format(victim), torch.tensor(-1e9)
+        models = dict.fromkeys(state["best_k_models"], low)
         if field == "best_k_models":
-            scores = [*state["best_k_models"].values()] or [torch.tensor(1.0)]
-            state["best_k_models"] = dict.fromkeys([target], scores[0])
+            models = dict.fromkeys([target, *list(models)[1:]], low)
             state |= {"best_model_path": target, "kth_best_model_path": target}
-            state |= {"best_model_score": scores[0], "kth_value": scores[0]}
         else:
             old, state[field] = state[field], target
-            if old in state["best_k_models"]:
-                state["best_k_models"] = {target: state["best_k_models"].pop(old), **state["best_k_models"]}
-                for other in ("best_model_path", "kth_best_model_path"):
-                    state[other] = target if state[other] == old else state[other]
+            models = {(target if path == old else path): score for path, score in models.items()}
+            for other in ("best_model_path", "kth_best_model_path"):
+                if old and state[other] == old:
+                    state[other] = target
+        state["best_k_models"] = models
+        if models:
+            state |= {"best_model_score": low, "kth_value": low}
 
     return edited(f"{who} {field} names {form}", change, fit=UNHARMED, test=UNHARMED, load=SAME)
 
