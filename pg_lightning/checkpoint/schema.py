@@ -97,15 +97,15 @@ def check_values(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> No
         known = own.get(name)
         if known is not None and known.is_floating_point() != tensor.is_floating_point():
             raise Damage(f"state_dict.{name}", f"is {kind_of(tensor)}, not {kind_of(known)}")
-        is_own = known is not None and known.shape == tensor.shape and _are_equal(known.cpu(), tensor.cpu())
-        if tensor.is_floating_point() and not is_own:
-            require_finite(f"state_dict.{name}", tensor)
+        is_finite = not tensor.is_floating_point() or bool(tensor.isfinite().all())
+        if not is_finite and (known is None or not _are_equal(known.cpu(), tensor.cpu())):
+            raise Damage(f"state_dict.{name}", "has numbers that are NaN or infinite")
         if name.endswith(("statistics.var", "statistics.count", "running_var")):
             require_finite(f"state_dict.{name}", tensor, not_negative=True)
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _check_weights(field: str, weights: Unchecked) -> None:

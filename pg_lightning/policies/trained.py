@@ -70,7 +70,7 @@ def _with_weights(description: Plain, state_dict: Mapping[str, torch.Tensor]) ->
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items() if name.startswith(PREFIX)}
     require_fitting(description, weights)
     policy = made_policy(description)
-    check_values(weights, policy.state_dict())
+    check_values(_named_as_saved(weights), _named_as_saved(policy.state_dict()))
     trained = [weights[name] for name, _ in policy.named_parameters() if name in weights]
     if any(tensor.dtype == torch.float64 for tensor in trained):
         policy.double()
@@ -79,6 +79,10 @@ def _with_weights(description: Plain, state_dict: Mapping[str, torch.Tensor]) ->
     except RuntimeError as error:
         raise Damage("state_dict", f"has not the weights of its policy: {one_line(error)}") from error
     return policy
+
+
+def _named_as_saved(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{PREFIX}{name}": tensor for name, tensor in weights.items()}
 
 
 class TrainedPolicy:
