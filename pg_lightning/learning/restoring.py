@@ -25,8 +25,7 @@ from pg_lightning.run.checkpoints import CheckedCheckpointIO, read_own_checkpoin
 NEEDED = ("RandomStates", "EvaluateEverySteps")
 # Parts that an evaluation does not need.
 OF_TRAINING = ("loops", "optimizer_states", "lr_schedulers", "native_amp_scaling_state")
-
-# Arguments of an algorithm that name classes.
+# Arguments of an algorithm that name classes; others may as `{class_path, init_args}`.
 CLASSES = ("policy", "torso", "head", "optimizer", "critic_optimizer", "lr_schedule")
 
 
@@ -101,8 +100,9 @@ def safe_arguments(name: str, path: object, given: Mapping[str, Unchecked]) -> I
     described = checkpoint["pg_lightning"].get("policy", {"refused": ""})
     weights = {key.removeprefix(PREFIX): x for key, x in checkpoint["state_dict"].items() if key.startswith(PREFIX)}
     try:
-        for key in CLASSES:
-            require_imported(f"model.{key}", stored.get(key))
+        for key, value in stored.items():
+            if key in CLASSES or isinstance(value, dict):
+                require_imported(f"model.{key}", value)
         for key in ("observation_space", "action_space"):
             require_small(stored.get(key, {}))
         for key, value in described.get("init_args", {}).items():

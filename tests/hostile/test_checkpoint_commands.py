@@ -99,7 +99,7 @@ def test_a_checkpoint_imports_nothing(received, tmp_path, monkeypatch):
 
         return received(edit)
 
-    for part in ("policy", "torso", "head", "optimizer", "critic_optimizer", "lr_schedule"):
+    for part in ("policy", "torso", "head", "optimizer", "critic_optimizer", "lr_schedule", "of a user's algorithm"):
         path = name(part, where=True)
         with pytest.raises(UserError, match=r"cannot import 'stranger\.Policy'.* import 'stranger' first"):
             PPO.load_from_checkpoint(path)
