@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,6 +30,27 @@ def new_name(path: str) -> str:
     """The current name of a class path or an environment id whose module has moved; else an empty string."""
     old = next((old for old in MOVED if f"{path}.".startswith((f"{old}.", f"{old}:"))), None)
     return "" if old is None else MOVED[old] + path[len(old) :]
+
+
+def require_imported(field: str, spec: object) -> None:
+    """Refuses a class path whose module this program has not imported: an import runs the code of the module.
+
+    For class paths from a checkpoint, which comes from anyone.
+
+    Args:
+        field: for the error message.
+        spec: a class path or `{class_path, init_args}`; anything else, and a short name, is accepted.
+
+    Raises:
+        UserError: naming the field and the module.
+    """
+    path = spec.get("class_path") if isinstance(spec, Mapping) else spec
+    module = path.rpartition(".")[0] if isinstance(path, str) else ""
+    if module and module not in sys.modules:
+        raise UserError(
+            f"{field}: cannot import {path!r}: a checkpoint imports nothing by itself; if you trust it, import "
+            f"{module!r} first"
+        )
 
 
 def resolve(field: str, spec: ClassPath, names: Mapping[str, Callable[..., Any]] = {}) -> tuple[Any, dict[str, Any]]:

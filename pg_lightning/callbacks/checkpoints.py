@@ -8,7 +8,9 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule, Trainer
 
 from pg_lightning.callbacks.evaluation import EvaluateEverySteps
+from pg_lightning.errors import UserError
 from pg_lightning.learning import PolicyGradientModule
+from pg_lightning.learning.restoring import lies_in
 from pg_lightning.lightning_private import FallibleModelCheckpoint
 from pg_lightning.processes.signals import Stopped
 from pg_lightning.run.folder import relative
@@ -74,18 +76,29 @@ class RunCheckpoint(FallibleModelCheckpoint):
             )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Checks whether a run continues in its own folder."""
-        path, folder = (Path(str(x)).resolve() for x in (trainer.ckpt_path, self.dirpath))
-        self._goes_on = path.parent == folder
+        """Checks whether a run continues in its own folder. A new run has no best checkpoint yet.
+
+        Raises:
+            UserError: if the checkpoint names another file as that of this callback.
+        """
+        self._goes_on = lies_in(trainer.ckpt_path, str(self.dirpath))
+        if not self._goes_on:
+            checkpoint["callbacks"].pop(self.state_key, None)
+            return
+        state = checkpoint["callbacks"].get(self.state_key) or {"best_model_path": "", "best_k_models": {}}
+        named = {Path(path).name for path in (state["best_model_path"], *state["best_k_models"]) if path}
+        if named - {f"{self.filename}{self.FILE_EXTENSION}"}:
+            raise UserError(
+                f"ckpt_path: {str(trainer.ckpt_path)!r} names another file as {self.filename}{self.FILE_EXTENSION}; "
+                "give another checkpoint"
+            )
 
     def state_dict(self) -> dict[str, object]:
         """Includes the state that the main process of asynchronous workers needs."""
         return super().state_dict() | {"failed": self.failed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state; replaces the path of the run folder if it was moved, or is relative to another folder."""
-        if self._goes_on:
-            state_dict = _renamed(state_dict, state_dict["dirpath"], self.dirpath)
+        """Restores the state."""
         super().load_state_dict(state_dict)
         self.failed = state_dict.get("failed", False)
 
@@ -100,10 +113,3 @@ class RunCheckpoint(FallibleModelCheckpoint):
         if not self.failed:
             self.saved_at = cast(Any, trainer).lightning_module.env_steps
         return not self.failed
-
-
-def _renamed(x: Any, old: Any, new: Any) -> Any:
-    """Replaces the old folder by the new one in all paths of a state."""
-    if isinstance(x, dict):
-        return {_renamed(key, old, new): _renamed(value, old, new) for key, value in x.items()}
-    return new + x.removeprefix(old) if isinstance(x, str) and x.startswith(old) else x

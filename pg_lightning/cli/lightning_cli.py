@@ -107,7 +107,7 @@ class CLI(OpenCLI):
             if subcommand not in ("fit", "diagnose"):
                 raise no_checkpoint(subcommand)
             return
-        checkpoint = read_own_checkpoint(config.ckpt_path)
+        checkpoint = read_own_checkpoint(config.ckpt_path, "fit" if subcommand == "fit" else "evaluate")
         if self._continued is not None and subcommand == "fit":
             spent = checkpoint["pg_lightning"]["env_steps"] >= config.data.total_steps
             if spent and not EvaluateEverySteps.was_due(checkpoint):

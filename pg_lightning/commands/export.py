@@ -78,7 +78,7 @@ def export(
     """
     _check(model.network, format)
     run = run_folder(Path(ckpt_path))
-    env_steps = read_checkpoint(Path(ckpt_path), "meta")["pg_lightning"]["env_steps"]
+    env_steps = read_checkpoint(Path(ckpt_path), "meta", "evaluate")["pg_lightning"]["env_steps"]
     result = known_return(run, data, env_steps)
     if result is None:
         trainer.test(model, datamodule=data, ckpt_path=ckpt_path, verbose=False)

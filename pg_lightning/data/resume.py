@@ -6,9 +6,13 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from pg_lightning.checkpoint.episodes import check_collector
+from pg_lightning.checkpoint.values import Damage
 from pg_lightning.collectives import all_gather_object
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.overlap import CollectorProcess
+from pg_lightning.errors import UserError, named_cause_of
+from pg_lightning.processes import WorkerError
 from pg_lightning.rollout import Actor
 
 # Settings that must be unchanged for the episodes to continue after a resume.
@@ -53,6 +57,9 @@ def go_on(
 
     Returns:
         Whether the episodes continue.
+
+    Raises:
+        UserError: if the state is damaged.
     """
     if why := _what_differs(data, saved, world_size):
         rank_zero_info(f"ckpt_path: {why}; new episodes start")
@@ -61,10 +68,22 @@ def go_on(
     if state is None:
         rank_zero_info("ckpt_path: the checkpoint was saved during a rollout; new episodes start")
         return False
-    if isinstance(collector, CollectorProcess):
-        reason = collector.load_state_dict(state, actor)
-    else:
-        reason = collector.load_state_dict(state)
+    field = f"ckpt_path: RolloutDataModule.ranks[{rank}]"
+    try:
+        memory = actor.initial_state(data.num_envs)
+        shapes = data.num_envs, data.observation_space.shape, None if memory is None else memory.shape
+        if isinstance(collector, CollectorProcess):
+            check_collector(f"{field}.collector", state.get("collector"), *shapes)
+            reason = collector.load_state_dict(state, actor)
+        else:
+            check_collector(field, state, *shapes)
+            reason = collector.load_state_dict(state)
+    except (UserError, WorkerError):
+        raise
+    except Damage as damage:
+        raise UserError(f"{damage}; the checkpoint is damaged, give another one") from None
+    except Exception as error:  # a damaged state may raise anything
+        raise UserError(f"{field} cannot be restored: {named_cause_of(error)}; give another checkpoint") from error
     if reason:
         rank_zero_warn(
             f"{data.env_id} with data.backend {data.backend} cannot be restored to its state in the checkpoint: "

@@ -23,9 +23,11 @@ from pg_lightning.learning.connecting import connect_ranks, episodes_go_on
 from pg_lightning.learning.gradient import weights_of
 from pg_lightning.learning.learner import Learner
 from pg_lightning.learning.metrics import EvaluationEpisodes
+from pg_lightning.learning.optimizer_state import Restored, guard
 from pg_lightning.learning.optimizers import OptimizerSettings
 from pg_lightning.learning.progress import Progress
 from pg_lightning.learning.reports import TrainingReports, report_evaluation, report_update
+from pg_lightning.learning.restoring import LoadsChecked, check_reading, prepare, restored
 from pg_lightning.learning.run_statistics import RunStatistics
 from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
 from pg_lightning.lightning_private import trainer_of
@@ -36,7 +38,7 @@ from pg_lightning.rollout import Batch, Episode, Rollout
 from pg_lightning.statistics import explained_variance
 
 
-class PolicyGradientModule(KeepsArguments, LightningModule):
+class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # type: ignore[misc]
     """An actor-critic that learns from rollouts: one Lightning batch is one `Rollout`, one `training_step` one update.
 
     Args:
@@ -124,6 +126,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
         self.evaluation = (torch.zeros(0), torch.zeros(0))
         self.evaluation_episodes = EvaluationEpisodes()
         self._is_logged = True
+        self._restored: Restored | None = None
 
     # Methods of an algorithm.
 
@@ -186,6 +189,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
     def setup(self, stage: str) -> None:
         """Checks, before any environment starts, that data and strategy meet the requirements of the algorithm."""
         self.actor.precision = partial(precision_of, self.trainer)
+        check_reading(self.trainer, stage)
         if stage == "fit":
             check_data(self, getattr(self.trainer, "datamodule", None))
             check_strategy(self)
@@ -193,6 +197,7 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer with one group each for actor and critic, or two of different kinds."""
         rates = self.learner.configure(self.parameter_groups())
+        guard(rates, self._restored)
         return (rates.optimizers, rates.schedulers) if rates.schedulers else rates.optimizers
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -273,7 +278,10 @@ class PolicyGradientModule(KeepsArguments, LightningModule):
             UserError: if the checkpoint is not from this package, or belongs to another task.
         """
         trainer = trainer_of(self)  # None if only the weights are loaded
-        checkpoint_state.restore(self, checkpoint, fits=trainer is not None and trainer.state.fn == "fit")
+        fits = trainer is not None and trainer.state.fn == "fit"
+        prepare(self, trainer, checkpoint)
+        checkpoint_state.restore(self, checkpoint, fits)
+        self._restored = restored(trainer, checkpoint) if fits else None
         ranks = checkpoint["pg_lightning"].get("ranks", [])
         if trainer is None or len(ranks) != trainer.world_size or getattr(trainer.strategy, "num_workers", 1) > 1:
             return

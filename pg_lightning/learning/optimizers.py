@@ -211,16 +211,21 @@ def _made(field: str, spec: ClassPath, groups: list[dict[str, Any]]) -> optim.Op
 def _checked(field: str, make: Any, arguments: dict[str, Any], groups: list[Any], lr: float) -> optim.Optimizer:
     if "lr" in arguments:
         raise UserError(f"{field}: the learning rate is model.lr and model.critic_lr; leave lr out of init_args")
+    if not _makes_optimizers(make):
+        raise UserError(f"{field}: {getattr(make, '__name__', make)} is no torch.optim.Optimizer")
     try:
         made: optim.Optimizer = make(groups, lr=lr, **arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{field}: cannot make {getattr(make, '__name__', make)}: {one_line(error)}") from error
-    if not isinstance(made, optim.Optimizer):
-        raise UserError(f"{field}: {type(made).__name__} is no torch.optim.Optimizer")
     closure = inspect.signature(type(made).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(f"{field}: {type(made).__name__} evaluates the loss by itself (a closure); choose another")
     return made
+
+
+def _makes_optimizers(make: object) -> bool:
+    """Whether it is one of ours or a class of optimizers; nothing else is called."""
+    return isinstance(make, partial) or (isinstance(make, type) and issubclass(make, optim.Optimizer))
 
 
 def _scheduler(make: Any, arguments: dict[str, Any], optimizer: optim.Optimizer) -> Scheduler:

@@ -7,15 +7,18 @@ Plain types are None, booleans, numbers, strings, and lists and dicts of them, w
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from gymnasium import Space, spaces
-from torch import nn
+from torch import Tensor, nn
 
-from pg_lightning.class_path import resolve
+from pg_lightning.checkpoint.values import Damage
+from pg_lightning.class_path import require_imported, resolve
 from pg_lightning.errors import UserError, named_cause_of
 from pg_lightning.policies.actor_critic import ActorCritic
 from pg_lightning.policies.make import refuse_other_than_modules, require_policy
@@ -24,6 +27,7 @@ from pg_lightning.policies.torsos import TORSOS
 from pg_lightning.spaces import FlattenedBox
 
 Plain = dict[str, Any]
+MAX_ELEMENTS = 2**24  # of a space: an observation of 64 MiB
 T = TypeVar("T", bound="KeepsArguments")
 
 
@@ -81,6 +85,26 @@ def made_space(space: Space[Any] | Plain) -> Space[Any]:
     raise UserError(f"space: {space['space']!r} is not known to this version of pg_lightning")
 
 
+def require_small(space: object, room: int = MAX_ELEMENTS) -> int:
+    """Refuses the description of a space whose bounds would not fit into memory; returns the room that is left.
+
+    Raises:
+        UserError: if it has too many elements, or is no description.
+    """
+    if isinstance(space, Space):
+        return room
+    if not isinstance(space, Mapping):
+        raise UserError(f"space: {type(space).__name__} is not the description of a space")
+    parts = space.get("spaces", [space["original"]] if "original" in space else [])
+    for part in parts.values() if isinstance(parts, Mapping) else parts:
+        room = require_small(part, room)
+    sizes = [space.get(name, 1) for name in ("n", "shape")]
+    counts = [n for size in sizes for n in (size if isinstance(size, list) else [size])]
+    if not all(isinstance(n, int) and n >= 0 for n in counts) or math.prod(counts) > room:
+        raise UserError(f"space: {str(space.get('space'))[:20]!r} has more than {MAX_ELEMENTS} elements, or no size")
+    return room - math.prod(counts)
+
+
 def described_policy(policy: nn.Module) -> Plain:
     """The class of a policy and the `init_args` it was created with, as `{class_path, init_args}`.
 
@@ -103,27 +127,55 @@ def described_policy(policy: nn.Module) -> Plain:
 def made_policy(description: Plain) -> ActorCritic:
     """The policy of a description by `described_policy`, with new weights.
 
-    The classes named in a description are imported; only torch modules are created.
+    Its classes must be imported already, because an import runs code; only torch modules are created.
 
     Raises:
-        UserError: if one of its classes cannot be imported or does not take the arguments.
+        UserError: if one of its classes is not imported, is not a torch module, or does not take the arguments.
     """
     if "refused" in description:
         raise UserError(description["refused"])
+    require_imported("policy", description)
     make, arguments = resolve("policy", description)
     refuse_other_than_modules("policy", make)
     torso = arguments.get("torso")
+    for name in ("torso", "head"):
+        require_imported(f"model.{name}", arguments.get(name))
     if torso is not None and issubclass(make, ActorCritic):
         refuse_other_than_modules("model.torso", resolve("model.torso", torso, TORSOS)[0])
     try:
+        for name in ("observation_space", "action_space"):
+            require_small(arguments[name])
         made = {name: made_space(arguments[name]) for name in ("observation_space", "action_space")}
         # A policy from before observation groups saw everything.
         seen = {"obs_groups": every_group(made["observation_space"])} if make is ActorCritic else {}
         policy: ActorCritic = make(**{**seen, **arguments, **made})
-    except (TypeError, KeyError, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the arguments may be of any type
         raise UserError(f"policy: cannot make {make.__name__}: {named_cause_of(error)}") from error
     require_policy("policy", policy)
     return policy
+
+
+def require_fitting(description: Plain, weights: Mapping[str, Tensor]) -> None:
+    """Refuses the description of a built-in policy that is larger than its weights, before memory is reserved for it.
+
+    Raises:
+        Damage: naming a tensor.
+    """
+    arguments = description.get("init_args", {})
+    has_own_parts = any("." in str(arguments.get(name)) for name in ("torso", "head"))
+    if "refused" in description or has_own_parts or not str(description["class_path"]).endswith(".ActorCritic"):
+        return
+    sizes = arguments.get("hidden_sizes", [])
+    if isinstance(sizes, list) and len(sizes) > len(weights):
+        raise Damage("pg_lightning.policy.init_args.hidden_sizes", f"has {len(sizes)} layers")
+    with torch.device("meta"):
+        expected = made_policy(description).state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        ours, theirs = (list(x[name].shape) if name in x else "missing" for x in (expected, weights))
+        if ours != theirs:
+            raise Damage(f"state_dict.network.{name}", f"is {theirs}, but {ours} in pg_lightning.policy")
 
 
 def plain(name: str, value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -11,10 +10,13 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 
-from pg_lightning.errors import UserError
+from pg_lightning.checkpoint import archive, schema
+from pg_lightning.checkpoint.schema import check_values
+from pg_lightning.checkpoint.values import Damage
+from pg_lightning.errors import UserError, cause_of, one_line
 from pg_lightning.policies.actor_critic import ActorCritic
 from pg_lightning.policies.contract import Policy
-from pg_lightning.policies.description import made_policy, made_space
+from pg_lightning.policies.description import Plain, made_policy, made_space, require_fitting
 from pg_lightning.policies.heads.base import space_name
 from pg_lightning.policies.obs_groups import ObsGroups, columns_of, seen_space
 from pg_lightning.spaces import FlattenedBox
@@ -36,40 +38,51 @@ def load(path: str | Path, seed: int = 0) -> TrainedPolicy:
     """
     file = _checkpoint(Path(path))
     try:
-        if zipfile.is_zipfile(file):  # torch writes checksums, but does not verify them
-            with zipfile.ZipFile(file) as archive:
-                if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(f"damaged at {damaged}")
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint = archive.read(file)
     except Exception as error:
-        reason = " ".join(str(error).split(". ")[0].split()) or type(error).__name__
-        raise UserError(f"path: cannot read {str(file)!r}: {reason}") from error
+        raise UserError(f"path: cannot read {str(file)!r}: {cause_of(error).split('. ')[0]}") from error
     state = checkpoint.get("pg_lightning") if isinstance(checkpoint, dict) else None
     if state is None:
         raise UserError(f"path: {str(file)!r} is not a checkpoint of pg_lightning")
-    if "policy" not in state:
+    if isinstance(state, dict) and "policy" not in state:
         raise UserError(
             f"path: {str(file)!r} is from before checkpoints described their policy; resume its training (fit "
             "--ckpt_path, with a larger data.total_steps) and load the checkpoint that is written then"
         )
-    policy = made_policy(state["policy"])
-    weights = {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(PREFIX)
-    }
+    try:
+        schema.check(checkpoint, "act")
+        policy = _with_weights(state["policy"], checkpoint["state_dict"])
+    except Damage as damage:
+        raise damage.in_file(file, "path") from None
+    arguments = state["policy"]["init_args"]
+    observation_space, action_space = (made_space(arguments[f"{name}_space"]) for name in ("observation", "action"))
+    groups = policy.groups if isinstance(policy, ActorCritic) else None
+    return TrainedPolicy(policy.eval(), observation_space, action_space, state["env_steps"], seed, groups)
+
+
+def _with_weights(description: Plain, state_dict: Mapping[str, torch.Tensor]) -> ActorCritic:
+    """The policy of a checkpoint with its weights.
+
+    Raises:
+        Damage: if the weights are not those of the description, or not finite.
+        UserError: if the policy cannot be created.
+    """
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items() if name.startswith(PREFIX)}
+    require_fitting(description, weights)
+    policy = made_policy(description)
+    check_values(_named_as_saved(weights), _named_as_saved(policy.state_dict()))
     trained = [weights[name] for name, _ in policy.named_parameters() if name in weights]
     if any(tensor.dtype == torch.float64 for tensor in trained):
         policy.double()
     try:
         policy.load_state_dict(weights)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"path: the weights in {str(file)!r} are not those of its policy: {reason}") from error
-    arguments = state["policy"]["init_args"]
-    observation_space, action_space = (made_space(arguments[f"{name}_space"]) for name in ("observation", "action"))
-    groups = policy.groups if isinstance(policy, ActorCritic) else None
-    return TrainedPolicy(policy.eval(), observation_space, action_space, state["env_steps"], seed, groups)
+        raise Damage("state_dict", f"has not the weights of its policy: {one_line(error)}") from error
+    return policy
+
+
+def _named_as_saved(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{PREFIX}{name}": tensor for name, tensor in weights.items()}
 
 
 class TrainedPolicy:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import sys
-import zipfile
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +12,10 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from pg_lightning.errors import UserError
+from pg_lightning.checkpoint import archive, schema
+from pg_lightning.checkpoint.schema import Use
+from pg_lightning.checkpoint.values import Damage
+from pg_lightning.errors import UserError, cause_of
 from pg_lightning.run.files import remove_partial, write_file
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -24,8 +26,37 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written. The message is one line that names the file and the cure."""
 
 
-class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes files atomically, keeps the previous one, and loads only tensors and plain types.
+class CheckedCheckpointIO(TorchCheckpointIO):
+    """Lightning's own, but loads only tensors and plain types, of sizes that the file has, and removes only files.
+
+    Attributes:
+        use: what checkpoints are loaded for; those without the parts for that are refused.
+    """
+
+    use: Use | None = None
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        """Reads a checkpoint, always with `weights_only`, whatever the argument says.
+
+        Raises:
+            UserError: if the file is truncated or damaged, naming the previous one.
+        """
+        if "://" not in str(path):
+            return read_checkpoint(Path(path), map_location, self.use)
+        checkpoint = super().load_checkpoint(path, map_location, weights_only=True)
+        check_structure(checkpoint, path, self.use)
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes a file; never a folder."""
+        if "://" in str(path):
+            super().remove_checkpoint(path)
+        elif Path(path).is_file():
+            Path(path).unlink()
+
+
+class SafeCheckpointIO(CheckedCheckpointIO):
+    """Writes files atomically, and keeps the previous one.
 
     Args:
         warn: a failed save is a line on stderr, not an exception: training continues, and the next save tries again.
@@ -66,18 +97,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 flush=True,
             )
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        """Reads a checkpoint, always with `weights_only`, whatever the argument says.
-
-        Raises:
-            UserError: if the file is truncated, naming the previous one.
-        """
-        if "://" in str(path):
-            return super().load_checkpoint(path, map_location, weights_only=True)
-        return read_checkpoint(Path(path), map_location)
-
     def remove_checkpoint(self, path: Any) -> None:
-        """Removes a checkpoint that was replaced, if the new one was written."""
+        """Removes a checkpoint that was replaced, if the new one was written; only a file, never a folder."""
         if self.failure is None:
             super().remove_checkpoint(path)
 
@@ -87,40 +108,53 @@ def previous_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """A checkpoint, read with `weights_only`: tensors and plain types only.
+def read_checkpoint(path: Path, map_location: Any = "cpu", use: Use | None = None) -> dict[str, Any]:
+    """A checkpoint, read with `weights_only`: tensors and plain types only, of sizes that the file has.
+
+    Args:
+        path: the file.
+        map_location: of `torch.load`; "meta" for tensors without values.
+        use: what it is needed for; None for its content as it is.
 
     Raises:
         UserError: if it cannot be read, is truncated or damaged; names the previous one if that one can be read.
     """
     try:
-        if zipfile.is_zipfile(path):  # torch writes checksums, but does not verify them
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(f"damaged at {damaged}")
-        return torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = archive.read(path, map_location)
     except Exception as error:
-        reason = str(error).split(". ")[0] or type(error).__name__
+        reason = cause_of(error).split(". ")[0]
         previous, cure = previous_of(path), ""
         if previous.is_file():
             with suppress(UserError):
                 read_checkpoint(previous, "meta")
                 cure = f"; the previous checkpoint is complete: --ckpt_path {previous}"
         raise UserError(f"ckpt_path: cannot read {str(path)!r}: {reason}{cure}") from error
+    check_structure(checkpoint, path, use)
+    return checkpoint
 
 
-def read_own_checkpoint(path: str | Path) -> dict[str, Any]:
+def check_structure(checkpoint: object, path: object, use: Use | None) -> None:
+    """Refuses a checkpoint without the parts that are needed.
+
+    Raises:
+        UserError: naming the file, the field and what is wrong with it.
+    """
+    try:
+        if use is not None:
+            schema.check(checkpoint, use)
+    except Damage as damage:
+        raise damage.in_file(path) from None
+
+
+def read_own_checkpoint(path: str | Path, use: Use = "evaluate") -> dict[str, Any]:
     """A checkpoint of this package without the values of its tensors; its own part is under the key `pg_lightning`.
 
     Raises:
-        UserError: if there is no such file, or it is truncated, or from another program.
+        UserError: if there is no such file, or it is truncated, from another program, or lacks what it is needed for.
     """
     if not Path(path).is_file():
         raise UserError(f"ckpt_path: no file {str(path)!r}")
-    checkpoint: Any = read_checkpoint(Path(path), "meta")
-    if not isinstance(checkpoint, dict) or "pg_lightning" not in checkpoint:
-        raise UserError(f"ckpt_path: {str(path)!r} is not a checkpoint of pg_lightning")
-    return checkpoint
+    return read_checkpoint(Path(path), "meta", use)
 
 
 def _complaint(path: Path, size: int, error: OSError) -> str:

@@ -140,7 +140,7 @@ def test_a_limit_stops_before_the_step_that_it_is_asked_of():
             r"^model.optimizer: cannot make SGD",
         ),
         ({"optimizer": "sgd"}, r"^model.optimizer: cannot import 'sgd'.*short names are adam, rmsprop"),
-        ({"optimizer": "torch.nn.Linear"}, r"^model.optimizer: cannot make Linear"),
+        ({"optimizer": "torch.nn.Linear"}, r"^model.optimizer: Linear is no torch.optim.Optimizer"),
         ({"critic_optimizer": "sgd"}, r"^model.critic_optimizer: cannot import 'sgd'"),
         ({"lr_schedule": "torch.optim.lr_scheduler.ReduceLROnPlateau"}, r"^model.lr_schedule: use plateau"),
         ({"lr_schedule": "torch.optim.SGD"}, r"^model.lr_schedule: torch.optim.SGD is no torch.optim.lr_scheduler"),

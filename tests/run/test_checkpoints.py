@@ -14,7 +14,7 @@ import warm
 from run_files import load, read_metrics
 
 from pg_lightning.errors import UserError
-from pg_lightning.run import CheckpointError, SafeCheckpointIO, checkpoints, read_checkpoint
+from pg_lightning.run import CheckedCheckpointIO, CheckpointError, SafeCheckpointIO, checkpoints, read_checkpoint
 from pg_lightning.run.checkpoints import previous_of
 from pg_lightning.run.files import write_file
 
@@ -179,6 +179,18 @@ def test_nothing_is_removed_after_a_save_that_failed(last, monkeypatch, capsys):
     plugin.save_checkpoint(NEW, last.with_name("step=2.ckpt"))
     plugin.remove_checkpoint(last)
     assert not last.exists()
+
+
+@pytest.mark.parametrize(
+    "plugin", [SafeCheckpointIO(), CheckedCheckpointIO()], ids=lambda plugin: type(plugin).__name__
+)
+def test_a_folder_is_never_removed(plugin, tmp_path):
+    (tmp_path / "x.ckpt").mkdir()
+    (tmp_path / "x.ckpt/thesis.txt").touch()
+    (tmp_path / "link.ckpt").symlink_to(tmp_path / "x.ckpt")
+    for path in ("x.ckpt", "link.ckpt"):
+        plugin.remove_checkpoint(tmp_path / path)
+    assert (tmp_path / "x.ckpt/thesis.txt").is_file()
 
 
 def test_a_torn_checkpoint_is_refused_at_any_length_and_the_one_before_named(last):

@@ -66,9 +66,10 @@ class MultiCategoricalHead(Head):
         super().__init__()
         sizes = torch.as_tensor(space.nvec.reshape(-1))
         self.shape = space.shape
-        self.num_choices = int(sizes.sum())
-        self.linear = nn.Linear(num_features, len(sizes) * int(sizes.max()))
-        choices = torch.arange(int(sizes.max()))
+        self.num_choices = int(space.nvec.sum())
+        longest = int(space.nvec.max())
+        self.linear = nn.Linear(num_features, len(sizes) * longest)
+        choices = torch.arange(longest)
         padding = choices >= sizes.unsqueeze(-1)
         columns = ((sizes.cumsum(0) - sizes).unsqueeze(-1) + choices).masked_fill(padding, 0)
         self.register_buffer("padding", padding, persistent=False)
