@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
 
-from pg_lightning.envs.contract import Capabilities, EnvKwargs
+from pg_lightning.envs.backends import answers
+from pg_lightning.envs.contract import Capabilities, EnvKwargs, Info, SingleReset
+from pg_lightning.envs.seeds import Seeds
 from pg_lightning.errors import UserError, cause_of
 
 AutoresetName = Literal["next_step", "same_step", "disabled"]
@@ -19,6 +23,41 @@ MODES: dict[AutoresetName, AutoresetMode] = {
 }
 REFUSALS = (gym.error.Error, ImportError, TypeError, ValueError, AssertionError)
 CAPABILITIES = Capabilities(can_save_state="by_copy")
+
+
+class Vectorised(VectorWrapper):
+    """Vectorised code whose results are those of the contract; it may write into the actions, which are a copy.
+
+    Args:
+        env: the environment.
+
+    Raises:
+        UserError: by `step` and `reset`, if a result is not as its spaces and Gymnasium's interface promise.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        self._space = batch_space(env.single_observation_space, env.num_envs)
+        self._steps = 0
+
+    def reset(self, *, seed: Seeds = None, options: Info | None = None) -> SingleReset:
+        """As in Gymnasium."""
+        place = None, self._steps
+        obs, info = answers.first(self.env.reset(seed=seed, options=options), place)  # type: ignore[arg-type]
+        return answers.observation(obs, self._space, place), info or {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Info]:
+        """As in Gymnasium."""
+        self._steps += 1
+        place = None, self._steps
+        obs, rewards, terminated, truncated, infos = self.env.step(actions.copy())
+        return (
+            answers.observation(obs, self._space, place),
+            answers.column(rewards, "rewards", place, self.num_envs, np.float64),
+            answers.column(terminated, "terminated", place, self.num_envs, np.bool_),
+            answers.column(truncated, "truncated", place, self.num_envs, np.bool_),
+            infos,
+        )
 
 
 def refused_field(error: BaseException) -> str:
@@ -56,5 +95,6 @@ def make_vectorised(
             f"data.autoreset_mode: the vectorised {env_id!r} resets as {AutoresetMode(mode).name.lower()}, "
             f"not {autoreset_mode}"
         )
+    env = Vectorised(env)
     env.capabilities = CAPABILITIES  # type: ignore[attr-defined]
     return env
