@@ -14,6 +14,13 @@ from pg_lightning.processes.forked import (
     require_fork,
     signals_held,
 )
+from pg_lightning.processes.generators import (
+    enter_process,
+    enter_rank,
+    name_process,
+    order_generator,
+    seed_generators,
+)
 
 __all__ = [
     "LIVENESS_POLL_S",
@@ -24,8 +31,13 @@ __all__ = [
     "die_with",
     "end_all",
     "ended_with",
+    "enter_process",
+    "enter_rank",
     "left_to_parent",
+    "name_process",
+    "order_generator",
     "require_fork",
+    "seed_generators",
     "signals_held",
     "watch_children",
 ]

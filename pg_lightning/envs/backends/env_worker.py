@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode
 from pg_lightning.envs.backends import answers
 from pg_lightning.envs.contract import Info
 from pg_lightning.errors import UserError
+from pg_lightning.processes import seed_generators
 
 
 class Rows(NamedTuple):
@@ -65,6 +66,8 @@ class Worker:
     def reset(self, seed: int | None, options: Info | None) -> Info:
         """Starts an episode; returns the infos that are read."""
         place = self.index, self.steps
+        if seed is not None:  # an episode with a seed is the same again, from whatever generator it is drawn
+            seed_generators(seed)
         try:
             answer = self.env.reset(seed=seed, options=options)
         except (TypeError, ValueError) as error:
