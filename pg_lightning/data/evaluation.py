@@ -19,10 +19,11 @@ from pg_lightning.rollout import Actor, Episode
 
 
 class EvaluationDataset(IterableDataset[Episode]):
-    """Plays one episode per seed and yields each when it ends.
+    """Plays one episode per seed and yields them in the order of the seeds.
 
     Parallel environments do not favour short episodes: the episodes are fixed before the first step, and every episode
-    that is started is counted.
+    that is started is counted. A loop that stops early, because of `Trainer.limit_val_batches` for example, gets the
+    first episodes that were started, not the first that ended, which are the shortest.
 
     Args:
         env: a vector environment with autoreset disabled, or an object with `envs.contract.ResettableEnvironments`.
@@ -67,6 +68,8 @@ class EvaluationDataset(IterableDataset[Episode]):
         N = self.env.num_envs
         generator = torch.Generator(self.actor.device).manual_seed(self.action_seed)
         share = _Share(self.seeds, N, self.record)
+        ended_early: dict[int, Episode] = {}  # by the index of their seeds
+        due = 0
         obs, mask = self._tensors(*self.env.reset(share.first))
         state = self.actor.initial_state(N)
         while share.counted.any():
@@ -85,7 +88,10 @@ class EvaluationDataset(IterableDataset[Episode]):
                 )
             ended = step.done | capped
             for n in np.flatnonzero(ended & share.counted).tolist():
-                yield share.episode(n, bool(capped[n]), next_obs[n])
+                ended_early[share.indices[n]] = share.episode(n, bool(capped[n]), next_obs[n])
+            while due in ended_early:
+                yield ended_early.pop(due)
+                due += 1
             if ended.any():
                 # An environment that has finished its share plays on uncounted, so that the batch keeps its shape.
                 next_obs, reset_mask = self._tensors(*self.env.begin(ended, share.next_seeds(ended)))
@@ -110,15 +116,18 @@ class _Share:
     Attributes:
         first: seeds of the first episodes, `[N]`; environments without a requested episode play uncounted ones.
         counted: `[N]` bool; whether the current episode is one of the requested ones.
+        indices: of their seeds, where counted.
         lengths: `[N]` its env steps.
     """
 
     def __init__(self, seeds: Sequence[int], num_envs: int, record: bool) -> None:
         self.first = [seeds[n % len(seeds)] for n in range(num_envs)]
         self.counted = np.arange(num_envs) < len(seeds)
+        self.indices = list(range(num_envs))
         self.lengths = np.zeros(num_envs, dtype=np.int64)
         self._returns = np.zeros(num_envs)
-        self._pending = iter(seeds[num_envs:])
+        self._pending = iter(range(num_envs, len(seeds)))
+        self._seeds = seeds
         self._record = record
         self._tracks: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(num_envs)]
 
@@ -150,8 +159,11 @@ class _Share:
         """Seeds of the next episodes of environments whose episode has ended, `[N]`; None if none are left."""
         seeds: list[int | None] = [None] * len(ended)
         for n in np.flatnonzero(ended):
-            seeds[n] = next(self._pending, None)
-            self.counted[n] &= seeds[n] is not None
+            index = next(self._pending, None)
+            if index is None:
+                self.counted[n] = False
+            else:
+                self.indices[n], seeds[n] = index, self._seeds[index]
         self._clear(ended)
         return seeds
 
