@@ -227,6 +227,19 @@ class Privileged(gym.Env[Any, Any]):
         return {name: np.array(values, np.float32) for name, values in seen.items()}, info
 
 
+class CountsResets(gym.ObservationWrapper[Any, Any, Any]):
+    """Its observations depend on episodes that are over."""
+
+    resets = 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.resets += 1
+        return super().reset(**kwargs)
+
+    def observation(self, obs: Any) -> Any:
+        return obs + np.float32(1e-3 * self.resets)
+
+
 class Draws(Bandit):
     """Shows numbers from the global generators of Python, NumPy and torch.
 

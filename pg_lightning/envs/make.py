@@ -31,6 +31,7 @@ from pg_lightning.envs.backends.vectorised import (
 from pg_lightning.envs.backends.workers import WorkerVectorEnv
 from pg_lightning.envs.contract import Capabilities, Environments, EnvKwargs
 from pg_lightning.envs.replay import Replayable
+from pg_lightning.envs.stateful import refuse_statistics
 from pg_lightning.errors import UserError, cause_of, one_line
 from pg_lightning.spaces import FlattenedBox
 
@@ -90,8 +91,10 @@ def make_env(
             raise UserError(f"data.env_id: {env_id!r} is now {name!r}") from error
         cure = _missing_extra(error) or _missing_import(env_id) or cause_of(error)
         raise UserError(f"{refused_field(error)}: cannot make {env_id!r}: {cure}") from error
+    refuse_statistics(env, "data.env_id")
     for wrapper in wrappers:
         env = _wrap(env, wrapper)
+    refuse_statistics(env, "data.wrappers")
     if not _has_vector_form(env.observation_space):
         raise UserError(
             f"data.env_id: observation space {one_line(env.observation_space)} is not supported; "

@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from pg_lightning.envs.backends import answers
 from pg_lightning.envs.contract import Capabilities, EnvKwargs, Info, SingleReset
 from pg_lightning.envs.seeds import Seeds
+from pg_lightning.envs.stateful import refuse_statistics
 from pg_lightning.errors import UserError, cause_of
 
 AutoresetName = Literal["next_step", "same_step", "disabled"]
@@ -88,6 +89,7 @@ def make_vectorised(
             env = gym.wrappers.vector.FlattenObservation(env)
     except REFUSALS as error:
         raise UserError(f"data.backend: no vectorised {env_id!r}: {cause_of(error)}") from error
+    refuse_statistics(env, "data.env_id")
     mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     if autoreset_mode is not None and mode != MODES[autoreset_mode]:
         env.close()
