@@ -19,6 +19,7 @@ from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.dataset import RolloutDataset
 from pg_lightning.data.environments import (
     check_training,
+    computes_in_double,
     evaluation_environments,
     new_collector,
     only_instance,
@@ -250,6 +251,7 @@ class RolloutDataModule(LightningDataModule):
             self.eval_deterministic,
             self.eval_max_episode_steps,
             record=stream == PREDICT,
+            double=computes_in_double(self),
         )
         # Its own generator: each pass draws a number, and the number of evaluations must not affect training.
         return DataLoader(episodes, batch_size=None, generator=torch.Generator())

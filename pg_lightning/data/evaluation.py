@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from pg_lightning.data.precision import observation_dtype
 from pg_lightning.envs.autoreset import environments
 from pg_lightning.envs.contract import ResettableEnvironments, VectorStep
 from pg_lightning.processes.signals import unless_stopped
@@ -33,6 +34,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         deterministic: play the mode of the policy instead of a sample.
         max_episode_steps: limit after which an episode is stopped that the environment does not end.
         record: keep the trajectories.
+        double: whether the policy computes in float64.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         deterministic: bool,
         max_episode_steps: int,
         record: bool = False,
+        double: bool = False,
     ) -> None:
         self.env = cast(ResettableEnvironments, environments(env))
         self.actor = actor
@@ -52,6 +55,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         self.deterministic = deterministic
         self.max_episode_steps = max_episode_steps
         self.record = record
+        self._dtype = observation_dtype(self.env.single_observation_space.dtype, double)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -107,7 +111,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         return np.array(obs), None if mask is None else torch.from_numpy(mask)
 
     def _input(self, obs: np.ndarray) -> Tensor:
-        return torch.from_numpy(obs if obs.dtype == np.uint8 else obs.astype(np.float32))
+        return torch.from_numpy(obs.astype(self._dtype, copy=False))
 
 
 class _Share:
