@@ -149,6 +149,53 @@ class Goal(Tidy):
         return super().reset(seed=seed)[0] * goal, {}
 
 
+# Spaces that are flattened, with an element, the same in other types, and elements of other spaces.
+PAIR = spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(0, 255, (2,), np.uint8))
+PARTS: dict[str, tuple[Any, Any, list[Any], list[Any]]] = {
+    "Discrete": (
+        spaces.Discrete(3, start=-1),
+        1,
+        [np.int64(1), np.array(1), np.array([1], np.uint8), torch.tensor(1)],
+        [-2, 2, np.int64(2), 1.0, None, "1", np.array([1, 1])],
+    ),
+    "MultiDiscrete": (
+        spaces.MultiDiscrete([2, 3], dtype=np.uint16),
+        np.array([1, 2]),
+        [[1, 2], (1, 2), np.array([1, 2], np.uint16), torch.tensor([1, 2])],
+        [[2, 0], [-1, 0], [1, 3], [1], [1.0, 2.0], 1, None],
+    ),
+    "MultiBinary": (
+        spaces.MultiBinary(2),
+        np.array([1, 0], np.int8),
+        [[1, 0], np.array([True, False])],
+        [[2, 0], [1, 0, 0], [0.5, 0]],
+    ),
+    "Dict": (
+        PAIR,
+        {"a": 2, "b": np.array([3, 200], np.uint8)},
+        [{"a": np.int32(2), "b": [3, 200], "c": "ignored"}],
+        [{"a": 2}, {"a": 3, "b": [3, 200]}, {"a": 2, "b": [0.1, 0.9]}, {"a": 2, "b": [3, 256]}, [2, [3, 200]], None],
+    ),
+    "Tuple": (
+        spaces.Tuple([spaces.Discrete(2), spaces.Box(-1.0, 1.0, (2, 2), np.float32)]),
+        (1, np.eye(2, dtype=np.float32)),
+        [[1, [[1, 0], [0, 1]]]],
+        [(1,), (1, np.zeros(4)), (1, np.zeros((2, 2)), 0), {0: 1}, 1],
+    ),
+}
+
+
+class Parts(Tidy):
+    """Shows an observation of `PARTS` in its steps, by number among those that are taken or refused."""
+
+    def __init__(self, name: str, which: int = 0, refused: bool = False) -> None:
+        self.observation_space, self.tidy, taken, others = PARTS[name]
+        self.given = (others if refused else [self.tidy, *taken])[which]
+
+    def shown(self) -> Any:
+        return self.given if self.steps else self.tidy
+
+
 class OldReset(Tidy):
     """Gym before 0.26: observations alone."""
 
@@ -209,6 +256,6 @@ class Fleet(VectorEnv[Any, Any, Any]):
         return faults.get(self.fault, obs)
 
 
-for _class in (Tidy, Shows, Bytes, Writes, Pair, Chatty, Silent, Rescales, Goal, OldReset, OldStep, Confused):
+for _class in (Tidy, Shows, Bytes, Writes, Pair, Chatty, Silent, Rescales, Goal, Parts, OldReset, OldStep, Confused):
     gym.register(f"{_class.__name__}-v0", entry_point=_class)
 gym.register("Fleet-v0", entry_point=Tidy, vector_entry_point=Fleet)

@@ -30,10 +30,10 @@ from pg_lightning.envs.backends.vectorised import (
 )
 from pg_lightning.envs.backends.workers import WorkerVectorEnv
 from pg_lightning.envs.contract import Capabilities, Environments, EnvKwargs
+from pg_lightning.envs.flattened import Flattened
 from pg_lightning.envs.replay import Replayable
 from pg_lightning.envs.stateful import refuse_statistics
 from pg_lightning.errors import UserError, cause_of, one_line
-from pg_lightning.spaces import FlattenedBox
 
 Backend = Literal["sync", "async", "vector", "envpool", "device", "gymnax", "brax", "simulator", "auto"]
 
@@ -101,9 +101,7 @@ def make_env(
             f"supported are {SUPPORTED_OBSERVATIONS}{_filter_wrapper(env.observation_space)}"
         )
     if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:
-        original = env.observation_space
-        env = gym.wrappers.FlattenObservation(env)
-        env.observation_space = FlattenedBox(original)
+        env = Flattened(env)
     return env
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import untidy_envs
+from gymnasium import spaces
 from torch import Tensor
 
 from pg_lightning.data import RolloutCollector
 from pg_lightning.envs import make_vector_env
 from pg_lightning.envs.autoreset import environments
+from pg_lightning.envs.flattened import flattener
 from pg_lightning.errors import UserError
 from pg_lightning.processes import WorkerError
 
@@ -102,6 +104,37 @@ def test_two_numbers_for_one_are_refused(which: str, backend: str, mode: str) ->
     said = refusal("Pair", backend, mode, which=which)
     assert re.match(rf"data.env_id: env 0 returned in step 1 (a )?{which} that is not one ", said)
     assert "shape [2]" in said
+
+
+TAKEN = [(name, n) for name, (_, _, taken, _) in untidy_envs.PARTS.items() for n in range(len(taken))]
+REFUSED = [(name, n) for name, (*_, refused) in untidy_envs.PARTS.items() for n in range(len(refused))]
+
+
+@pytest.mark.parametrize(("name", "which"), TAKEN)
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_parts_of_observations_may_be_written_in_another_way(name: str, which: int, backend: str) -> None:
+    assert same(
+        play("Parts", backend, "same_step", name=name, which=which + 1), play("Parts", backend, "same_step", name=name)
+    )
+
+
+@pytest.mark.parametrize(("name", "which"), REFUSED)
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_parts_of_observations_outside_their_spaces_are_refused(name: str, which: int, backend: str) -> None:
+    """Among them those that `gymnasium.spaces.flatten` takes for something else."""
+    said = refusal("Parts", backend, "same_step", name=name, which=which, refused=True)
+    assert said.startswith("data.env_id: env 0 returned in step 1 an observation")
+    assert "its observation_space " in said
+
+
+@pytest.mark.parametrize("name", untidy_envs.PARTS)
+def test_flattened_observations_are_gymnasiums(name: str) -> None:
+    space = untidy_envs.PARTS[name][0]
+    space.seed(0)
+    for element in [space.sample() for _ in range(20)]:
+        ours, theirs = flattener(space)(element), spaces.flatten(space, element)
+        assert np.array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
 
 
 @everywhere

@@ -21,14 +21,27 @@ CONTRACT = "Gymnasium's interface wants it"
 CURE = "adapt it to Gymnasium's (reset returns obs, info; step returns obs, reward, terminated, truncated, info)"
 
 
-def observation(obs: object, space: Space, place: Place) -> np.ndarray:
+class Unfit(ValueError):
+    """A part of a result does not fit into its space; it is not known of which environment and step.
+
+    Args:
+        what: was returned.
+        why: it does not fit.
+    """
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+        self.what, self.why = what, why
+
+
+def fitted(obs: object, space: Space, name: str = "an observation") -> np.ndarray:
     """An observation as an array of the space's dtype and shape.
 
     Numbers of another dtype are converted if that loses nothing but the precision of floating point. Bounds of a `Box`
     are not checked, because nothing uses them.
 
     Raises:
-        UserError: if its shape differs, or its numbers do not fit into the dtype.
+        Unfit: if its shape differs, or its numbers do not fit into the dtype.
     """
     if obs.__class__ is np.ndarray and obs.dtype == space.dtype and obs.shape == space.shape:
         return obs
@@ -48,7 +61,19 @@ def observation(obs: object, space: Space, place: Place) -> np.ndarray:
             what = f"numbers from {given.min()} to {given.max()}"
         elif np.can_cast(given.dtype, dtype, "same_kind"):
             return given.astype(dtype)
-    raise _refused(f"an observation of {what}", place, f"its observation_space is {one_line(space)}")
+    raise Unfit(f"{name} of {what}", f"its observation_space is {one_line(space)}")
+
+
+def observation(obs: object, space: Space, place: Place) -> np.ndarray:
+    """An observation as an array of the space's dtype and shape: see `fitted`.
+
+    Raises:
+        UserError: if it does not fit, naming the environment and the step.
+    """
+    try:
+        return fitted(obs, space)
+    except Unfit as unfit:
+        raise _refused(unfit.what, place, unfit.why) from unfit
 
 
 def number(reward: object, place: Place) -> float:
@@ -62,7 +87,7 @@ def number(reward: object, place: Place) -> float:
     except (TypeError, ValueError, RuntimeError):
         given = np.empty(0)
     if given.size != 1 or reward is None:
-        raise _refused(f"a reward that is not one number ({_named(reward)})", place, CONTRACT)
+        raise _refused(f"a reward that is not one number ({named(reward)})", place, CONTRACT)
     return float(given.item())
 
 
@@ -77,7 +102,7 @@ def flag(value: object, name: str, place: Place) -> bool:
     except (TypeError, ValueError, RuntimeError):
         given = np.empty(0, np.bool_)
     if given.size != 1:
-        raise _refused(f"{name} that is not one truth value ({_named(value)})", place, CONTRACT)
+        raise _refused(f"{name} that is not one truth value ({named(value)})", place, CONTRACT)
     return bool(given.item())
 
 
@@ -92,7 +117,7 @@ def column(values: object, name: str, place: Place, num_envs: int, dtype: type[n
     except (TypeError, ValueError, RuntimeError):
         given = np.empty(0, dtype)
     if given.size != num_envs:
-        what = f"{name} that are not one for each of {num_envs} environments ({_named(values)})"
+        what = f"{name} that are not one for each of {num_envs} environments ({named(values)})"
         raise _refused(what, place, CONTRACT)
     return given.reshape(num_envs)
 
@@ -114,10 +139,12 @@ def mask_of(info: Info | None) -> Info:
 
 
 def misfit(error: Exception, place: Place) -> Exception:
-    """The error to raise for an exception of an environment: itself, or the reason if it has the old interface.
+    """The error to raise for an exception of an environment: itself, or a `UserError` with the reason.
 
-    Then the exception comes from a wrapper of Gymnasium or from a back-end, not from code of the environment.
+    It has the old interface if the exception comes from a wrapper of Gymnasium or from a back-end, not from its code.
     """
+    if isinstance(error, Unfit):
+        return _refused(error.what, place, error.why)
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     is_ours = frame.f_globals.get("__name__", "").startswith(("gymnasium.", "pg_lightning."))
     signs = "to unpack (expected 5", "to unpack (expected 2", "unexpected keyword argument"
@@ -133,6 +160,7 @@ def _refused(what: str, place: Place, why: str, cure: str = "correct the environ
     return UserError(f"data.env_id: {who} returned in {where} {what}: {why}; {cure}")
 
 
-def _named(x: object) -> str:
+def named(x: object) -> str:
+    """A value that was returned, or its type and shape if it is an array."""
     shape = getattr(x, "shape", None)
     return one_line(x)[:40] if shape is None or not len(shape) else f"{type(x).__name__} of shape {list(shape)}"

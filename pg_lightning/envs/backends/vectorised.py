@@ -12,6 +12,7 @@ from gymnasium.vector.utils import batch_space
 
 from pg_lightning.envs.backends import answers
 from pg_lightning.envs.contract import Capabilities, EnvKwargs, Info, SingleReset
+from pg_lightning.envs.flattened import Flattened
 from pg_lightning.envs.seeds import Seeds
 from pg_lightning.envs.stateful import refuse_statistics
 from pg_lightning.errors import UserError, cause_of
@@ -44,14 +45,21 @@ class Vectorised(VectorWrapper):
     def reset(self, *, seed: Seeds = None, options: Info | None = None) -> SingleReset:
         """As in Gymnasium."""
         place = None, self._steps
-        obs, info = answers.first(self.env.reset(seed=seed, options=options), place)  # type: ignore[arg-type]
+        try:
+            answer = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        except answers.Unfit as unfit:
+            raise answers.misfit(unfit, place) from unfit
+        obs, info = answers.first(answer, place)
         return answers.observation(obs, self._space, place), info or {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Info]:
         """As in Gymnasium."""
         self._steps += 1
         place = None, self._steps
-        obs, rewards, terminated, truncated, infos = self.env.step(actions.copy())
+        try:
+            obs, rewards, terminated, truncated, infos = self.env.step(actions.copy())
+        except answers.Unfit as unfit:
+            raise answers.misfit(unfit, place) from unfit
         return (
             answers.observation(obs, self._space, place),
             answers.column(rewards, "rewards", place, self.num_envs, np.float64),
@@ -86,7 +94,7 @@ def make_vectorised(
     try:
         env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **(env_kwargs or {}))
         if not isinstance(env.single_observation_space, spaces.Box) or not env.single_observation_space.shape:
-            env = gym.wrappers.vector.FlattenObservation(env)
+            env = gym.wrappers.vector.VectorizeTransformObservation(env, Flattened)
     except REFUSALS as error:
         raise UserError(f"data.backend: no vectorised {env_id!r}: {cause_of(error)}") from error
     refuse_statistics(env, "data.env_id")
