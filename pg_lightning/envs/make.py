@@ -13,7 +13,7 @@ import torch
 from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
-from pg_lightning.class_path import ClassPath, new_name, resolve
+from pg_lightning.class_path import ClassPath, new_name, require_id, resolve
 from pg_lightning.envs.backends import simulator
 from pg_lightning.envs.backends.jax import CAPABILITIES as IN_JAX
 from pg_lightning.envs.backends.jax import Library, make_jax, make_one_jax
@@ -81,6 +81,7 @@ def make_env(
     Raises:
         UserError: if the id, a wrapper, an argument or the observation space cannot be used, naming it.
     """
+    require_id(env_id)
     if (make_one := BACKENDS[backend].make_one) is not None:
         _refuse_wrappers(wrappers, backend)
         return make_one(env_id, env_kwargs)
@@ -138,6 +139,7 @@ def make_vector_env(
     Raises:
         UserError: if they cannot be made with these arguments, naming the field.
     """
+    require_id(env_id)
     order = Order(
         env_id, num_envs, env_kwargs, wrappers, backend, autoreset_mode, env_timeout, max_env_restarts, device
     )

@@ -47,8 +47,8 @@ class Vectorised(VectorWrapper):
         place = None, self._steps
         try:
             answer = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        except answers.Unfit as unfit:
-            raise answers.misfit(unfit, place) from unfit
+        except (TypeError, ValueError) as error:
+            raise answers.misfit(error, place) from error
         obs, info = answers.first(answer, place)
         return answers.observation(obs, self._space, place), info or {}
 
@@ -58,8 +58,8 @@ class Vectorised(VectorWrapper):
         place = None, self._steps
         try:
             obs, rewards, terminated, truncated, infos = self.env.step(actions.copy())
-        except answers.Unfit as unfit:
-            raise answers.misfit(unfit, place) from unfit
+        except (TypeError, ValueError) as error:
+            raise answers.misfit(error, place) from error
         return (
             answers.observation(obs, self._space, place),
             answers.column(rewards, "rewards", place, self.num_envs, np.float64),
@@ -71,7 +71,8 @@ class Vectorised(VectorWrapper):
 
 def refused_field(error: BaseException) -> str:
     """The setting that is at fault if Gymnasium cannot make an environment: its id, or its arguments."""
-    return "data.env_id" if isinstance(error, (gym.error.Error, ImportError)) else "data.env_kwargs"
+    is_id = isinstance(error, (gym.error.Error, ImportError)) or "must inherit from the gymnasium.Env" in str(error)
+    return "data.env_id" if is_id else "data.env_kwargs"
 
 
 def make_vectorised(
