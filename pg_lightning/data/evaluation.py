@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from pg_lightning.data.precision import observation_dtype
 from pg_lightning.envs.autoreset import environments
 from pg_lightning.envs.contract import ResettableEnvironments, VectorStep
+from pg_lightning.processes import OwnStream
 from pg_lightning.processes.signals import unless_stopped
 from pg_lightning.rollout import Actor, Episode
 
@@ -61,9 +62,17 @@ class EvaluationDataset(IterableDataset[Episode]):
         return len(self.seeds)
 
     def __iter__(self) -> Iterator[Episode]:
-        """The episodes, in the order in which they end; stops after a signal that ends training."""
-        episodes = self._play()
-        while (episode := unless_stopped(next, episodes, None)) is not None:
+        """The episodes in the order of their seeds; stops after a signal that ends training.
+
+        An environment may draw from the global generators. Here they follow a stream of this evaluation, so that it
+        repeats itself and training does not depend on it.
+        """
+        episodes, stream = self._play(), OwnStream(self.action_seed)
+        while True:
+            with stream.active():
+                episode = unless_stopped(next, episodes, None)
+            if episode is None:
+                return
             yield episode
 
     def _play(self) -> Iterator[Episode]:

@@ -15,6 +15,7 @@ from pg_lightning.processes.forked import (
     signals_held,
 )
 from pg_lightning.processes.generators import (
+    OwnStream,
     enter_process,
     enter_rank,
     name_process,
@@ -26,6 +27,7 @@ __all__ = [
     "LIVENESS_POLL_S",
     "SHUTDOWN_GRACE_S",
     "ForkedWorker",
+    "OwnStream",
     "WorkerError",
     "cause_of_death",
     "die_with",

@@ -8,12 +8,15 @@ seeds depend on the seed of the run and on the key of the process: its rank, and
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from pg_lightning.torch_private import seed_keeping_initial
 
+States = tuple[tuple[object, ...], dict[str, object], torch.Tensor]  # of the three generators
 GLOBALS = 7  # the stream of these seeds, after the streams of the datamodule
 
 
@@ -83,3 +86,39 @@ def seed_generators(seed: int, *key: int, torch_too: bool = True) -> None:
     np.random.seed(numpys)  # noqa: NPY002 - environments may draw from it
     if torch_too:
         seed_keeping_initial(torchs)
+
+
+class OwnStream:
+    """A stream of its own for a part of the work of this process: the global generators follow it while it is active.
+
+    Args:
+        seed: of the stream.
+    """
+
+    def __init__(self, seed: int) -> None:
+        outer = _states()
+        seed_generators(seed)
+        self._states = _states()
+        _set_states(outer)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within this context, Python's, NumPy's and torch's global generators continue this stream."""
+        outer = _states()
+        _set_states(self._states)
+        try:
+            yield
+        finally:
+            self._states = _states()
+            _set_states(outer)
+
+
+def _states() -> States:
+    return random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()  # noqa: NPY002
+
+
+def _set_states(states: States) -> None:
+    ours, numpys, torchs = states
+    random.setstate(ours)
+    np.random.set_state(numpys)  # noqa: NPY002
+    torch.set_rng_state(torchs)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import odd_envs  # noqa: F401 - registers
 import pytest
 import torch
 from torch import Tensor
@@ -110,6 +112,36 @@ def test_episodes_come_in_the_order_of_their_seeds(num_envs: int) -> None:
 def test_playing_twice_plays_the_same() -> None:
     once, again = ([int(episode.episode_length) for episode in play(SEEDS, 3)] for _ in range(2))
     assert once == again
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_an_evaluation_that_draws_from_global_generators_repeats_itself_and_leaves_them_alone(backend: Any) -> None:
+    """It may stop early, too."""
+
+    def drawn() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
+
+    def reseed() -> None:
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+
+    reseed()
+    alone = [drawn() for _ in range(3)]
+    reseed()
+    env = make_vector_env("Draws-v0", 2, None, (), backend, "disabled")
+    reseed()
+    played = EvaluationDataset(env, StepCounter(), SEEDS, 0, True, 100, record=True)
+    once = [episode.trajectory["obs"] for episode in played]
+    between = drawn()
+    some = iter(played)
+    again = [next(some).trajectory["obs"] for _ in range(5)]
+    assert [between, drawn()] == alone[:2]
+    del some
+    assert drawn() == alone[2]
+    assert all(torch.equal(*pair) for pair in zip(once, again, strict=False))
+    assert len({float(obs[0, 0]) for obs in once}) == len(SEEDS)
+    env.close()
 
 
 def test_an_endless_episode_is_stopped_counted_once_and_said_so() -> None:
