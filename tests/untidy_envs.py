@@ -256,6 +256,27 @@ class Fleet(VectorEnv[Any, Any, Any]):
         return faults.get(self.fault, obs)
 
 
+class SameStepFleet(Fleet):
+    """Resets within the step, and gives the last observations as `final_obs` says."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(self, num_envs: int, final_obs: str) -> None:
+        super().__init__(num_envs)
+        self.final_obs = final_obs
+
+    def step(self, actions: Any) -> Any:
+        self.steps += 1
+        obs, infos = self.shown(actions[:, 0]), {}
+        ends = np.full(self.num_envs, self.steps == LENGTH)
+        if ends[0]:
+            given = {"array": obs, "objects": np.array([*obs, None], object)[:-1], "one": obs[:1], "parts": obs[:, :1]}
+            infos = {"final_obs": given[self.final_obs]} if self.final_obs in given else {"final_observation": obs}
+            self.steps = 0
+        return self.shown(0.0) if ends[0] else obs, actions[:, 0].astype(float), ends & False, ends, infos
+
+
 for _class in (Tidy, Shows, Bytes, Writes, Pair, Chatty, Silent, Rescales, Goal, Parts, OldReset, OldStep, Confused):
     gym.register(f"{_class.__name__}-v0", entry_point=_class)
+gym.register("SameStepFleet-v0", entry_point=Tidy, vector_entry_point=SameStepFleet)
 gym.register("Fleet-v0", entry_point=Tidy, vector_entry_point=Fleet)

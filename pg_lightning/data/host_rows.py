@@ -14,6 +14,7 @@ from torch import Tensor
 from pg_lightning.data.episodes import HostEpisodes
 from pg_lightning.data.finite import check_finite
 from pg_lightning.data.precision import Resolution, observation_dtype
+from pg_lightning.data.shapes import Shapes
 from pg_lightning.envs.contract import Environments, VectorStep
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Rollout
@@ -41,11 +42,13 @@ class HostRows:
         space = env.single_observation_space
         self._obs_shape = space.shape or ()
         self._obs_dtype = observation_dtype(space.dtype, double)
+        self._shapes = Shapes(env)
         self._resolution = Resolution(space.dtype, self._obs_dtype)
         self.episodes = HostEpisodes(env.num_envs)
 
     def show(self, obs: np.ndarray, mask: np.ndarray | None) -> None:
         """Sets the first observations after a reset of all environments."""
+        self._shapes.check_obs(obs)
         self._resolution.check(obs)
         self._last = np.array(obs, self._obs_dtype)
         self.now = torch.from_numpy(self._last)
@@ -75,6 +78,8 @@ class HostRows:
         """Adds the result of the actions of row t."""
         t, episodes = self.t, self.episodes
         self._given = step.obs
+        if step.obs.shape != self._shapes.obs or step.rewards.shape != self._shapes.rewards:
+            raise self._shapes.of_step(step)
         if t == self._room:
             self._grow()
         self._timesteps[t] = episodes.lengths

@@ -227,6 +227,26 @@ def test_vectorised_code_that_does_not_keep_to_its_spaces_is_refused(fault: str,
     )
 
 
+@pytest.mark.parametrize("final_obs", ["array", "objects"])
+def test_last_observations_of_vectorised_code_may_be_written_in_two_ways(final_obs: str) -> None:
+    played = play("SameStepFleet", "vector", None, final_obs=final_obs)
+    assert played[3][4] is not None
+    np.testing.assert_allclose(played[3][4], [[3.0, 0.3]] * N, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("final_obs", "what"),
+    [
+        ("none", "no infos['final_obs'] of 2 entries"),
+        ("one", "no infos['final_obs'] of 2 entries"),
+        ("parts", "an observation of dtype float32 and shape [1]"),
+    ],
+)
+def test_vectorised_code_that_loses_last_observations_is_refused(final_obs: str, what: str) -> None:
+    said = refusal("SameStepFleet", "vector", None, final_obs=final_obs)
+    assert said.startswith(f"data.env_id: the vector environment returned in step 3 {what}")
+
+
 def test_vectorised_code_made_by_others_is_held_to_the_same() -> None:
     env = environments(untidy_envs.Fleet(N, "obs of one"))
     with pytest.raises(UserError, match="the vector environment returned in reset an observation"):

@@ -133,6 +133,12 @@ def first(answer: object, place: Place) -> tuple[object, Info | None]:
     raise _refused("no pair of observation and infos from reset", place, OLD_INTERFACE, CURE)
 
 
+def without_final_obs(place: Place, num_envs: int) -> UserError:
+    """The error for vectorised code that resets within the step, and does not give the last observations."""
+    what = f"no infos['final_obs'] of {num_envs} entries with the ends of episodes"
+    return _refused(what, place, "its autoreset_mode is SAME_STEP")
+
+
 def mask_of(info: Info | None) -> Info:
     """The infos that are read, which is the action mask. Others may be named like those that a back-end adds."""
     return {"action_mask": info["action_mask"]} if info and "action_mask" in info else {}

@@ -40,6 +40,7 @@ class Vectorised(VectorWrapper):
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
         self._space = batch_space(env.single_observation_space, env.num_envs)
+        self._resets_in_step = env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
         self._steps = 0
 
     def reset(self, *, seed: Seeds = None, options: Info | None = None) -> SingleReset:
@@ -60,13 +61,22 @@ class Vectorised(VectorWrapper):
             obs, rewards, terminated, truncated, infos = self.env.step(actions.copy())
         except (TypeError, ValueError) as error:
             raise answers.misfit(error, place) from error
-        return (
-            answers.observation(obs, self._space, place),
-            answers.column(rewards, "rewards", place, self.num_envs, np.float64),
-            answers.column(terminated, "terminated", place, self.num_envs, np.bool_),
-            answers.column(truncated, "truncated", place, self.num_envs, np.bool_),
-            infos,
-        )
+        terminated = answers.column(terminated, "terminated", place, self.num_envs, np.bool_)
+        truncated = answers.column(truncated, "truncated", place, self.num_envs, np.bool_)
+        if self._resets_in_step and (done := terminated | truncated).any():
+            infos = {**infos, "final_obs": self._final_obs(infos, done, place)}
+        rewards = answers.column(rewards, "rewards", place, self.num_envs, np.float64)
+        return answers.observation(obs, self._space, place), rewards, terminated, truncated, infos or {}
+
+    def _final_obs(self, infos: Info | None, done: np.ndarray, place: answers.Place) -> np.ndarray:
+        """`[N, *obs]` the last observations of the episodes that ended, which Gymnasium's `SAME_STEP` requires."""
+        given = (infos or {}).get("final_obs")
+        if given is None or len(given) != self.num_envs:
+            raise answers.without_final_obs(place, self.num_envs)
+        final_obs = np.zeros(self._space.shape or (), self._space.dtype)
+        for n in np.flatnonzero(done):
+            final_obs[n] = answers.observation(given[n], self.single_observation_space, place)
+        return final_obs
 
 
 def refused_field(error: BaseException) -> str:
