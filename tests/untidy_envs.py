@@ -132,6 +132,13 @@ class Silent(Tidy):
         return *super().step(action)[:-1], None
 
 
+class Mumbles(Tidy):
+    """A number instead of infos."""
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:-1], 5
+
+
 class Rescales(Tidy):
     """Writes into its action."""
 
@@ -276,7 +283,22 @@ class SameStepFleet(Fleet):
         return self.shown(0.0) if ends[0] else obs, actions[:, 0].astype(float), ends & False, ends, infos
 
 
-for _class in (Tidy, Shows, Bytes, Writes, Pair, Chatty, Silent, Rescales, Goal, Parts, OldReset, OldStep, Confused):
+for _class in (
+    Tidy,
+    Shows,
+    Bytes,
+    Writes,
+    Pair,
+    Chatty,
+    Silent,
+    Mumbles,
+    Rescales,
+    Goal,
+    Parts,
+    OldReset,
+    OldStep,
+    Confused,
+):
     gym.register(f"{_class.__name__}-v0", entry_point=_class)
 gym.register("SameStepFleet-v0", entry_point=Tidy, vector_entry_point=SameStepFleet)
 gym.register("Fleet-v0", entry_point=Tidy, vector_entry_point=Fleet)

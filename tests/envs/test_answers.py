@@ -152,6 +152,12 @@ def test_infos_may_be_none(backend: str, mode: str) -> None:
 
 
 @everywhere
+def test_infos_must_be_a_dictionary(backend: str, mode: str) -> None:
+    said = refusal("Mumbles", backend, mode)
+    assert said.startswith("data.env_id: env 0 returned in step 1 infos that are no dictionary (5): ")
+
+
+@everywhere
 @pytest.mark.parametrize(("env_id", "where"), [("OldReset", "reset"), ("OldStep", "step 1")])
 def test_the_old_interface_is_named(env_id: str, where: str, backend: str, mode: str) -> None:
     said = refusal(env_id, backend, mode)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
+from types import NoneType
 
 import numpy as np
 from gymnasium import Space
@@ -139,8 +140,14 @@ def without_final_obs(place: Place, num_envs: int) -> UserError:
     return _refused(what, place, "its autoreset_mode is SAME_STEP")
 
 
-def mask_of(info: Info | None) -> Info:
-    """The infos that are read, which is the action mask. Others may be named like those that a back-end adds."""
+def mask_of(info: Info | None, place: Place) -> Info:
+    """The infos that are read, which is the action mask. Others may be named like those that a back-end adds.
+
+    Raises:
+        UserError: if it is no dictionary.
+    """
+    if info.__class__ is not dict and not isinstance(info, (Mapping, NoneType)):
+        raise _refused(f"infos that are no dictionary ({named(info)})", place, CONTRACT)
     return {"action_mask": info["action_mask"]} if info and "action_mask" in info else {}
 
 

@@ -75,7 +75,7 @@ class Worker:
         obs, info = answers.first(answer, place)
         self.row.obs[...] = answers.observation(obs, self.env.observation_space, place)
         self.has_ended = False
-        return answers.mask_of(info)
+        return answers.mask_of(info, place)
 
     def step(self) -> Info:
         """Takes the action in the row, or resets if the autoreset mode requires it."""
@@ -89,16 +89,19 @@ class Worker:
             obs, reward, terminated, truncated, info = self.env.step(self.action())
         except (TypeError, ValueError) as error:
             raise answers.misfit(error, place) from error
-        row.rewards[...] = answers.number(reward, place)
-        row.terminated[...] = answers.flag(terminated, "terminated", place)
-        row.truncated[...] = answers.flag(truncated, "truncated", place)
+        try:
+            row.rewards[...], row.terminated[...], row.truncated[...] = reward, terminated, truncated
+        except (TypeError, ValueError):
+            row.rewards[...] = answers.number(reward, place)
+            row.terminated[...] = answers.flag(terminated, "terminated", place)
+            row.truncated[...] = answers.flag(truncated, "truncated", place)
         obs = answers.observation(obs, self.env.observation_space, place)
         self.has_ended = bool(row.terminated or row.truncated)
         if self.has_ended and self.mode == AutoresetMode.SAME_STEP:
             row.final_obs[...] = obs
             return self.reset(None, None)
         row.obs[...] = obs
-        return answers.mask_of(info)
+        return answers.mask_of(info, place)
 
     def set_attr(self, name: str, value: object) -> None:
         """Sets an attribute of the environment."""

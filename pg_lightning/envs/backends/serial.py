@@ -99,5 +99,5 @@ class SerialVectorEnv(SyncVectorEnv):
         return self._with_mask(infos, info, i) if info else infos
 
     def _with_mask(self, infos: Info, info: Info | None, i: int) -> Info:
-        read = answers.mask_of(info)
+        read = answers.mask_of(info, (i, self._steps))
         return self._add_info(infos, read, i) if read else infos
