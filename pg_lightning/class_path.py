@@ -76,3 +76,20 @@ def resolve(field: str, spec: ClassPath, names: Mapping[str, Callable[..., Any]]
             raise UserError(f"{field}: {path!r} is now {name!r}") from error
         short = f"; short names are {', '.join(names)}" if names else ""
         raise UserError(f"{field}: cannot import {path!r}: {one_line(error)}{short}") from error
+
+
+def require_id(env_id: object) -> None:
+    """Refuses an environment, its class or its `EnvSpec` instead of an id: other processes and checkpoints need the id.
+
+    Raises:
+        UserError: with the way to an id.
+    """
+    if isinstance(env_id, str):
+        return
+    if isinstance(known := getattr(env_id, "id", None), str):
+        raise UserError(f"data.env_id: give the id {known!r}, not {type(env_id).__name__}")
+    name = getattr(env_id, "__name__", type(env_id).__name__)
+    raise UserError(
+        f"data.env_id: give the id of a registered environment, not {name}; register it in a module my_module with "
+        f'gymnasium.register("My-v0", entry_point={name}), and give "my_module:My-v0"'
+    )

@@ -199,15 +199,18 @@ class Batch:
         """The rows in a new random order, of a policy without memory."""
         return self[torch.randperm(len(self)).to(self.advantages.device)]
 
-    def minibatches(self, num_minibatches: int, keep_empty: bool = False) -> Iterator[Batch]:
+    def minibatches(
+        self, num_minibatches: int, keep_empty: bool = False, generator: torch.Generator | None = None
+    ) -> Iterator[Batch]:
         """Splits a new random permutation into `num_minibatches` parts whose sizes differ by at most one row.
 
         No row is dropped. With fewer rows than minibatches, empty minibatches are left out unless `keep_empty`. For a
-        policy with memory, whole sequences are distributed instead of rows.
+        policy with memory, whole sequences are distributed instead of rows. The permutation is drawn from `generator`,
+        or from torch's global one.
         """
         whole = self.sequences is not None
         count = len(self.sequences.state) if self.sequences is not None else len(self)
-        order = torch.randperm(count).to(self.advantages.device)
+        order = torch.randperm(count, generator=generator).to(self.advantages.device)
         shuffled = self if whole else self[order]
         bounds = [count * i // num_minibatches for i in range(num_minibatches + 1)]
         for start, stop in pairwise(bounds):
@@ -215,10 +218,12 @@ class Batch:
             if len(batch) or keep_empty:
                 yield batch
 
-    def epochs(self, num_epochs: int, num_minibatches: int, keep_empty: bool = False) -> Iterator[Batch]:
+    def epochs(
+        self, num_epochs: int, num_minibatches: int, keep_empty: bool = False, generator: torch.Generator | None = None
+    ) -> Iterator[Batch]:
         """The minibatches of `num_epochs` passes, each with its own permutation."""
         for _ in range(num_epochs):
-            yield from self.minibatches(num_minibatches, keep_empty)
+            yield from self.minibatches(num_minibatches, keep_empty, generator)
 
     def _rows(self, index: Tensor | slice) -> dict[str, Any]:
         names = ("actions", "advantages", "returns", "old_values", "old_log_probs", "action_mask")

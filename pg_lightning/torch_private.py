@@ -60,6 +60,16 @@ def fused_multiply_add() -> CompilerOptions:
     return {name: True if isinstance(config.cpp.enable_floating_point_contract_flag, bool) else "fast"}
 
 
+def seed_keeping_initial(seed: int) -> None:
+    """Seeds torch's global CPU generator, but `torch.initial_seed()` stays: it is the seed of the run.
+
+    The first eight bytes of a CPU generator's state are its initial seed, which is not part of the documentation.
+    """
+    state = torch.Generator().manual_seed(seed).get_state()
+    state[:8] = torch.get_rng_state()[:8]
+    torch.set_rng_state(state)
+
+
 def has_step_hooks(optimizer: optim.Optimizer) -> bool:
     """Whether a hook is registered before or after the steps of an optimizer."""
     return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)

@@ -1,6 +1,7 @@
 """Environments that are hard on a trainer. Importing this module registers them."""
 
 import os
+import random
 import signal
 import sys
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 
 
@@ -225,7 +227,45 @@ class Privileged(gym.Env[Any, Any]):
         return {name: np.array(values, np.float32) for name, values in seen.items()}, info
 
 
+class CountsResets(gym.ObservationWrapper[Any, Any, Any]):
+    """Its observations depend on episodes that are over."""
+
+    resets = 0
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.resets += 1
+        return super().reset(**kwargs)
+
+    def observation(self, obs: Any) -> Any:
+        return obs + np.float32(1e-3 * self.resets)
+
+
+class Draws(Bandit):
+    """Shows numbers from the global generators of Python, NumPy and torch.
+
+    Appends them to a file of its process in `folder`, and at its first reset those of its construction.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+    def __init__(self, folder: str = "") -> None:
+        self.folder, self.unwritten = folder, [self.drawn()]
+
+    def drawn(self) -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand((), dtype=torch.float64))]  # noqa: NPY002
+
+    def observation(self) -> Any:
+        self.unwritten.append(self.drawn())
+        obs = np.array(self.unwritten[-1])
+        if self.folder:
+            with (Path(self.folder) / f"{os.getpid()}.txt").open("a") as file:
+                file.writelines(f"{numbers}\n" for numbers in self.unwritten)
+            self.unwritten.clear()
+        return obs
+
+
 for _class in (
+    Draws,
     Flat,
     Fading,
     Lottery,

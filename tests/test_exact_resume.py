@@ -14,7 +14,7 @@ from run_files import load, read_metrics
 
 TOY = "pg_lightning.envs.tasks.toy:pg_lightning/"
 STACK = {"class_path": "gymnasium.wrappers.FrameStackObservation", "init_args": {"stack_size": 3}}
-NORMALIZED = {"class_path": "gymnasium.wrappers.NormalizeObservation"}
+COUNTING = {"class_path": "odd_envs.CountsResets"}
 LAST = ("--ckpt_path", "last")
 SHORT = ("--data.total_steps", 320, "--data.eval_every_steps", 128, "--data.eval_episodes", 1)
 
@@ -179,7 +179,7 @@ def test_another_number_of_processes_is_named(run, train, tmp_path, caplog):
 
 @pytest.mark.parametrize(
     "odd",
-    [("--data.wrappers", json.dumps([NORMALIZED])), ("--data.env_id", "odd_envs:Fading-v0")],
+    [("--data.wrappers", json.dumps([COUNTING])), ("--data.env_id", "odd_envs:Fading-v0")],
     ids=["observations", "rewards"],
 )
 def test_an_environment_that_does_not_repeat_itself_is_named_once(odd, train, tmp_path):

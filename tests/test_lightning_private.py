@@ -324,6 +324,14 @@ def test_a_hook_on_the_steps_of_an_optimizer_is_found(register):
     assert not torch_private.has_step_hooks(optimizer)
 
 
+def test_torch_is_seeded_and_its_initial_seed_stays():
+    torch.manual_seed(5)
+    torch_private.seed_keeping_initial(2**31)
+    drawn = torch.rand(3)
+    assert torch.initial_seed() == 5
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(2**31)))
+
+
 @pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
 def test_a_hook_on_a_gradient_is_found(register):
     parameter = nn.Parameter(torch.zeros(1))

@@ -155,7 +155,7 @@ class TrajectoryWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """One file per episode, in the order in which they ended; ranks interleave."""
+        """One file per episode, in the order in which they started; ranks interleave."""
         self.folder.mkdir(parents=True, exist_ok=True)
         index = batch_idx * trainer.world_size + trainer.global_rank
         arrays = {name: _array(values) for name, values in prediction.trajectory.items()}

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pg_lightning.collectives import all_gather_object
+from pg_lightning.processes import order_generator
 from pg_lightning.strategies import HogwildStrategy
 
 
@@ -48,6 +49,7 @@ def random_state() -> dict[str, object]:
     return {
         "seed": torch.initial_seed(),
         "torch": torch.get_rng_state(),
+        "order": None if (order := order_generator()) is None else order.get_state(),
         "numpy": (name, torch.from_numpy(np.array(keys)), int(position), int(has_gauss), float(gauss)),
         "python": random.getstate(),
         "cuda": torch.cuda.get_rng_state() if cuda else None,
@@ -57,6 +59,8 @@ def random_state() -> dict[str, object]:
 def set_random_state(state: dict[str, Any]) -> None:
     """Restores the result of `random_state` in this process."""
     torch.set_rng_state(state["torch"])
+    if (order := order_generator()) is not None and state.get("order") is not None:
+        order.set_state(state["order"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy(), *rest))  # noqa: NPY002
     random.setstate(state["python"])

@@ -36,6 +36,7 @@ class RolloutCollector:
         action_seed: seed of the noise of sampled actions.
         whole_episodes: whether rollouts consist of whole episodes.
         max_episode_steps: limit after which a rollout of whole episodes fails, because an episode does not end.
+        double: whether the policy computes in float64. Then observations that need it are kept in float64, on the host.
 
     Attributes:
         env: the environments as `Environments`.
@@ -51,6 +52,7 @@ class RolloutCollector:
         action_seed: int,
         whole_episodes: bool = False,
         max_episode_steps: int = 50_000,
+        double: bool = False,
     ) -> None:
         self.env = environments(env)
         self.num_steps = num_steps
@@ -62,8 +64,11 @@ class RolloutCollector:
         self._generator: torch.Generator | None = None
         self._generator_state: tuple[str, Tensor] | None = None
         self._state: Tensor | None = None
-        rows = HostRows if self.env.capabilities.device is None else DeviceRows
-        self.rows: HostRows | DeviceRows = rows(self.env, num_steps, whole_episodes)
+        self.rows: HostRows | DeviceRows
+        if self.env.capabilities.device is None:
+            self.rows = HostRows(self.env, num_steps, whole_episodes, double)
+        else:
+            self.rows = DeviceRows(self.env, num_steps, whole_episodes)
         self._programmed: Actor | None = None
         self._program: RolloutProgram | None = None
         self._reset(seeds)

@@ -19,6 +19,7 @@ from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.dataset import RolloutDataset
 from pg_lightning.data.environments import (
     check_training,
+    computes_in_double,
     evaluation_environments,
     new_collector,
     only_instance,
@@ -30,7 +31,7 @@ from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.data.resume import episodes_under_way, go_on
 from pg_lightning.envs import BACKENDS, AutoresetName, Backend, choose_backend, env_seed
 from pg_lightning.errors import UserError, require
-from pg_lightning.processes import require_fork
+from pg_lightning.processes import enter_process, enter_rank, name_process, require_fork
 
 # Seed streams: the first part of the key of every seed, which separates all sources of randomness of a run.
 TRAIN_ENVS, TRAIN_ACTIONS, VALIDATE, TEST, PREDICT, DIAGNOSE_ENVS, DIAGNOSE_ACTIONS = range(7)
@@ -149,11 +150,13 @@ class RolloutDataModule(LightningDataModule):
         return torch.initial_seed()
 
     def setup(self, stage: str) -> None:
-        """Chooses the back-end for `auto` by measurement.
+        """Chooses the back-end for `auto` by measurement; gives every rank its own global random generators.
 
         Raises:
             UserError: if an option needs to fork a process and the system cannot.
         """
+        if self.trainer is not None and not self.is_asynchronous:
+            enter_rank(self.trainer.global_rank)
         if stage == "fit" and self.overlap:
             require_fork("data.overlap: forks a process", "set it to false")
         if stage == "fit":
@@ -181,6 +184,10 @@ class RolloutDataModule(LightningDataModule):
         # If a resumed run starts new episodes, they get seeds of their own, so that it does not repeat the episodes of
         # its first part.
         key = (rank, module.env_steps)
+        # The 0 is no number of a fork: no fork has the key of a resumed run.
+        name_process(rank, 0, module.env_steps)
+        if module.env_steps:
+            enter_process(rank, 0, module.env_steps, torch_too=self.is_asynchronous)
         seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
         make = partial(self.make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
         self.collector = CollectorProcess(make) if self.overlap else make()
@@ -244,6 +251,7 @@ class RolloutDataModule(LightningDataModule):
             self.eval_deterministic,
             self.eval_max_episode_steps,
             record=stream == PREDICT,
+            double=computes_in_double(self),
         )
         # Its own generator: each pass draws a number, and the number of evaluations must not affect training.
         return DataLoader(episodes, batch_size=None, generator=torch.Generator())

@@ -12,6 +12,7 @@ from torch import Tensor
 from pg_lightning.data.episodes import DeviceEpisodes
 from pg_lightning.data.finite import check_finite
 from pg_lightning.data.host_rows import sometimes_masked
+from pg_lightning.data.shapes import Shapes
 from pg_lightning.envs.contract import Environments, VectorStep
 from pg_lightning.rollout import Rollout
 
@@ -100,10 +101,12 @@ class DeviceRows:
         self.device = cast(torch.device, env.capabilities.device)
         self._obs_dtype = torch.uint8 if env.single_observation_space.dtype == np.uint8 else torch.float32
         self.episodes = DeviceEpisodes.fresh(env.num_envs, self.device)
+        self._shapes = Shapes(env)
         self._blocks: list[Row] = []
 
     def show(self, obs: Tensor, mask: Tensor | None) -> None:
         """Sets the first observations after a reset of all environments."""
+        self._shapes.check_obs(obs)
         self.now = obs.to(self.device, self._obs_dtype, copy=True)
         self.mask = None if mask is None else mask.clone()
         self.episodes = DeviceEpisodes.fresh(self.num_envs, self.device)
@@ -125,6 +128,8 @@ class DeviceRows:
 
     def add(self, step: VectorStep[Tensor]) -> None:
         """Adds the result of the actions of row t."""
+        if step.obs.shape != self._shapes.obs or step.rewards.shape != self._shapes.rewards:
+            raise self._shapes.of_step(step)
         if step.restarted is not None and self._rows:
             cut_off = step.restarted & (self.episodes.lengths > 0)
             self._rows[-1] = self._rows[-1]._replace(truncated=self._rows[-1].truncated | cut_off)

@@ -77,7 +77,14 @@ def new_collector(data: RolloutDataModule, seeds: list[int], action_seed: int) -
         return SharedCollector(data.instance, *settings)
     env = _made(data, data.num_envs, *training_settings(data), data.backend, data.autoreset_mode)
     one_seed = BACKENDS[data.backend].capabilities.seeds == "one"
-    return RolloutCollector(env, data.num_steps, seeds[0] if one_seed else seeds, *settings[2:])
+    return RolloutCollector(
+        env, data.num_steps, seeds[0] if one_seed else seeds, *settings[2:], computes_in_double(data)
+    )
+
+
+def computes_in_double(data: RolloutDataModule) -> bool:
+    """Whether policies compute in float64."""
+    return data.trainer is not None and data.trainer.precision == "64-true"
 
 
 def evaluation_environments(data: RolloutDataModule, num_envs: int) -> VectorEnv | Environments:

@@ -12,17 +12,20 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from pg_lightning.data.precision import observation_dtype
 from pg_lightning.envs.autoreset import environments
 from pg_lightning.envs.contract import ResettableEnvironments, VectorStep
+from pg_lightning.processes import OwnStream
 from pg_lightning.processes.signals import unless_stopped
 from pg_lightning.rollout import Actor, Episode
 
 
 class EvaluationDataset(IterableDataset[Episode]):
-    """Plays one episode per seed and yields each when it ends.
+    """Plays one episode per seed and yields them in the order of the seeds.
 
     Parallel environments do not favour short episodes: the episodes are fixed before the first step, and every episode
-    that is started is counted.
+    that is started is counted. A loop that stops early, because of `Trainer.limit_val_batches` for example, gets the
+    first episodes that were started, not the first that ended, which are the shortest.
 
     Args:
         env: a vector environment with autoreset disabled, or an object with `envs.contract.ResettableEnvironments`.
@@ -32,6 +35,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         deterministic: play the mode of the policy instead of a sample.
         max_episode_steps: limit after which an episode is stopped that the environment does not end.
         record: keep the trajectories.
+        double: whether the policy computes in float64.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         deterministic: bool,
         max_episode_steps: int,
         record: bool = False,
+        double: bool = False,
     ) -> None:
         self.env = cast(ResettableEnvironments, environments(env))
         self.actor = actor
@@ -51,14 +56,23 @@ class EvaluationDataset(IterableDataset[Episode]):
         self.deterministic = deterministic
         self.max_episode_steps = max_episode_steps
         self.record = record
+        self._dtype = observation_dtype(self.env.single_observation_space.dtype, double)
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def __iter__(self) -> Iterator[Episode]:
-        """The episodes, in the order in which they end; stops after a signal that ends training."""
-        episodes = self._play()
-        while (episode := unless_stopped(next, episodes, None)) is not None:
+        """The episodes in the order of their seeds; stops after a signal that ends training.
+
+        An environment may draw from the global generators. Here they follow a stream of this evaluation, so that it
+        repeats itself and training does not depend on it.
+        """
+        episodes, stream = self._play(), OwnStream(self.action_seed)
+        while True:
+            with stream.active():
+                episode = unless_stopped(next, episodes, None)
+            if episode is None:
+                return
             yield episode
 
     def _play(self) -> Iterator[Episode]:
@@ -67,6 +81,8 @@ class EvaluationDataset(IterableDataset[Episode]):
         N = self.env.num_envs
         generator = torch.Generator(self.actor.device).manual_seed(self.action_seed)
         share = _Share(self.seeds, N, self.record)
+        ended_early: dict[int, Episode] = {}  # by the index of their seeds
+        due = 0
         obs, mask = self._tensors(*self.env.reset(share.first))
         state = self.actor.initial_state(N)
         while share.counted.any():
@@ -85,7 +101,10 @@ class EvaluationDataset(IterableDataset[Episode]):
                 )
             ended = step.done | capped
             for n in np.flatnonzero(ended & share.counted).tolist():
-                yield share.episode(n, bool(capped[n]), next_obs[n])
+                ended_early[share.indices[n]] = share.episode(n, bool(capped[n]), next_obs[n])
+            while due in ended_early:
+                yield ended_early.pop(due)
+                due += 1
             if ended.any():
                 # An environment that has finished its share plays on uncounted, so that the batch keeps its shape.
                 next_obs, reset_mask = self._tensors(*self.env.begin(ended, share.next_seeds(ended)))
@@ -101,7 +120,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         return np.array(obs), None if mask is None else torch.from_numpy(mask)
 
     def _input(self, obs: np.ndarray) -> Tensor:
-        return torch.from_numpy(obs if obs.dtype == np.uint8 else obs.astype(np.float32))
+        return torch.from_numpy(obs.astype(self._dtype, copy=False))
 
 
 class _Share:
@@ -110,15 +129,18 @@ class _Share:
     Attributes:
         first: seeds of the first episodes, `[N]`; environments without a requested episode play uncounted ones.
         counted: `[N]` bool; whether the current episode is one of the requested ones.
+        indices: of their seeds, where counted.
         lengths: `[N]` its env steps.
     """
 
     def __init__(self, seeds: Sequence[int], num_envs: int, record: bool) -> None:
         self.first = [seeds[n % len(seeds)] for n in range(num_envs)]
         self.counted = np.arange(num_envs) < len(seeds)
+        self.indices = list(range(num_envs))
         self.lengths = np.zeros(num_envs, dtype=np.int64)
         self._returns = np.zeros(num_envs)
-        self._pending = iter(seeds[num_envs:])
+        self._pending = iter(range(num_envs, len(seeds)))
+        self._seeds = seeds
         self._record = record
         self._tracks: list[list[tuple[np.ndarray, ...]]] = [[] for _ in range(num_envs)]
 
@@ -150,8 +172,11 @@ class _Share:
         """Seeds of the next episodes of environments whose episode has ended, `[N]`; None if none are left."""
         seeds: list[int | None] = [None] * len(ended)
         for n in np.flatnonzero(ended):
-            seeds[n] = next(self._pending, None)
-            self.counted[n] &= seeds[n] is not None
+            index = next(self._pending, None)
+            if index is None:
+                self.counted[n] = False
+            else:
+                self.indices[n], seeds[n] = index, self._seeds[index]
         self._clear(ended)
         return seeds
 

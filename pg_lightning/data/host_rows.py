@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pg_lightning.data.episodes import HostEpisodes
 from pg_lightning.data.finite import check_finite
+from pg_lightning.data.precision import Resolution, observation_dtype
+from pg_lightning.data.shapes import Shapes
 from pg_lightning.envs.contract import Environments, VectorStep
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Rollout
@@ -25,6 +27,7 @@ class HostRows:
         env: the environments.
         num_steps: rows T; the minimum with whole episodes.
         whole_episodes: rows are added until every environment has finished its episodes.
+        double: whether the policy computes in float64: see `observation_dtype`.
 
     Attributes:
         t: number of rows.
@@ -34,15 +37,19 @@ class HostRows:
         episodes: the current ones.
     """
 
-    def __init__(self, env: Environments, num_steps: int, whole_episodes: bool) -> None:
+    def __init__(self, env: Environments, num_steps: int, whole_episodes: bool, double: bool = False) -> None:
         self.num_steps, self.num_envs, self.whole_episodes = num_steps, env.num_envs, whole_episodes
         space = env.single_observation_space
         self._obs_shape = space.shape or ()
-        self._obs_dtype = np.uint8 if space.dtype == np.uint8 else np.float32
+        self._obs_dtype = observation_dtype(space.dtype, double)
+        self._shapes = Shapes(env)
+        self._resolution = Resolution(space.dtype, self._obs_dtype)
         self.episodes = HostEpisodes(env.num_envs)
 
     def show(self, obs: np.ndarray, mask: np.ndarray | None) -> None:
         """Sets the first observations after a reset of all environments."""
+        self._shapes.check_obs(obs)
+        self._resolution.check(obs)
         self._last = np.array(obs, self._obs_dtype)
         self.now = torch.from_numpy(self._last)
         self._mask = None if mask is None else np.array(mask)
@@ -70,6 +77,9 @@ class HostRows:
     def add(self, step: VectorStep[np.ndarray]) -> None:
         """Adds the result of the actions of row t."""
         t, episodes = self.t, self.episodes
+        self._given = step.obs
+        if step.obs.shape != self._shapes.obs or step.rewards.shape != self._shapes.rewards:
+            raise self._shapes.of_step(step)
         if t == self._room:
             self._grow()
         self._timesteps[t] = episodes.lengths
@@ -116,6 +126,8 @@ class HostRows:
             UserError: see `check`: a policy that learns from NaN becomes NaN.
         """
         T, actions = self.t, torch.stack(self.actions)
+        if self._resolution.may_suffer:
+            self._resolution.check(self._given)
         obs, rewards, finals = self._obs[: T + 1], self._rewards[:T], self._final_obs
         check_finite(obs, rewards, zip(finals, self._final_rows, strict=True), actions, self.num_steps)
         self._last = obs[T]

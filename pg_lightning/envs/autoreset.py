@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from pg_lightning.envs import replay
+from pg_lightning.envs.backends.vectorised import Vectorised
 from pg_lightning.envs.contract import RESTARTED, Environments, EnvState, Info, VectorStep, capabilities_of
 from pg_lightning.errors import UserError
 
@@ -172,6 +173,8 @@ def environments(env: VectorEnv[Any, Any, Any] | Environments) -> Environments:
     """The environment as `Environments`: itself, or an adapter around Gymnasium's interface."""
     if not isinstance(env, VectorEnv):
         return env
+    if not hasattr(env, "capabilities"):  # made by others
+        env = Vectorised(env)
     return _ADAPTERS[AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))](env)
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 ArrayT = TypeVar("ArrayT")  # np.ndarray on the host, Tensor on a device
 
 RESTARTED = "pg_lightning/restarted"  # in the infos of a step: `[N]` bool, the environments that this step replaced
-READ = ("action_mask", "final_obs")  # the infos that collection and evaluation read
 
 # In Gymnasium's signatures any type is allowed:
 Info = dict[str, Any]  # the infos beside observations, and the options of a reset
@@ -125,7 +124,8 @@ class Environments(Protocol):
         """One step of every environment; finished episodes are reset according to the autoreset mode.
 
         Args:
-            actions: `[N, *action]` as `Actor.env_actions` returns them, on any device.
+            actions: `[N, *action]` as `Actor.env_actions` returns them, on any device. They are part of the rollout:
+                copy them before writing into them.
         """
         ...
 

@@ -13,7 +13,7 @@ import torch
 from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
-from pg_lightning.class_path import ClassPath, new_name, resolve
+from pg_lightning.class_path import ClassPath, new_name, require_id, resolve
 from pg_lightning.envs.backends import simulator
 from pg_lightning.envs.backends.jax import CAPABILITIES as IN_JAX
 from pg_lightning.envs.backends.jax import Library, make_jax, make_one_jax
@@ -30,9 +30,10 @@ from pg_lightning.envs.backends.vectorised import (
 )
 from pg_lightning.envs.backends.workers import WorkerVectorEnv
 from pg_lightning.envs.contract import Capabilities, Environments, EnvKwargs
+from pg_lightning.envs.flattened import Flattened
 from pg_lightning.envs.replay import Replayable
+from pg_lightning.envs.stateful import refuse_statistics
 from pg_lightning.errors import UserError, cause_of, one_line
-from pg_lightning.spaces import FlattenedBox
 
 Backend = Literal["sync", "async", "vector", "envpool", "device", "gymnax", "brax", "simulator", "auto"]
 
@@ -80,6 +81,7 @@ def make_env(
     Raises:
         UserError: if the id, a wrapper, an argument or the observation space cannot be used, naming it.
     """
+    require_id(env_id)
     if (make_one := BACKENDS[backend].make_one) is not None:
         _refuse_wrappers(wrappers, backend)
         return make_one(env_id, env_kwargs)
@@ -90,17 +92,17 @@ def make_env(
             raise UserError(f"data.env_id: {env_id!r} is now {name!r}") from error
         cure = _missing_extra(error) or _missing_import(env_id) or cause_of(error)
         raise UserError(f"{refused_field(error)}: cannot make {env_id!r}: {cure}") from error
+    refuse_statistics(env, "data.env_id")
     for wrapper in wrappers:
         env = _wrap(env, wrapper)
+    refuse_statistics(env, "data.wrappers")
     if not _has_vector_form(env.observation_space):
         raise UserError(
             f"data.env_id: observation space {one_line(env.observation_space)} is not supported; "
             f"supported are {SUPPORTED_OBSERVATIONS}{_filter_wrapper(env.observation_space)}"
         )
     if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:
-        original = env.observation_space
-        env = gym.wrappers.FlattenObservation(env)
-        env.observation_space = FlattenedBox(original)
+        env = Flattened(env)
     return env
 
 
@@ -137,6 +139,7 @@ def make_vector_env(
     Raises:
         UserError: if they cannot be made with these arguments, naming the field.
     """
+    require_id(env_id)
     order = Order(
         env_id, num_envs, env_kwargs, wrappers, backend, autoreset_mode, env_timeout, max_env_restarts, device
     )

@@ -6,13 +6,18 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from pg_lightning.envs import BACKENDS
 from pg_lightning.errors import UserError, require
 from pg_lightning.learning.backward import loss_scaler
+from pg_lightning.policies import MLP, ActorCritic, NatureCNN, Policy
+from pg_lightning.policies.obs_groups import GroupTorso
 from pg_lightning.returns import unfinished
 from pg_lightning.rollout import Rollout
+
+LARGE = 100  # numbers of observations above which a network with the usual initial weights saturates
 
 if TYPE_CHECKING:
     from pg_lightning.learning.module import PolicyGradientModule
@@ -77,6 +82,27 @@ def _is_hogwild(module: PolicyGradientModule) -> bool:
     return hasattr(module.trainer.strategy, "num_workers")
 
 
+def report_unscaled(network: Policy, obs: Tensor) -> None:
+    """Reports large numbers in observations `[T + 1, N, *obs]` that reach the built-in torsos as they are.
+
+    Bytes reach `nature_cnn` divided by 255.
+    """
+    if not isinstance(network, ActorCritic) or network.normalizer is not None or not obs.numel():
+        return
+    torso = network.actor_torso
+    torso = torso.torso if isinstance(torso, GroupTorso) else torso
+    if not isinstance(torso, (MLP, NatureCNN)) or getattr(torso, "bytes", False):
+        return
+    lowest, highest = obs.aminmax()
+    largest = max(-lowest.item(), highest.item())
+    if largest >= LARGE:
+        cure = ", or make them uint8, which it divides by 255" if isinstance(torso, NatureCNN) else ""
+        rank_zero_warn(
+            f"model.torso: {'nature_cnn' if cure else 'mlp'} takes observations as they are, and they reach "
+            f"{largest:.3g}; set model.normalize_obs: true{cure}"
+        )
+
+
 def check_strategy(module: PolicyGradientModule) -> None:
     """Refuses a strategy that the algorithm does not support.
 
@@ -95,10 +121,12 @@ def check_strategy(module: PolicyGradientModule) -> None:
 
 
 def check_rollout(module: PolicyGradientModule, rollout: Rollout) -> None:
-    """Refuses an unfinished episode if the algorithm needs whole episodes.
+    """Refuses an unfinished episode if the algorithm needs whole episodes; reports large numbers in the first rollout.
 
     Raises:
         UserError: naming the algorithm.
     """
+    if module.policy_version == 0:
+        report_unscaled(module.network, rollout.obs)
     if module.needs_whole_episodes and unfinished(rollout.done, rollout.valid).any():
         raise UserError(f"{type(module).__name__} learns from whole episodes, and one in a rollout does not end")

@@ -19,6 +19,7 @@ from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterG
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
 from pg_lightning.learning.progress import Progress
 from pg_lightning.lightning_private import count_step, step_without_hooks
+from pg_lightning.processes import order_generator
 from pg_lightning.rollout import Batch, Rollout
 
 Result = TypeVar("Result")
@@ -127,7 +128,7 @@ class Learner:
         """
         if self.collectives.world_size == 1:
             return batch.epochs(num_epochs, num_minibatches)
-        return batch.epochs(num_epochs, min(num_minibatches, max(self.rows)), keep_empty=True)
+        return batch.epochs(num_epochs, min(num_minibatches, max(self.rows)), True, order_generator())
 
     def passes(
         self,

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from pg_lightning.statistics import Moments, moments
 from pg_lightning.torch_private import ExactBuffers
 
+EPSILON = 1e-8  # is added to variances before the root
+
 
 class RunningMeanVar(ExactBuffers):
     """Mean and variance per dimension over all data so far, by Chan's parallel update, in float64.
@@ -50,7 +52,7 @@ class RunningMeanVar(ExactBuffers):
     def std(self) -> Tensor:
         """`shape`; 1 where the data does not vary."""
         varies = self.var > 1e-8 * self.mean.square()
-        return torch.where(varies, (self.var + 1e-8).sqrt(), 1.0)
+        return torch.where(varies, (self.var + EPSILON).sqrt(), 1.0)
 
     def sums(self) -> Tensor:
         """`[3, *shape]` number, sum and sum of squares of the data, which can be added over processes."""
@@ -76,7 +78,7 @@ class ObservationNormalizer(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Observations `[B, *obs]` of any dtype, to floating point."""
-        std = (self.statistics.var + 1e-8).sqrt()
+        std = (self.statistics.var + EPSILON).sqrt()
         scaled = (obs - self.statistics.mean.to(obs.dtype)) / std.to(obs.dtype)
         return scaled.clamp(-self.clip, self.clip)
 

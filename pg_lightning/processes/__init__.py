@@ -14,18 +14,32 @@ from pg_lightning.processes.forked import (
     require_fork,
     signals_held,
 )
+from pg_lightning.processes.generators import (
+    OwnStream,
+    enter_process,
+    enter_rank,
+    name_process,
+    order_generator,
+    seed_generators,
+)
 
 __all__ = [
     "LIVENESS_POLL_S",
     "SHUTDOWN_GRACE_S",
     "ForkedWorker",
+    "OwnStream",
     "WorkerError",
     "cause_of_death",
     "die_with",
     "end_all",
     "ended_with",
+    "enter_process",
+    "enter_rank",
     "left_to_parent",
+    "name_process",
+    "order_generator",
     "require_fork",
+    "seed_generators",
     "signals_held",
     "watch_children",
 ]

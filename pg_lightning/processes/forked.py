@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from pg_lightning.errors import UserError
+from pg_lightning.processes.generators import enter_process, key_of_fork
 from pg_lightning.processes.signals import SIGNALS
 
 SHUTDOWN_GRACE_S = 3.0  # for a process to end by itself before it is killed
@@ -83,7 +84,8 @@ class ForkedWorker:
     """A forked process with a pipe to it.
 
     It is forked while signals are held, and receives them after its own handlers are set. torch has one thread in it:
-    OpenMP's threads do not survive a fork, and operations that rely on them can hang. It dies with its parent.
+    OpenMP's threads do not survive a fork, and operations that rely on them can hang. It dies with its parent. It has
+    its own global random generators: see `processes.generators`.
 
     An exception of `work` is sent through the pipe as the last message; `receive` raises it here.
 
@@ -97,6 +99,7 @@ class ForkedWorker:
         leads_group: whether it leads its own process group, so that its child processes are killed with it. Linux only.
         relays: exceptions that are raised here unchanged; others become a `WorkerError` with their traceback.
         siblings: existing workers of the parent, whose pipes the process must not keep open.
+        key: of its random generators; by default it follows from the parent's.
 
     Attributes:
         pipe: the parent's end.
@@ -114,6 +117,7 @@ class ForkedWorker:
         leads_group: bool = False,
         relays: tuple[type[Exception], ...] = (UserError, WorkerError),
         siblings: Sequence[ForkedWorker] = (),
+        key: tuple[int, ...] = (),
     ) -> None:
         self.name = name
         self._handlers = handlers
@@ -123,7 +127,8 @@ class ForkedWorker:
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe(duplex)
         ours = [self.pipe, *(sibling.pipe for sibling in siblings)]
-        self._process = context.Process(target=self._live, args=(work, os.getpid(), theirs, ours), name=name)
+        arguments = work, os.getpid(), key or key_of_fork(), theirs, ours
+        self._process = context.Process(target=self._live, args=arguments, name=name)
         with signals_held():  # the process must not receive them before its own handlers are set
             self._process.start()
         theirs.close()
@@ -214,7 +219,12 @@ class ForkedWorker:
         self._process.is_alive()  # reaps it, if it has ended
 
     def _live(
-        self, work: Callable[[Connection, ExitStack], None], parent: int, pipe: Connection, ours: list[Connection]
+        self,
+        work: Callable[[Connection, ExitStack], None],
+        parent: int,
+        key: tuple[int, ...],
+        pipe: Connection,
+        ours: list[Connection],
     ) -> None:
         """The main function of the process."""
         if self._leads_group:
@@ -224,6 +234,7 @@ class ForkedWorker:
             signal.signal(signum, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         torch.set_num_threads(1)
+        enter_process(*key)
         for end in ours:
             end.close()
         with ExitStack() as at_exit:

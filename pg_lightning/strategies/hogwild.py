@@ -148,6 +148,7 @@ class HogwildLauncher(Launcher):
                     duplex=False,
                     relays=(UserError, WorkerError, MisconfigurationException),
                     siblings=self._workers,
+                    key=(rank,),
                 )
                 self._workers.append(worker)
 

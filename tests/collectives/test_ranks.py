@@ -160,7 +160,7 @@ def half(rollout, rank):
     )
 
 
-def order(n):
+def order(n, generator=None):
     """In place of a random permutation, one that deals the whole out as it does the halves."""
     environments = torch.arange(n)
     return environments.view(2, 2, -1).transpose(0, 1).flatten() if n == N else environments

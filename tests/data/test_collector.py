@@ -310,7 +310,12 @@ def seeds_of(run_seed: int, rank: int, env_steps: int = 0) -> list[int]:
     torch.manual_seed(run_seed)
     data = RolloutDataModule("tests/Script-v0", num_envs=16)
     module = SimpleNamespace(env_steps=env_steps, actor=None)
-    ranks = {"global_rank": rank, "world_size": 4, "strategy": SimpleNamespace(root_device="cpu")}
+    ranks = {
+        "global_rank": rank,
+        "world_size": 4,
+        "precision": "32-true",
+        "strategy": SimpleNamespace(root_device="cpu"),
+    }
     data.trainer = SimpleNamespace(lightning_module=module, **ranks)  # type: ignore[assignment]
     data.train_dataloader()
     seeds = [int(seed) for seed in data.collector.env.vector_env.np_random_seed]

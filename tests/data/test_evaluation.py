@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import odd_envs  # noqa: F401 - registers
 import pytest
 import torch
 from torch import Tensor
@@ -102,9 +104,44 @@ def test_short_episodes_are_not_favoured_by_playing_them_in_parallel() -> None:
     assert np.mean(parallel) == np.mean(lengths_one_by_one(seeds))
 
 
+@pytest.mark.parametrize("num_envs", [1, 4, 13, 20])
+def test_episodes_come_in_the_order_of_their_seeds(num_envs: int) -> None:
+    assert [int(episode.episode_length) for episode in play(SEEDS, num_envs)] == lengths_one_by_one(SEEDS)
+
+
 def test_playing_twice_plays_the_same() -> None:
     once, again = ([int(episode.episode_length) for episode in play(SEEDS, 3)] for _ in range(2))
     assert once == again
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_an_evaluation_that_draws_from_global_generators_repeats_itself_and_leaves_them_alone(backend: Any) -> None:
+    """It may stop early, too."""
+
+    def drawn() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]  # noqa: NPY002
+
+    def reseed() -> None:
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+
+    reseed()
+    alone = [drawn() for _ in range(3)]
+    reseed()
+    env = make_vector_env("Draws-v0", 2, None, (), backend, "disabled")
+    reseed()
+    played = EvaluationDataset(env, StepCounter(), SEEDS, 0, True, 100, record=True)
+    once = [episode.trajectory["obs"] for episode in played]
+    between = drawn()
+    some = iter(played)
+    again = [next(some).trajectory["obs"] for _ in range(5)]
+    assert [between, drawn()] == alone[:2]
+    del some
+    assert drawn() == alone[2]
+    assert all(torch.equal(*pair) for pair in zip(once, again, strict=False))
+    assert len({float(obs[0, 0]) for obs in once}) == len(SEEDS)
+    env.close()
 
 
 def test_an_endless_episode_is_stopped_counted_once_and_said_so() -> None:
@@ -214,14 +251,16 @@ def test_a_mask_comes_with_its_observation(num_envs: int, backend: str) -> None:
 def evaluate(quiet_trainer: Callable[..., Any]) -> Callable[..., Any]:
     """Runs `validate`, `test` or `predict` on an untrained PPO: its episodes' returns, or the predictions."""
 
-    def run(what: str, env_id: str, **data: Any) -> Any:
+    def run(what: str, env_id: str, trainer: dict[str, Any] | None = None, **data: Any) -> Any:
         rollouts = RolloutDataModule(env_id, **data)
         torch.manual_seed(5)
         module = PPO(
             observation_space=rollouts.observation_space, action_space=rollouts.action_space, normalize_obs=True
         )
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        found = getattr(quiet_trainer(), what)(module, datamodule=rollouts, **({} if what == "predict" else QUIET))
+        found = getattr(quiet_trainer(**(trainer or {})), what)(
+            module, datamodule=rollouts, **({} if what == "predict" else QUIET)
+        )
         assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
         return found if what == "predict" else module.evaluation[0].tolist()
 
@@ -244,6 +283,41 @@ def test_more_episodes_add_to_the_ones_before(evaluate: Any) -> None:
     few, many = (sorted(evaluate("test", "tests/Dice-v0", eval_episodes=n)) for n in (5, 20))
     assert len(many) == 20
     assert all(many.count(length) >= few.count(length) for length in few)
+
+
+LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+
+
+@pytest.mark.parametrize("limit", [1, 8, 0.4])
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize("what", LIMITS)
+def test_a_limit_keeps_the_first_episodes_not_the_shortest(
+    evaluate: Any, what: str, backend: str, limit: float
+) -> None:
+    """As many fewer episodes as with `data.eval_episodes`, and the same."""
+    count = int(limit * 20) if isinstance(limit, float) else limit
+    trainers = [{LIMITS[what]: limit}, {}]
+    settings = [{"eval_episodes": 20, "num_envs": 10, "backend": backend}, {"eval_episodes": count, "num_envs": 1}]
+    limited, fewer = (
+        evaluate(what, "tests/Dice-v0", trainer, **data) for trainer, data in zip(trainers, settings, strict=True)
+    )
+    if what == "predict":
+        limited, fewer = ([float(episode.episode_return) for episode in found] for found in (limited, fewer))
+    assert len(fewer) == count
+    assert limited == fewer
+
+
+@pytest.mark.parametrize("limit", [{"limit_val_batches": 3}, {"overfit_batches": 3}, {"fast_dev_run": 3}])
+def test_limits_of_evaluations_during_training_keep_the_first_episodes(fit: Any, limit: dict[str, int]) -> None:
+    data = {"eval_every_steps": 64, "eval_episodes": 20, "num_envs": 10}
+    limited = fit("tests/Dice-v0", data, trainer=limit)
+    fewer = fit("tests/Dice-v0", {**data, "eval_episodes": 3, "num_envs": 10})
+    assert limited.evaluation[0].tolist() == fewer.evaluation[0].tolist()
+
+
+def test_a_limit_of_0_turns_evaluation_off(fit: Any) -> None:
+    module = fit("tests/Dice-v0", {"eval_every_steps": 64}, trainer={"limit_val_batches": 0})
+    assert module.env_steps == 256
 
 
 def test_validation_test_and_prediction_play_different_episodes(evaluate: Any) -> None:

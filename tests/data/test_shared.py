@@ -238,7 +238,7 @@ def test_another_device_than_that_of_the_policy_is_reported(monkeypatch: pytest.
     data = data_of()
     for device, count in (("cpu", 0), ("cuda:1", 1)):
         strategy = SimpleNamespace(root_device=torch.device(device))
-        data.trainer = SimpleNamespace(strategy=strategy, world_size=1)  # type: ignore[assignment]
+        data.trainer = SimpleNamespace(strategy=strategy, world_size=1, global_rank=0)  # type: ignore[assignment]
         data.setup("fit")
         assert len(said) == count
     assert said[0].startswith("data.env_id: the environments are on cpu and the policy is on cuda:1, so every step ")

@@ -232,6 +232,33 @@ def test_wrappers_are_applied_in_order_by_path_and_with_arguments() -> None:
     assert make_vector_env("MountainCar-v0", 2, wrappers=[flatten, stack]).single_observation_space.shape == (2, 2)
 
 
+class Unregistered(gym.Env):
+    """Never given an id."""
+
+
+@pytest.mark.parametrize(
+    ("env_id", "cure"),
+    [
+        (Unregistered, 'not Unregistered; register it .* entry_point=Unregistered\\), and give "my_module:My-v0"'),
+        (Unregistered(), "not Unregistered; register it"),
+        (gym.spec("CartPole-v1"), "give the id 'CartPole-v1', not EnvSpec"),
+        (lambda: Unregistered(), "not <lambda>; register it"),
+        (None, "not NoneType; register it"),
+    ],
+    ids=["class", "instance", "spec", "function", "None"],
+)
+@pytest.mark.parametrize("backend", ["sync", "async", "vector", "envpool", "device", "simulator", "auto"])
+def test_what_is_no_id_is_refused_with_the_way_to_one(env_id: Any, cure: str, backend: Any) -> None:
+    with pytest.raises(UserError, match=rf"^data\.env_id: .*{cure}"):
+        make_vector_env(env_id, 2, backend=backend)
+
+
+def test_a_class_that_is_no_environment_of_gymnasiums_is_the_ids_fault() -> None:
+    gym.register("tests/Alien-v0", entry_point=lambda: object())
+    with pytest.raises(UserError, match=r"^data\.env_id: cannot make .* must inherit from the gymnasium.Env"):
+        make_vector_env("tests/Alien-v0", 2)
+
+
 @pytest.mark.parametrize(
     "env_id", ["NoSuchEnvironment-v0", "no_such_module:Env-v0", "CartPole-v99", "", "not an id", "ALE/NoSuchGame-v5"]
 )

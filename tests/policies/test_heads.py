@@ -604,6 +604,10 @@ def test_padded_choices_leave_entropy_and_gradients_finite():
 ENV_SPACES = {
     "Discrete with a start": spaces.Discrete(3, start=-5),
     "MultiDiscrete with a start": spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 0], [-3, 10]]),
+    **{
+        f"MultiDiscrete of {dtype.__name__}": spaces.MultiDiscrete([2, 3], dtype=dtype, start=[1, 0])
+        for dtype in (np.uint8, np.int32, np.uint16, np.uint32, np.uint64)
+    },
     "MultiBinary": spaces.MultiBinary((2, 3)),
     "Box": spaces.Box(np.full((2, 3), -0.5, np.float32), np.arange(6, dtype=np.float32).reshape(2, 3) / 10),
     "scalar Box": spaces.Box(-0.1, 0.1, ()),
@@ -619,6 +623,7 @@ def test_the_environment_gets_actions_of_its_space(space):
         env_actions = head.env_actions(actions).numpy()
         assert len(env_actions) == 100
         assert all(space.contains(np.asarray(action)) for action in env_actions)
+        assert env_actions.dtype == space.dtype
 
 
 def test_the_environment_gets_actions_within_float64_bounds():

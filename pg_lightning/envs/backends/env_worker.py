@@ -15,7 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from pg_lightning.envs.contract import READ, Info
+from pg_lightning.envs.backends import answers
+from pg_lightning.envs.contract import Info
+from pg_lightning.errors import UserError
+from pg_lightning.processes import seed_generators
 
 
 class Rows(NamedTuple):
@@ -47,36 +50,58 @@ class Worker:
         env: the environment.
         row: its row of the shared arrays.
         mode: the autoreset mode.
+        index: of the environment.
     """
 
-    def __init__(self, env: gym.Env, row: Rows, mode: AutoresetMode) -> None:
+    def __init__(self, env: gym.Env, row: Rows, mode: AutoresetMode, index: int = 0) -> None:
         self.env = env
         self.row = row
         self.mode = mode
+        self.index = index
+        self.steps = 0
         self.has_ended = False
         # Python integers: environments check the type of an action, which takes ten times as long for NumPy integers.
         self.action = row.actions.item if isinstance(env.action_space, gym.spaces.Discrete) else row.actions.copy
 
     def reset(self, seed: int | None, options: Info | None) -> Info:
         """Starts an episode; returns the infos that are read."""
-        self.row.obs[...], info = self.env.reset(seed=seed, options=options)
+        place = self.index, self.steps
+        if seed is not None:  # an episode with a seed is the same again, from whatever generator it is drawn
+            seed_generators(seed)
+        try:
+            answer = self.env.reset(seed=seed, options=options)
+        except (TypeError, ValueError) as error:
+            raise answers.misfit(error, place) from error
+        obs, info = answers.first(answer, place)
+        self.row.obs[...] = answers.observation(obs, self.env.observation_space, place)
         self.has_ended = False
-        return _read(info)
+        return answers.mask_of(info, place)
 
     def step(self) -> Info:
         """Takes the action in the row, or resets if the autoreset mode requires it."""
         row = self.row
+        self.steps += 1
+        place = self.index, self.steps
         if self.has_ended and self.mode == AutoresetMode.NEXT_STEP:
             row.rewards[...], row.terminated[...], row.truncated[...] = 0.0, False, False
             return self.reset(None, None)
-        obs, row.rewards[...], terminated, truncated, info = self.env.step(self.action())
-        row.terminated[...], row.truncated[...] = terminated, truncated
-        self.has_ended = bool(terminated or truncated)
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(self.action())
+        except (TypeError, ValueError) as error:
+            raise answers.misfit(error, place) from error
+        try:
+            row.rewards[...], row.terminated[...], row.truncated[...] = reward, terminated, truncated
+        except (TypeError, ValueError):
+            row.rewards[...] = answers.number(reward, place)
+            row.terminated[...] = answers.flag(terminated, "terminated", place)
+            row.truncated[...] = answers.flag(truncated, "truncated", place)
+        obs = answers.observation(obs, self.env.observation_space, place)
+        self.has_ended = bool(row.terminated or row.truncated)
         if self.has_ended and self.mode == AutoresetMode.SAME_STEP:
             row.final_obs[...] = obs
             return self.reset(None, None)
         row.obs[...] = obs
-        return _read(info)
+        return answers.mask_of(info, place)
 
     def set_attr(self, name: str, value: object) -> None:
         """Sets an attribute of the environment."""
@@ -88,24 +113,23 @@ class Worker:
         return found(*args, **kwargs) if callable(found) else found
 
 
-def serve(make: Callable[[], gym.Env], row: Rows, mode: AutoresetMode, pipe: Connection, at_exit: ExitStack) -> None:
+def serve(
+    make: Callable[[], gym.Env], row: Rows, mode: AutoresetMode, index: int, pipe: Connection, at_exit: ExitStack
+) -> None:
     """Answers `(method of Worker, *arguments)` with `(True, answer)`, until the method is `"close"`.
 
-    Any exception of the environment, even SystemExit, is sent as the last answer: `(False, cause)`.
+    Any exception of the environment, even SystemExit, is sent as the last answer: `(False, cause)`. A `UserError` is
+    sent itself, because a new process would fail in the same way.
     """
     try:
         env = make()
         at_exit.callback(env.close)
-        worker = Worker(env, row, mode)
+        worker = Worker(env, row, mode, index)
         while (command := pipe.recv())[0] != "close":
             pipe.send((True, getattr(worker, command[0])(*command[1:])))
     except BaseException as error:  # an environment may call sys.exit
         with suppress(OSError):
-            pipe.send((False, _cause(error)))
-
-
-def _read(info: Info) -> Info:
-    return {key: info[key] for key in READ if key in info}
+            pipe.send((False, error if isinstance(error, UserError) else _cause(error)))
 
 
 def _cause(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from pg_lightning.envs.backends.simulator_contracts import (
 )
 from pg_lightning.envs.backends.vectorised import REFUSALS, refused_field
 from pg_lightning.envs.contract import Capabilities, Environments, EnvKwargs
+from pg_lightning.envs.stateful import refuse_statistics
 from pg_lightning.errors import UserError, cause_of
 
 CAPABILITIES = Capabilities(autoreset="same_step", single_instance=True)
@@ -43,6 +44,7 @@ def make_simulator(env_id: str, num_envs: int, env_kwargs: EnvKwargs | None) -> 
         raise
     except REFUSALS as error:
         raise UserError(f"{refused_field(error)}: cannot make {env_id!r}: {cause_of(error)}") from error
+    refuse_statistics(made, "data.env_id")
     env = _adapted(env_id, made)
     if env.num_envs != num_envs:
         env.close()

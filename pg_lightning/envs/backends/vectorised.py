@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
 
-from pg_lightning.envs.contract import Capabilities, EnvKwargs
+from pg_lightning.envs.backends import answers
+from pg_lightning.envs.contract import Capabilities, EnvKwargs, Info, SingleReset
+from pg_lightning.envs.flattened import Flattened
+from pg_lightning.envs.seeds import Seeds
+from pg_lightning.envs.stateful import refuse_statistics
 from pg_lightning.errors import UserError, cause_of
 
 AutoresetName = Literal["next_step", "same_step", "disabled"]
@@ -21,9 +27,62 @@ REFUSALS = (gym.error.Error, ImportError, TypeError, ValueError, AssertionError)
 CAPABILITIES = Capabilities(can_save_state="by_copy")
 
 
+class Vectorised(VectorWrapper):
+    """Vectorised code whose results are those of the contract; it may write into the actions, which are a copy.
+
+    Args:
+        env: the environment.
+
+    Raises:
+        UserError: by `step` and `reset`, if a result is not as its spaces and Gymnasium's interface promise.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        self._space = batch_space(env.single_observation_space, env.num_envs)
+        self._resets_in_step = env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
+        self._steps = 0
+
+    def reset(self, *, seed: Seeds = None, options: Info | None = None) -> SingleReset:
+        """As in Gymnasium."""
+        place = None, self._steps
+        try:
+            answer = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise answers.misfit(error, place) from error
+        obs, info = answers.first(answer, place)
+        return answers.observation(obs, self._space, place), info or {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Info]:
+        """As in Gymnasium."""
+        self._steps += 1
+        place = None, self._steps
+        try:
+            obs, rewards, terminated, truncated, infos = self.env.step(actions.copy())
+        except (TypeError, ValueError) as error:
+            raise answers.misfit(error, place) from error
+        terminated = answers.column(terminated, "terminated", place, self.num_envs, np.bool_)
+        truncated = answers.column(truncated, "truncated", place, self.num_envs, np.bool_)
+        if self._resets_in_step and (done := terminated | truncated).any():
+            infos = {**infos, "final_obs": self._final_obs(infos, done, place)}
+        rewards = answers.column(rewards, "rewards", place, self.num_envs, np.float64)
+        return answers.observation(obs, self._space, place), rewards, terminated, truncated, infos or {}
+
+    def _final_obs(self, infos: Info | None, done: np.ndarray, place: answers.Place) -> np.ndarray:
+        """`[N, *obs]` the last observations of the episodes that ended, which Gymnasium's `SAME_STEP` requires."""
+        given = (infos or {}).get("final_obs")
+        if given is None or len(given) != self.num_envs:
+            raise answers.without_final_obs(place, self.num_envs)
+        final_obs = np.zeros(self._space.shape or (), self._space.dtype)
+        for n in np.flatnonzero(done):
+            final_obs[n] = answers.observation(given[n], self.single_observation_space, place)
+        return final_obs
+
+
 def refused_field(error: BaseException) -> str:
     """The setting that is at fault if Gymnasium cannot make an environment: its id, or its arguments."""
-    return "data.env_id" if isinstance(error, (gym.error.Error, ImportError)) else "data.env_kwargs"
+    is_id = isinstance(error, (gym.error.Error, ImportError)) or "must inherit from the gymnasium.Env" in str(error)
+    return "data.env_id" if is_id else "data.env_kwargs"
 
 
 def make_vectorised(
@@ -46,9 +105,10 @@ def make_vectorised(
     try:
         env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **(env_kwargs or {}))
         if not isinstance(env.single_observation_space, spaces.Box) or not env.single_observation_space.shape:
-            env = gym.wrappers.vector.FlattenObservation(env)
+            env = gym.wrappers.vector.VectorizeTransformObservation(env, Flattened)
     except REFUSALS as error:
         raise UserError(f"data.backend: no vectorised {env_id!r}: {cause_of(error)}") from error
+    refuse_statistics(env, "data.env_id")
     mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     if autoreset_mode is not None and mode != MODES[autoreset_mode]:
         env.close()
@@ -56,5 +116,6 @@ def make_vectorised(
             f"data.autoreset_mode: the vectorised {env_id!r} resets as {AutoresetMode(mode).name.lower()}, "
             f"not {autoreset_mode}"
         )
+    env = Vectorised(env)
     env.capabilities = CAPABILITIES  # type: ignore[attr-defined]
     return env

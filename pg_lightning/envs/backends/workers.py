@@ -45,8 +45,8 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
     observation is the first of the new episode, and `infos[RESTARTED]` is set. The caller must not treat the step as a
     transition.
 
-    Only the infos in `READ` are gathered. The arrays that `step` and `reset` return are overwritten by the next call; a
-    final observation is a copy.
+    Only the action masks are gathered from the infos. The arrays that `step` and `reset` return are overwritten by the
+    next call; a final observation is a copy.
 
     Args:
         make: makes one environment; called in each process, and once here, for the spaces.
@@ -60,7 +60,8 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         restarts: number of replacements so far.
 
     Raises:
-        UserError: if the system cannot fork; by the first `reset`, if it fails in every process.
+        UserError: if the system cannot fork; by the first `reset`, if it fails in every process; by `reset` and `step`,
+            if an environment returns anything else than its spaces and Gymnasium's interface promise.
         WorkerError: by `reset` and `step`, if more than `max_restarts` processes fail. No process is left then.
     """
 
@@ -169,7 +170,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
     def _start(self, n: int) -> None:
         with signals_held():  # until the worker is stored where `close` finds it
             worker = ForkedWorker(
-                partial(serve, self._make, self._rows.of(n), self._mode),
+                partial(serve, self._make, self._rows.of(n), self._mode, n),
                 name=f"env {n}",
                 handlers=dict.fromkeys(SIGNALS, left_to_parent),
                 farewell=("close",),
@@ -216,6 +217,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
             waiting[pipe.fileno()] = n
         answers: dict[int, Any] = {}
         broken: dict[int, str] = {}
+        refused: dict[int, UserError] = {}
         left = self.timeout
         while waiting:
             pause = min(left, LIVENESS_POLL_S)
@@ -226,6 +228,8 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
                 worker = self._workers[n]
                 try:
                     is_well, answer = worker.pipe.recv()
+                    if isinstance(answer, UserError):
+                        refused[n] = answer
                     if not is_well:
                         worker.wait_until(time.monotonic() + SHUTDOWN_GRACE_S)  # it may be closing its environment
                         worker.kill()
@@ -241,6 +245,9 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
                         broken[n] = f"did not answer within data.env_timeout, {self.timeout:g} s"
                         self._workers[n].kill()
                     break
+        if refused:
+            self.close()
+            raise refused[min(refused)]
         return answers, {n: f"env {n} (process {self._workers[n].pid}) {broken[n]}" for n in sorted(broken)}
 
     def _gathered(self, answers: dict[int, Any]) -> Info:

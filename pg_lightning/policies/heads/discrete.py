@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class MultiCategoricalHead(Head):
 
     def __init__(self, num_features: int, space: spaces.MultiDiscrete) -> None:
         super().__init__()
-        sizes = torch.as_tensor(space.nvec.reshape(-1))
+        sizes = torch.as_tensor(space.nvec.reshape(-1).astype(np.int64))
         self.shape = space.shape
         self.num_choices = int(space.nvec.sum())
         longest = int(space.nvec.max())
@@ -74,7 +75,9 @@ class MultiCategoricalHead(Head):
         columns = ((sizes.cumsum(0) - sizes).unsqueeze(-1) + choices).masked_fill(padding, 0)
         self.register_buffer("padding", padding, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
-        self.register_buffer("start", torch.as_tensor(space.start), persistent=False)
+        self.dtype = torch.as_tensor(space.start).dtype
+        # int64, because torch cannot add unsigned numbers of more than 8 bits.
+        self.register_buffer("start", torch.as_tensor(space.start.astype(np.int64)), persistent=False)
 
     def distribution(self, outputs: Tensor, action_mask: Tensor | None = None) -> MultiCategorical:
         """π from the outputs of `linear`.
@@ -97,7 +100,7 @@ class MultiCategoricalHead(Head):
 
     def env_actions(self, actions: Tensor) -> Tensor:
         """Restores the shape of the space and adds its `start`."""
-        return actions.reshape(-1, *self.shape).to(self.start.dtype) + self.start
+        return (actions.reshape(-1, *self.shape) + self.start).to(self.dtype)
 
 
 class BernoulliHead(Head):
