@@ -11,7 +11,8 @@ from pg_lightning.callbacks.evaluation import EvaluateEverySteps
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.lightning_private import FallibleModelCheckpoint
 from pg_lightning.processes.signals import Stopped
-from pg_lightning.run.folder import relative
+from pg_lightning.run.folder import relative, run_folder
+from pg_lightning.run.found_config import options_to_trust
 
 
 class RunCheckpoint(FallibleModelCheckpoint):
@@ -69,9 +70,8 @@ class RunCheckpoint(FallibleModelCheckpoint):
             self.save_now(trainer)
         path = Path(self.last_saved_path)
         if trainer.is_global_zero and path.is_file():
-            print(
-                f"\nsaved: {self.saved_at:,} env steps\nnext:  python -m pg_lightning fit --ckpt_path {relative(path)}"
-            )
+            given = f"{relative(path)}{options_to_trust(run_folder(path) / 'config.yaml')}"
+            print(f"\nsaved: {self.saved_at:,} env steps\nnext:  python -m pg_lightning fit --ckpt_path {given}")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Checks whether a run continues in its own folder."""
