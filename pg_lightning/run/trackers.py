@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from pg_lightning.errors import UserError, cause_of
 from pg_lightning.lightning_private import OpenWandbLogger
 from pg_lightning.run.files import write_file
-from pg_lightning.run.provenance import code_version
+from pg_lightning.run.provenance import code_version, commit
 
 AXIS = "time/env_steps"
 PROBE_SECONDS = 5.0
@@ -124,6 +124,8 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
         own = wandb.Settings(
             init_timeout=min(settings.init_timeout, INIT_SECONDS),
             finish_timeout=settings.finish_timeout or FINISH_SECONDS,
+            disable_git=True,  # its calls of git run programs that the repository's configuration names
+            git_commit=(commit() or "").rstrip("+") or None,
         )
         self.init_arguments.setdefault("settings", own)
         online = (
