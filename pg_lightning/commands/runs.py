@@ -24,6 +24,7 @@ from rich.progress import Progress
 from pg_lightning.analysis.curves import Curve, XAxis, find_runs, points_of, read_curve, rows_of, seconds_of
 from pg_lightning.errors import UserError
 from pg_lightning.run.files import write_file, write_json
+from pg_lightning.run.lock import FolderLock
 
 # Forks a process that has imported everything, because the imports take longer than many runs.
 FORK_SERVER = multiprocessing.get_context("forkserver")
@@ -78,21 +79,15 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         UserError: if another process has locked it, or it cannot be created.
     """
-    import fcntl
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = FolderLock(folder, "study", "output")
     except OSError as error:
         raise UserError(f"output: cannot write {str(folder)!r}: {error.strerror}; give another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"output: another study is running in {str(folder)!r}; give another folder, or wait"
-            ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def make_run(
