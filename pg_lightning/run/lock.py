@@ -1,7 +1,7 @@
 """One process at a time in a folder: a lock that ends with its process, however that ends.
 
 The lock is a POSIX record lock (`fcntl.lockf`) on the file `.lock`. The kernel drops it when the process exits, also
-by SIGKILL, and forked processes do not inherit it, so it is never stale. On a network disk it holds between hosts if
+by SIGKILL, and forked processes do not inherit it, so it is never stale, even if the file is left behind. On a network disk it holds between hosts if
 the file system has such locks: NFS 4, NFS 3 with its lock daemon, Lustre with `-o flock`, GPFS, CephFS. Where it has
 none, a warning says so. If a host dies, the file server drops its locks when their lease ends, on NFS 4 after 90 s.
 """
@@ -41,47 +41,65 @@ class FolderLock:
 
     def __init__(self, folder: Path, who: str, field: str) -> None:
         self.path = folder / NAME
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        self._descriptor: int | None = os.open(self.path, flags, 0o644)
-        status = os.fstat(self._descriptor)
-        self._key = os.getpid(), status.st_dev, status.st_ino
-        try:
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, f"{NAME} is not a regular file")
-            self._take(folder, who, field)
-        except BaseException:
+        self._owner = os.getpid()
+        self._descriptor: int | None = _lock(self.path, who, field)
+        while not _is_current(self.path, self._descriptor):  # the one before removed it between `open` and the lock
             os.close(self._descriptor)
-            raise
-        _held.add(self._key)
-
-    def release(self) -> None:
-        """Ends the lock; the file stays."""
-        if self._descriptor is not None and self._key[0] == os.getpid():
-            os.close(self._descriptor)
-            _held.discard(self._key)
-        self._descriptor = None
-
-    def _take(self, folder: Path, who: str, field: str) -> None:
-        import fcntl
-
-        assert self._descriptor is not None
-        try:
-            if self._key in _held:
-                raise BlockingIOError(errno.EAGAIN, "held by this process")
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in TAKEN:
-                owner = OWNER.fullmatch(os.pread(self._descriptor, 200, 0).decode(errors="replace").strip())
-                where = f"{str(folder)!r} ({owner[0]})" if owner else repr(str(folder))
-                cure = "wait until it ends, or give another folder"
-                raise UserError(f"{field}: another {who} is running in {where}; {cure}") from error
-            print(
-                f"warning: the file system of {str(folder)!r} has no locks ({error.strerror}): "
-                f"do not start a second {who} in it",
-                file=sys.stderr,
-                flush=True,
-            )
-            return
+            self._descriptor = _lock(self.path, who, field)
+        _held.add(_identity(self._descriptor))
         with suppress(OSError):  # a full disk: the lock holds without it
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            os.pwrite(self._descriptor, f"process {self._owner} on {socket.gethostname()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Ends the lock and removes its file; does nothing in a forked process, which does not have it."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None and self._owner == os.getpid():
+            _held.discard(_identity(descriptor))
+            with suppress(OSError):
+                self.path.unlink()
+            os.close(descriptor)
+
+
+def _lock(path: Path, who: str, field: str) -> int:
+    """Opens the file and locks it; returns its descriptor."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, f"{NAME} is not a regular file")
+        _take(descriptor, path, who, field)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _take(descriptor: int, path: Path, who: str, field: str) -> None:
+    import fcntl
+
+    try:
+        if _identity(descriptor) in _held:
+            raise BlockingIOError(errno.EAGAIN, "held by this process")
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        folder = repr(str(path.parent))
+        if error.errno in TAKEN:
+            owner = OWNER.fullmatch(os.pread(descriptor, 200, 0).decode(errors="replace").strip())
+            where = f"{folder} ({owner[0]})" if owner else folder
+            cure = "wait until it ends, or give another folder"
+            raise UserError(f"{field}: another {who} is running in {where}; {cure}") from error
+        reason = f"the file system of {folder} has no locks ({error.strerror})"
+        print(f"warning: {reason}: do not start a second {who} in it", file=sys.stderr, flush=True)
+
+
+def _identity(descriptor: int) -> tuple[int, int, int]:
+    status = os.fstat(descriptor)
+    return os.getpid(), status.st_dev, status.st_ino
+
+
+def _is_current(path: Path, descriptor: int) -> bool:
+    """Whether the open file is still the one with that name."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except OSError:
+        return False

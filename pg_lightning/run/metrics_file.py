@@ -89,11 +89,9 @@ class MetricsFile(CSVLogger):
     def release(self) -> None:
         """Ends the lock; removes the folder if it is empty, and the parent folders that were created for it."""
         lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
         with suppress(OSError):
-            if lock is not None and self._made and [*self._made[0].iterdir()] == [lock.path]:
-                lock.path.unlink()
-            if lock is not None:
-                lock.release()
             for folder in self._made:
                 folder.rmdir()
 

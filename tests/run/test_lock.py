@@ -38,6 +38,22 @@ def taken(folder):
     return bool(process.exitcode)
 
 
+def taken_by_another(folder):
+    """A process that holds the folder until it is killed."""
+    ready = FORK.Event()
+
+    def hold():
+        lock = take(folder)
+        ready.set()
+        time.sleep(60)
+        lock.release()
+
+    process = FORK.Process(target=hold, daemon=True)
+    process.start()
+    assert ready.wait(20)
+    return process
+
+
 def test_another_process_is_refused_in_one_line_that_names_the_first(tmp_path):
     first = take(tmp_path)
     assert taken(tmp_path)
@@ -114,8 +130,31 @@ def test_a_text_of_a_stranger_is_not_repeated(tmp_path):
     first = take(tmp_path)
     (tmp_path / ".other").write_text("process 1 on \x1b[31mhost")
     os.replace(tmp_path / ".other", tmp_path / ".lock")
-    assert not taken(tmp_path)  # it is another file
+    second = take(tmp_path)  # it is another file
+    assert "stranger" not in second.path.read_text()
+    (tmp_path / ".lock").write_text("process 1 on \x1b[31mstranger")
+    with pytest.raises(UserError, match=r"running in '[^']*'; wait"):
+        take(tmp_path)
     first.release()
+    second.release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_was_removed_while_it_was_awaited_is_taken_anew(tmp_path, monkeypatch):
+    """Between `open` and the lock, the process before has ended and has removed the file, and another has made one."""
+    first, lockf, third = take(tmp_path), fcntl.lockf, []
+
+    def late(descriptor, flags):
+        monkeypatch.undo()
+        first.release()
+        third.append(taken_by_another(tmp_path))
+        lockf(descriptor, flags)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    monkeypatch.setattr("pg_lightning.run.lock._held", set())
+    with pytest.raises(UserError, match="another fit"):
+        take(tmp_path)
+    third[0].kill()
 
 
 def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
