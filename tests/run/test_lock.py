@@ -61,6 +61,7 @@ def test_another_process_is_refused_in_one_line_that_names_the_first(tmp_path):
         UserError, match=rf"^trainer.default_root_dir: another fit is running .* \(process {os.getpid()} on"
     ):
         take(tmp_path)
+    assert taken(tmp_path)  # the attempt has not ended the lock
     first.release()
     assert not taken(tmp_path)
     take(tmp_path).release()
@@ -127,15 +128,13 @@ def test_the_lock_is_not_written_through_a_link(tmp_path):
 
 
 def test_a_text_of_a_stranger_is_not_repeated(tmp_path):
-    first = take(tmp_path)
-    (tmp_path / ".other").write_text("process 1 on \x1b[31mhost")
-    os.replace(tmp_path / ".other", tmp_path / ".lock")
-    second = take(tmp_path)  # it is another file
-    assert "stranger" not in second.path.read_text()
+    other = taken_by_another(tmp_path)
     (tmp_path / ".lock").write_text("process 1 on \x1b[31mstranger")
     with pytest.raises(UserError, match=r"running in '[^']*'; wait"):
         take(tmp_path)
-    first.release()
+    other.kill()
+    other.join()
+    second = take(tmp_path)
     second.release()
     assert os.listdir(tmp_path) == []
 
