@@ -74,10 +74,11 @@ def pair(folder: Path, number: int, draw: random.Random) -> list[str]:
         while all(process.poll() is None for process in processes):
             time.sleep(0.01)
         time.sleep(draw.random())
-        left = next(i for i in range(2) if processes[i].poll() is None)
-        processes[left].send_signal(signal.SIGKILL)
-        processes[left].wait()
-        processes[left] = start(folder, names[left], *arguments)
+        for i in range(2):
+            if processes[i].poll() is None:
+                processes[i].send_signal(signal.SIGKILL)
+                processes[i].wait()
+                processes[i] = start(folder, names[i], *arguments)
     return faults(folder, names, [process.wait() for process in processes], continues)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import sys
 import zipfile
 from contextlib import suppress
@@ -55,7 +56,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             file = Path(path)
             file.parent.mkdir(parents=True, exist_ok=True)
             remove_partial(file.parent)
-            write_file(file, buffer.getvalue(), previous_of(file))
+            write_checkpoint(file, buffer.getvalue())
         except OSError as error:
             self.failure = CheckpointError(_complaint(Path(path), buffer.tell(), error))
             if not self.warn:
@@ -121,6 +122,27 @@ def read_own_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "pg_lightning" not in checkpoint:
         raise UserError(f"ckpt_path: {str(path)!r} is not a checkpoint of pg_lightning")
     return checkpoint
+
+
+def write_checkpoint(file: Path, content: bytes) -> None:
+    """Writes the bytes of a checkpoint and keeps the previous one, which yields if there is no room for a third file.
+
+    Raises:
+        OSError: the newest checkpoint is unchanged.
+    """
+    previous = previous_of(file)
+    newest = file.stat().st_ino if file.is_file() else None
+    try:
+        write_file(file, content, previous)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or newest is None or not previous.is_file():
+            raise
+        if file.stat().st_ino != newest:
+            raise  # it is written, but perhaps not on the disk
+        if shutil.disk_usage(file.parent).free + previous.stat().st_size < len(content):
+            raise  # there would still be no room
+        previous.unlink()
+        write_file(file, content, previous)
 
 
 def _complaint(path: Path, size: int, error: OSError) -> str:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 PARTIAL = ".partial"  # suffix of a file that is being written
 OWNER = re.compile(rf"\.(\d+)-[0-9a-f]+{PARTIAL}$")  # the process that writes it
@@ -42,7 +42,7 @@ def write_file(path: Path, content: bytes | str, previous: Path | None = None, d
     link = None if previous is None else _partial(previous)
     _writing.update(x for x in (partial, link) if x is not None)
     try:
-        with _created(partial) as file:
+        with partial.open("xb") as file:  # a new file: never through a link that someone else has made
             file.write(data)
             if durable:
                 file.flush()
@@ -109,11 +109,6 @@ def _is_written(file: Path, pid: int) -> bool:
 def _partial(path: Path) -> Path:
     """A name of its own for every write, such as `.last_ckpt.17-a3f0.partial`, without the file's suffix."""
     return path.with_name(f".{path.name.replace('.', '_')}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
-
-
-def _created(path: Path) -> IO[bytes]:
-    """A new file; never an existing one, and never through a symbolic link."""
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666), "wb")
 
 
 def _remove(*paths: Path | None) -> None:

@@ -6,11 +6,14 @@ expand to billions of nodes. None of them is read here.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import yaml  # type: ignore[import-untyped]
 
@@ -24,8 +27,9 @@ MAX_PLAIN_SCALAR = 1000  # characters; converting a longer number takes time qua
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # either constructs plain types only
 
 
-def read_bytes(path: Path, field: str, limit: int) -> bytes:
-    """The content of a regular file.
+@contextmanager
+def opened(path: Path, field: str, limit: int) -> Iterator[BinaryIO]:
+    """Opens a regular file for reading.
 
     Args:
         path: the file.
@@ -42,14 +46,25 @@ def read_bytes(path: Path, field: str, limit: int) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
                 raise UserError(f"{field}: {str(path)!r} is {kind}")
-            content = file.read(limit + 1) if status.st_size <= limit else b""
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        if isinstance(error, UserError):
+            if status.st_size > limit:
+                raise UserError(f"{field}: {str(path)!r} is too large; at most {_size(limit)} are read")
+            yield file
+    except OSError as error:
+        raise UserError(f"{field}: cannot read {str(path)!r}: {error.strerror or error}") from error
+    except ValueError as error:
+        if "\0" not in str(path):
             raise
-        raise UserError(f"{field}: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from error
-    if status.st_size > limit or len(content) > limit:
-        raise UserError(f"{field}: {str(path)!r} is too large; at most {_size(limit)} are read")
-    return content
+        raise UserError(f"{field}: a path contains a NUL character") from error
+
+
+def read_bytes(path: Path, field: str, limit: int) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        UserError: as `opened`.
+    """
+    with opened(path, field, limit) as file:
+        return file.read(limit)
 
 
 def read_text(path: Path, field: str, limit: int = MAX_CONFIG_BYTES) -> str:
@@ -77,6 +92,32 @@ def read_yaml(path: Path, field: str) -> object:
         raise UserError(f"{field}: {str(path)!r} is refused: {error}") from error
     except ValueError as error:
         raise UserError(f"{field}: {str(path)!r} is not YAML: {error}") from error
+
+
+def read_config(path: Path, field: str) -> dict[str, object]:
+    """The content of a YAML file that holds keys.
+
+    Raises:
+        UserError: as `read_yaml`, or if it holds none.
+    """
+    content = read_yaml(path, field)
+    if not isinstance(content, dict):
+        raise UserError(f"{field}: {str(path)!r} contains no keys")
+    return {str(key): value for key, value in content.items()}
+
+
+def read_json(path: Path, field: str) -> object:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: as `read_text`, or if it is not JSON.
+    """
+    try:
+        return json.loads(read_text(path, field))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{field}: {str(path)!r} is not JSON") from error
 
 
 def plain_yaml(text: str) -> object:
