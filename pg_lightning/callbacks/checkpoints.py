@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from pg_lightning.callbacks.evaluation import EvaluateEverySteps
 from pg_lightning.learning import PolicyGradientModule
-from pg_lightning.lightning_private import FallibleModelCheckpoint
+from pg_lightning.lightning_private import FallibleModelCheckpoint, count_whole_batches
 from pg_lightning.processes.signals import Stopped
 from pg_lightning.run.folder import relative, run_folder
 from pg_lightning.run.found_config import options_to_trust
@@ -73,6 +73,10 @@ class RunCheckpoint(FallibleModelCheckpoint):
             given = f"{relative(path)}{options_to_trust(run_folder(path) / 'config.yaml')}"
             print(f"\nsaved: {self.saved_at:,} env steps\nnext:  python -m pg_lightning fit --ckpt_path {given}")
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Makes the file of a resumed run equal to that of an uninterrupted one, byte for byte."""
+        count_whole_batches(checkpoint)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Checks whether a run continues in its own folder."""
         path, folder = (Path(str(x)).resolve() for x in (trainer.ckpt_path, self.dirpath))
@@ -87,6 +91,7 @@ class RunCheckpoint(FallibleModelCheckpoint):
         if self._goes_on:
             state_dict = _renamed(state_dict, state_dict["dirpath"], self.dirpath)
         super().load_state_dict(state_dict)
+        self.current_score = state_dict.get("current_score")  # Lightning saves it, but does not restore it
         self.failed = state_dict.get("failed", False)
 
     def _aim(self, trainer: Any, pl_module: PolicyGradientModule) -> None:

@@ -6,6 +6,7 @@ import errno
 import shutil
 import sys
 import zipfile
+from collections import OrderedDict
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -50,7 +51,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         buffer = BytesIO()
-        torch.save(checkpoint, buffer)
+        torch.save(canonical(checkpoint), buffer)
         self.failure = None
         try:
             file = Path(path)
@@ -81,6 +82,25 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Removes a checkpoint that was replaced, if the new one was written."""
         if self.failure is None:
             super().remove_checkpoint(path)
+
+
+def canonical(value: object) -> object:
+    """A copy of nested dicts, lists and tuples in which no two are one object, and equal strings are one.
+
+    Pickle writes an object that occurs again as a reference. Strings of the program and of a checkpoint that was loaded
+    are equal but not one object, so without this the file of a resumed run would differ from that of an uninterrupted
+    one.
+    """
+    if type(value) is str:
+        return sys.intern(value)
+    if type(value) is dict or type(value) is OrderedDict:
+        copy = type(value)((canonical(key), canonical(part)) for key, part in value.items())
+        if isinstance(copy, OrderedDict):
+            vars(copy).update({name: canonical(part) for name, part in vars(value).items()})  # of a module's state
+        return copy
+    if type(value) is list or type(value) is tuple:
+        return type(value)(canonical(part) for part in value)
+    return value
 
 
 def previous_of(path: Path) -> Path:
