@@ -73,7 +73,7 @@ class RunCheckpoint(FallibleModelCheckpoint):
             given = f"{relative(path)}{options_to_trust(run_folder(path) / 'config.yaml')}"
             print(f"\nsaved: {self.saved_at:,} env steps\nnext:  python -m pg_lightning fit --ckpt_path {given}")
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         """Makes the file of a resumed run equal to that of an uninterrupted one, byte for byte."""
         count_whole_batches(checkpoint)
 
