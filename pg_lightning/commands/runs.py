@@ -24,6 +24,7 @@ from pg_lightning.errors import UserError
 from pg_lightning.run.files import write_file, write_json
 from pg_lightning.run.lock import FolderLock
 from pg_lightning.run.reading import read_text
+from pg_lightning.run.secrets import without_secrets
 
 # Forks a process that has imported everything, because the imports take longer than many runs.
 FORK_SERVER = multiprocessing.get_context("forkserver")
@@ -158,7 +159,7 @@ class Runs:
     def _claim(self, run: Run) -> None:
         """Writes the settings of the run, or compares them with those in the folder."""
         record = run.folder / "run.json"
-        text = json.dumps({"seed": run.seed, "metric": self.metric, **run.settings}, indent=1) + "\n"
+        text = json.dumps(without_secrets({"seed": run.seed, "metric": self.metric, **run.settings}), indent=1) + "\n"
         if not record.exists():
             run.folder.mkdir(parents=True, exist_ok=True)
             write_file(record, text)

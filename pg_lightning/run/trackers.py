@@ -27,6 +27,7 @@ from pg_lightning.errors import UserError, cause_of
 from pg_lightning.lightning_private import OpenWandbLogger
 from pg_lightning.run.files import write_file
 from pg_lightning.run.provenance import code_version, commit
+from pg_lightning.run.secrets import without_secrets_in
 
 AXIS = "time/env_steps"
 PROBE_SECONDS = 5.0
@@ -213,7 +214,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
     def _warn(self, message: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            rank_zero_warn(f"Weights & Biases: {message}")
+            rank_zero_warn(f"Weights & Biases: {without_secrets_in(message)}")
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
