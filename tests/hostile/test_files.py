@@ -87,6 +87,26 @@ def test_a_storage_that_is_none_is_named(cli, working, name):
     assert refusal(ended(cli, working, "study", "s.yaml")).startswith("storage: ")
 
 
+@pytest.mark.parametrize("results", [None, 3, [], [3], [{}], [{"name": 1}], "x", {"a": 1}], ids=json.dumps)
+@pytest.mark.parametrize("params", [{}, {"model.lr": "0.1"}, {"model.lr": "x"}], ids=json.dumps)
+@pytest.mark.filterwarnings("ignore")
+def test_a_storage_with_trials_of_others_is_one_line(cli, working, params, results):
+    """Without results there is nothing to report, and the study ends."""
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    found = optuna.create_study(storage="sqlite:///x.db", study_name="s", direction="maximize")
+    choices = {name: optuna.distributions.CategoricalDistribution([value]) for name, value in params.items()}
+    attributes = {} if results is None else {"results": results}
+    found.add_trial(optuna.create_trial(value=1.0, params=params, distributions=choices, user_attrs=attributes))
+    study = {"config": "ppo_cartpole", "vary": {"model.lr": [0.1]}, "sampler": "tpe", "storage": "sqlite:///x.db"}
+    (working / "s.yaml").write_text(json.dumps({**study, "trials": 1}))
+    finished = ended(cli, working, "study", "s.yaml")
+    if params == {"model.lr": "0.1"} and results == []:
+        assert finished.returncode == 0
+    else:
+        assert refusal(finished).startswith("storage: ")
+
+
 @pytest.mark.parametrize(
     "study",
     [
