@@ -4,8 +4,9 @@
     python benchmarks/kill.py --ranks 2 --data.backend async
 
 Other arguments are passed to the command line. The moment is uniform between the creation of the run's folder and its
-end; the whole process group is killed, and only `fit --ckpt_path last` follows. Equal means: every tensor of
-`last.ckpt` and `best.ckpt`, byte for byte, and every line of `metrics.csv` except the wall-clock column.
+end; the whole process group is killed, and only `fit --ckpt_path last` follows. Equal means: the files `last.ckpt` and
+`best.ckpt`, byte for byte, and every line of `metrics.csv` except the wall-clock column. A run that was killed before
+its first checkpoint begins another folder, whose name is in the files: then every value in them is compared.
 """
 
 from __future__ import annotations

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
+import json
+import site
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pg_lightning.errors import UserError, one_line
 
 ClassPath = str | dict[str, Any]
 
+OWN = (__name__.partition(".")[0], "datetime")  # this package, and the durations in its configs
 
 MOVED = {
     "pg_lightning.algorithms.base": "pg_lightning.learning",
@@ -93,3 +102,56 @@ def require_id(env_id: object) -> None:
         f"data.env_id: give the id of a registered environment, not {name}; register it in a module my_module with "
         f'gymnasium.register("My-v0", entry_point={name}), and give "my_module:My-v0"'
     )
+
+
+def is_installed(path: str) -> bool:
+    """Whether the module of a class path is this package, or one that is installed for this interpreter.
+
+    Installed is what lies in one of the interpreter's `site-packages`, or belongs to a distribution that is installed
+    there in editable mode. The working folder, `PYTHONPATH` and the standard library do not count. Nothing is imported.
+    """
+    top = path.partition(":")[0].partition(".")[0]
+    if top in OWN:
+        return True
+    places = _places(top)
+    if not places or top == "__main__":
+        return False
+    roots = _site_folders()
+    if all(any(place.is_relative_to(root) for root in roots) for place in places):
+        return True
+    roots += _editable_folders(roots)
+    return all(any(place.is_relative_to(root) for root in roots) for place in places)
+
+
+def is_importable(path: str) -> bool:
+    """Whether there is a module for the first part of a class path. Nothing is imported."""
+    return bool(_places(path.partition(":")[0].partition(".")[0]))
+
+
+def _places(module: str) -> list[Path]:
+    """The file of a top-level module, or the folders of a namespace package; empty if there is none."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return [Path(module)] if module in sys.modules else []
+    if spec is None:
+        return []
+    return [
+        Path(place).resolve() for place in ([spec.origin] if spec.origin else spec.submodule_search_locations or [])
+    ]
+
+
+def _site_folders() -> list[Path]:
+    folders = [*site.getsitepackages(), site.getusersitepackages(), *map(sysconfig.get_path, ("purelib", "platlib"))]
+    return [Path(folder).resolve() for folder in folders]
+
+
+def _editable_folders(roots: list[Path]) -> list[Path]:
+    """The folders of distributions in editable mode, as their `direct_url.json` names them (PEP 610)."""
+    folders = []
+    for distribution in importlib.metadata.distributions(path=[str(root) for root in roots]):
+        with suppress(OSError, ValueError, AttributeError):
+            url = json.loads(distribution.read_text("direct_url.json") or "{}")
+            if url.get("dir_info", {}).get("editable"):
+                folders.append(Path(unquote(urlsplit(url["url"]).path)).resolve())
+    return folders

@@ -148,6 +148,19 @@ class FallibleModelCheckpoint(ModelCheckpoint):
             vars(self).update(before)
 
 
+def count_whole_batches(checkpoint: dict[str, Any]) -> None:
+    """Makes Lightning's counters of training batches in a checkpoint independent of the hook that saved it.
+
+    Saved at the end of a batch they are one lower than after the validation that follows it, and a resumed run would
+    keep that difference. Here a batch counts as soon as it is processed.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    progress = loop["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        counts["completed"] = counts["processed"]
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = progress["total"]["processed"]
+
+
 def datamodule_state(checkpoint: dict[str, Any], datamodule: object) -> dict[str, Any]:
     """The state of a datamodule in a checkpoint; Lightning stores it under the name of its class.
 

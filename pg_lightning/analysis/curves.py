@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, one_line
+from pg_lightning.run.reading import opened, read_config
 
 XAxis = Literal["env_steps", "seconds"]
 SPEED = "time/steps_per_second"
+MAX_BYTES = 256 * 1024**2  # of a `metrics.csv`
+MAX_STEPS = 1e15
+MAX_VALUE = 1e30  # larger values are shown as gaps, like NaN: a figure cannot show them beside others
+MAX_NAME = 100  # characters of a name in a figure
 NUMBER = re.compile(r"\d+(\.\d*)?(e[+-]?\d+)?")
 
 
@@ -50,14 +56,18 @@ def read_curve(folder: Path, metric: str, x: XAxis) -> Curve:
     Raises:
         UserError: if it was never logged, or the speed is missing, from which seconds are computed.
     """
-    rows = rows_of(folder / "metrics.csv")
+    file = folder / "metrics.csv"
+    rows = rows_of(file, (metric, SPEED))
     points = points_of(rows, metric)
     if not points:
-        known = ", ".join(key for key in (rows[0] if rows else {}) if "/" in key)
-        raise UserError(f"metric: {str(folder)!r} has no {metric!r}; it has {known or 'nothing'}")
+        known = ", ".join(key for key in columns_of(file) if "/" in key)
+        raise UserError(f"metric: {str(folder)!r} has no {metric!r}; it has {known[:1000] or 'nothing'}")
     config_file = folder / "config.yaml"
-    config = yaml.safe_load(config_file.read_text()) if config_file.is_file() else {}
+    config = read_config(config_file, "runs") if config_file.is_file() else {}
     steps, values = np.array(points).T
+    if np.any(np.diff(steps) < 0):
+        raise UserError(f"runs: the env steps in {str(file)!r} go back")
+    values = np.where(np.abs(values) <= MAX_VALUE, values, np.nan)
     if x == "seconds":
         if not points_of(rows, SPEED):
             raise UserError(f"x: {str(folder)!r} has no {SPEED!r} to compute seconds from; use env_steps")
@@ -65,20 +75,63 @@ def read_curve(folder: Path, metric: str, x: XAxis) -> Curve:
     return Curve(folder, config, steps, values)
 
 
-def rows_of(metrics_csv: Path) -> list[dict[str, str]]:
-    """The lines of a `metrics.csv`, by column."""
-    with metrics_csv.open(newline="") as file:
-        return list(csv.DictReader(file))
+def columns_of(metrics_csv: Path) -> list[str]:
+    """The columns of a `metrics.csv`.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    with _reader(metrics_csv) as reader:
+        return next(reader, [])
+
+
+def rows_of(metrics_csv: Path, columns: Collection[str] | None = None) -> list[dict[str, str]]:
+    """The lines of a `metrics.csv`, by column: the step and these columns, or all columns.
+
+    Raises:
+        UserError: if it is no table with a column `step`, or cannot be read.
+    """
+    with _reader(metrics_csv) as reader:
+        names = next(reader, [])
+        kept = [(i, name) for i, name in enumerate(names) if columns is None or name in columns or name == "step"]
+        if names and "step" not in names:
+            raise UserError(f"runs: {str(metrics_csv)!r} is no metrics.csv: it has no column 'step'")
+        return [{name: row[i] for i, name in kept if i < len(row)} for row in reader]
+
+
+@contextmanager
+def _reader(metrics_csv: Path) -> Iterator[Iterator[list[str]]]:
+    with opened(metrics_csv, "runs", MAX_BYTES) as file:
+        try:
+            yield csv.reader(io.TextIOWrapper(file, "utf-8", newline=""))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"runs: {str(metrics_csv)!r} is no table in UTF-8") from error
 
 
 def points_of(rows: list[dict[str, str]], metric: str) -> list[tuple[float, float]]:
-    """Env steps and value of every row of a `metrics.csv` that has the metric."""
-    return [(float(row["step"]), float(row[metric])) for row in rows if row.get(metric)]
+    """Env steps and value of every row of a `metrics.csv` that has the metric.
+
+    Raises:
+        UserError: if one is not a number, or the steps are none.
+    """
+    try:
+        points = [(float(row["step"]), float(row[metric])) for row in rows if row.get(metric)]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"metric: a row of metrics.csv has no number as 'step' or as {metric!r}") from error
+    if not all(0 <= step <= MAX_STEPS for step, _ in points):
+        raise UserError(f"metric: a row of metrics.csv has no env steps, but {metric!r}")
+    return points
 
 
 def seconds_of(rows: list[dict[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Env steps `[M]`, and the cumulative seconds `[M]` of collection and learning."""
+    """Env steps `[M]`, and the cumulative seconds `[M]` of collection and learning.
+
+    Raises:
+        UserError: if a speed is not positive.
+    """
     steps, speeds = np.array([(0.0, 1.0), *points_of(rows, SPEED)]).T
+    if not np.all(speeds > 0):
+        raise UserError(f"metric: a row of metrics.csv has a {SPEED!r} that is not positive")
     return steps, np.cumsum(np.diff(steps, prepend=0.0) / speeds)
 
 
@@ -90,21 +143,31 @@ def group_of(curve: Curve, by: str) -> str:
     """
     if by == "run":
         return f"{curve.folder.parent.name}/{curve.folder.name}"
-    model = curve.config.get("model", {})
     if by == "algorithm":
-        return str(model.get("class_path", "unknown")).rpartition(".")[2]
+        return _name(_part(curve.config, "model").get("class_path", "unknown")).rpartition(".")[2]
     value: Any = curve.config
     for name in by.split("."):
         inside = value.get("init_args", {}) if isinstance(value, dict) and name not in value else value
         if not isinstance(inside, dict) or name not in inside:
             raise UserError(f"by: the config of {str(curve.folder)!r} has no key {by!r}")
         value = inside[name]
-    return f"{by.rpartition('.')[2]} {value}"
+    return f"{by.rpartition('.')[2]} {_name(value)}"
 
 
 def environments(groups: dict[str, list[Curve]]) -> str:
     """The names of the environments of the runs."""
-    return ", ".join(sorted({c.config.get("data", {}).get("env_id", "") for curves in groups.values() for c in curves}))
+    found = {_name(_part(curve.config, "data").get("env_id", "")) for curves in groups.values() for curve in curves}
+    return ", ".join(sorted(found))
+
+
+def _part(config: Mapping[str, object], name: str) -> Mapping[str, object]:
+    part = config.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _name(value: object) -> str:
+    """A value of a config as a name in a figure: one short line."""
+    return one_line(value)[:MAX_NAME]
 
 
 def in_order(group: tuple[str, Any]) -> list[tuple[float, str]]:

@@ -32,7 +32,7 @@ def draw(
     """One line and one band per group, and a dashed line for a baseline that does not learn, as PNG and as SVG."""
     figure, axes = new_figure(environments(groups), UNITS[x], metric)
     for name, level in (levels or {}).items():
-        axes.axhline(level, color="#777777", linestyle="--", linewidth=1, label=name)
+        axes.axhline(level, color="#777777", linestyle="--", linewidth=1, label=literal(name))
     draw_curves(axes, groups, estimate)
     ends = [max(curve.x[-1] for curve in curves) for curves in groups.values()]
     if x == "seconds" and max(ends) > 5 * min(ends):
@@ -52,7 +52,7 @@ def draw_curves(axes: Axes, groups: dict[str, list[Curve]], estimate: Estimate) 
             continue
         color = COLORS[i % len(COLORS)]
         grid, middle, low, high = summary(curves, estimate)
-        axes.plot(grid, middle, color=color, linewidth=2, label=f"{name} ({len(curves)})")
+        axes.plot(grid, middle, color=color, linewidth=2, label=f"{literal(name)} ({len(curves)})")
         axes.fill_between(grid, low, high, color=color, alpha=0.18, linewidth=0)
 
 
@@ -62,7 +62,7 @@ def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
     Raises:
         OSError: if the file cannot be written.
     """
-    rows = rows_of(metrics_csv)
+    rows = rows_of(metrics_csv, ("rollout/return_mean", "val/return_mean"))
     figure, axes = new_figure(title, "env steps", "return")
     curves = {
         "rollout/return_mean": ("training episodes", {"color": "#9db4d3", "linewidth": 1.5}),
@@ -75,12 +75,18 @@ def draw_learning_curve(metrics_csv: Path, png: Path, title: str) -> None:
     write_file(png, rendered(figure, ".png", 150))
 
 
+def literal(text: str) -> str:
+    """A text as it stands; between two dollars Matplotlib would read a formula."""
+    return "".join(letter if letter.isprintable() else " " for letter in text).replace("$", r"\$")
+
+
 def save(figure: Figure, output: Path) -> list[Path]:
-    """Saves a plot as PNG and as SVG.
+    """Saves a plot as PNG and as SVG; into a folder under the name `curves`.
 
     Raises:
         UserError: if they cannot be written.
     """
+    output = output / "curves.png" if output.is_dir() else output
     files = [output.with_suffix(suffix) for suffix in (".png", ".svg")]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +124,7 @@ def blank(width: float, height: float) -> Figure:
 
 def style(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     """Applies the common style of all plots."""
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set(xlabel=literal(xlabel), ylabel=literal(ylabel), title=literal(title))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

@@ -11,9 +11,10 @@ from pg_lightning.callbacks.evaluation import EvaluateEverySteps
 from pg_lightning.errors import UserError
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.learning.restoring import lies_in
-from pg_lightning.lightning_private import FallibleModelCheckpoint
+from pg_lightning.lightning_private import FallibleModelCheckpoint, count_whole_batches
 from pg_lightning.processes.signals import Stopped
-from pg_lightning.run.folder import relative
+from pg_lightning.run.folder import relative, run_folder
+from pg_lightning.run.found_config import options_to_trust
 
 
 class RunCheckpoint(FallibleModelCheckpoint):
@@ -71,9 +72,12 @@ class RunCheckpoint(FallibleModelCheckpoint):
             self.save_now(trainer)
         path = Path(self.last_saved_path)
         if trainer.is_global_zero and path.is_file():
-            print(
-                f"\nsaved: {self.saved_at:,} env steps\nnext:  python -m pg_lightning fit --ckpt_path {relative(path)}"
-            )
+            given = f"{relative(path)}{options_to_trust(run_folder(path) / 'config.yaml')}"
+            print(f"\nsaved: {self.saved_at:,} env steps\nnext:  python -m pg_lightning fit --ckpt_path {given}")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
+        """Makes the file of a resumed run equal to that of an uninterrupted one, byte for byte."""
+        count_whole_batches(checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Checks whether a run continues in its own folder. A new run has no best checkpoint yet.
@@ -100,6 +104,7 @@ class RunCheckpoint(FallibleModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state."""
         super().load_state_dict(state_dict)
+        self.current_score = state_dict.get("current_score")  # Lightning saves it, but does not restore it
         self.failed = state_dict.get("failed", False)
 
     def _aim(self, trainer: Any, pl_module: PolicyGradientModule) -> None:

@@ -10,10 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from pg_lightning.run.config_file import write_config
+from pg_lightning.run.secrets import without_secrets
 
 
 class SaveConfig(Callback):
-    """Writes `config.yaml`, which re-creates the run, into its folder, and passes it to the trackers.
+    """Writes `config.yaml`, which re-creates the run, into its folder, and passes it to the trackers; without secrets.
 
     Args:
         parser: of `fit`, which saves the config.
@@ -36,6 +37,8 @@ class SaveConfig(Callback):
         self.config.data.backend = trainer.datamodule.backend  # type: ignore[attr-defined]
         for key in set(vars(self.config)) - {"seed_everything", "trainer", "model", "data"}:
             self.config.pop(key, None)
-        file = write_config(Path(folder), self.parser.dump(self.config, skip_none=False, skip_check=True))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_check=True))
+        public = {key: without_secrets(value, key) for key, value in config.items()}
+        write_config(Path(folder), yaml.safe_dump(public, sort_keys=False, allow_unicode=True))
         for logger in trainer.loggers[1:]:
-            logger.log_hyperparams(yaml.safe_load(file.read_text()))
+            logger.log_hyperparams(public)

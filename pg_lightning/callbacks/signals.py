@@ -10,7 +10,7 @@ from pg_lightning.processes import signals
 
 
 class StopOnSignal(Callback):
-    """Ctrl-C, SIGTERM and SIGUSR1 end `fit` with `signals.Stopped` between two rollouts.
+    """Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 end `fit` with `signals.Stopped` between two rollouts.
 
     A rollout or an evaluation in progress is aborted; an update is completed, if that takes no longer
     than `signals.BOUNDARY_PATIENCE_S` seconds. All ranks end if any rank receives a signal.

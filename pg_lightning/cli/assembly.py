@@ -61,6 +61,9 @@ class FitAssembly:
         config_name: names the folder above that of the run.
         continued: the checkpoint of a run that continues in its own folder, or None.
 
+    Raises:
+        UserError: if another process trains in that folder.
+
     Attributes:
         metrics: the logger that writes `metrics.csv`; it creates the run folder.
     """
@@ -71,6 +74,8 @@ class FitAssembly:
         version = None if continued is None else run_folder(continued).name
         self.metrics = MetricsFile(config.trainer.default_root_dir or ".", config_name, version)
         if not config.trainer.barebones and not config.trainer.fast_dev_run:
+            if continued is not None:
+                self.metrics.claim()
             folder = Path(self.metrics.log_dir)
             for logger in _listed(config.trainer.logger):
                 _write_into(folder, logger, config.ckpt_path)

@@ -8,11 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 import pg_lightning
 from pg_lightning.errors import UserError
 from pg_lightning.run.folder import LAST_CHECKPOINT, run_folder
+from pg_lightning.run.found_config import require_harmless
+from pg_lightning.run.reading import read_yaml
 
 LOGGER_PRESETS: dict[str, Any] = {
     "tensorboard": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "."}},
@@ -31,7 +31,7 @@ def expand_arguments(arguments: list[str], subcommands: Collection[str]) -> list
         subcommands: the sub-commands that train or use a policy.
 
     Raises:
-        UserError: if a config or a checkpoint does not exist.
+        UserError: if a config or a checkpoint does not exist, or the config beside a checkpoint is not harmless.
     """
     expanded: list[str] = []
     for argument in arguments:
@@ -59,20 +59,18 @@ def find_config(name: str, below: str = "") -> Path:
     """A config by path, or by the name of a shipped config in a folder of the configs.
 
     Raises:
-        UserError: if there is none, listing the shipped ones, or if it is not YAML, naming the line.
+        UserError: if there is none, listing the shipped ones, or if it is not YAML, naming the line, or too large.
     """
     package = Path(pg_lightning.__file__).parent
     shipped = [folder / "configs" / below for folder in (package, package.parent)]
     paths = [Path(name), *(folder / f"{Path(name).stem}.yaml" for folder in shipped)]
     path = next((path for path in paths if path.is_file()), None)
+    if path is None and Path(name).exists() and ("/" in name or Path(name).suffix):
+        path = Path(name)  # a folder or a FIFO, which is refused below
     if path is None:
         names = sorted({path.stem for folder in shipped for path in folder.glob("*.yaml")})
         raise UserError(f"config: no file {name!r}; shipped: {', '.join(names)}")
-    try:
-        with path.open() as file:
-            content = yaml.safe_load(file)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config: {name!r} is not YAML: {error}") from error
+    content = read_yaml(path, "config")
     if not isinstance(content, dict):
         raise UserError(f"config: {name!r} contains no keys")
     return path
@@ -98,4 +96,5 @@ def _config_beside(checkpoint: Path) -> Path:
     config = run_folder(checkpoint) / "config.yaml"
     if not config.is_file():
         raise UserError(f"ckpt_path: no config.yaml beside {str(checkpoint)!r}; give --config")
+    require_harmless(config)
     return config

@@ -16,6 +16,7 @@ from torch.distributed import DistError
 from pg_lightning.errors import ReportedElsewhere, UserError, one_line
 from pg_lightning.processes import signals
 from pg_lightning.run import CheckpointError
+from pg_lightning.run.secrets import without_secrets_in
 from pg_lightning.strategies import WorkerError
 
 MISTAKES = (UserError, MisconfigurationException, WorkerError, DistError, CheckpointError)
@@ -41,7 +42,7 @@ def end_by_error(error: Exception) -> NoReturn:
     if not isinstance(mistake, MISTAKES):
         raise error
     if not isinstance(mistake.__cause__, ReportedElsewhere):
-        sys.stderr.write(f"error: {one_line(mistake)}\n")  # at once: ranks share a terminal
+        sys.stderr.write(f"error: {without_secrets_in(one_line(mistake))}\n")  # at once: ranks share a terminal
     raise SystemExit(2) from None
 
 

@@ -21,6 +21,7 @@ from pg_lightning.errors import UserError
 from pg_lightning.lightning_private import OpenCLI
 from pg_lightning.run import CheckpointError, last_checkpoint, read_own_checkpoint, relative, run_folder
 from pg_lightning.run.folder import LAST_CHECKPOINT
+from pg_lightning.run.found_config import options_to_trust
 
 # The sub-commands of Lightning and of `PolicyTrainer`, each with the arguments that the user does not set.
 ADDED = ("record", "export", "diagnose")
@@ -139,10 +140,11 @@ class CLI(OpenCLI):
         checkpoint = self.trainer.checkpoint_callback
         if isinstance(checkpoint, RunCheckpoint) and checkpoint.best_model_score is not None:
             best = relative(Path(checkpoint.best_model_path))
+            given = f"{best}{options_to_trust(run_folder(best) / 'config.yaml')}"
             print(
                 f"best:  evaluation return {float(checkpoint.best_model_score):.1f} ({checkpoint.monitor}), in {best}\n"
-                f"next:  python -m pg_lightning test --ckpt_path {best} --data.eval_episodes 100\n"
-                f"       python -m pg_lightning predict --ckpt_path {best}"
+                f"next:  python -m pg_lightning test --ckpt_path {given} --data.eval_episodes 100\n"
+                f"       python -m pg_lightning predict --ckpt_path {given}"
             )
         for checkpoint in self.trainer.checkpoint_callbacks:
             if isinstance(checkpoint, RunCheckpoint) and checkpoint.failed:

@@ -15,6 +15,7 @@ from pg_lightning.cli.configs import config_name, expand_arguments
 from pg_lightning.cli.errors import end_by_error, end_by_signal
 from pg_lightning.cli.lightning_cli import CLI, SUBCOMMANDS
 from pg_lightning.cli.parser import SUGGESTION
+from pg_lightning.cli.streams import outlive_readers
 from pg_lightning.errors import UserError
 from pg_lightning.processes import signals
 
@@ -25,6 +26,7 @@ def main() -> None:
     Uses one thread unless `OMP_NUM_THREADS` is set: more threads do not help on small networks, and they wait for each
     other at every operation if several runs share a machine.
     """
+    outlive_readers()
     _quiet()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from pg_lightning.class_path import new_name
 from pg_lightning.errors import one_line
+from pg_lightning.run.secrets import without_secrets_in
 
 # Patterns of jsonargparse's error messages.
 UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept option '|Option ')([^\s'=]+)(?!.*before)")
@@ -33,7 +34,7 @@ class Parser(LightningArgumentParser):
             message = f'Parser key "{unknown[1]}":\n  unknown key' + "".join(f"{SUGGESTION}{key}?" for key in nearest)
         if not self.exit_on_error:
             super().error(message, ex)
-        line = complaint(message)
+        line = without_secrets_in(complaint(message))
         found = MISSING.search(line)
         name = new_name(".".join(found.groups())) if found else ""
         self.exit(2, f"error: {line}{f'; it is {name} now' if name else ''}\n")

@@ -14,20 +14,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 from pg_lightning.analysis.curves import XAxis
 from pg_lightning.analysis.intervals import confidence_interval
 from pg_lightning.analysis.plots import draw
-from pg_lightning.commands.runs import (
-    Result,
-    Run,
-    Runs,
-    claimed,
-    curves_of,
-    folder_name,
-    make_run,
-    raise_if_failed,
-    read_config,
-)
+from pg_lightning.commands.results import Result, Run, curves_of
+from pg_lightning.commands.runs import Runs, claimed, folder_name, make_run, raise_if_failed
 from pg_lightning.commands.verdict import mean_of, verdict
 from pg_lightning.errors import UserError, require
 from pg_lightning.run.files import write_csv, write_file
+from pg_lightning.run.reading import read_config
 
 METRIC = "val/return_mean"
 CHANCE = "random policy"
@@ -66,7 +58,7 @@ def compare(
     require("workers", workers, 1)
     if not methods or not seeds:
         raise UserError(f"{'seeds' if methods else 'methods'}: give at least one")
-    folder, configs = output / name, {path.stem: read_config(path) for path in methods}
+    folder, configs = output / name, {path.stem: read_config(path, "methods") for path in methods}
     data = _data(configs, overrides or {})
     paths = {path.stem: path for path in methods}
 
@@ -139,6 +131,9 @@ def _data(configs: dict[str, dict[str, Any]], overrides: dict[str, Any]) -> dict
         "eval_deterministic",
     )
     given = {key.removeprefix("data."): value for key, value in overrides.items() if key.startswith("data.")}
+    for name, config in configs.items():
+        if not isinstance(config.get("data", {}), dict):
+            raise UserError(f"methods: data in {name} is not a mapping of keys")
     data = {name: {**config.get("data", {}), **given} for name, config in configs.items()}
     first, *others = data
     for key in same:

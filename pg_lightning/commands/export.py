@@ -37,7 +37,7 @@ from pg_lightning.errors import UserError, one_line
 from pg_lightning.policies import ActorCritic
 from pg_lightning.policies.obs_groups import ObsGroups, seen_space
 from pg_lightning.run.checkpoints import read_checkpoint
-from pg_lightning.run.config_file import read_config, trained_from
+from pg_lightning.run.config_file import config_of, trained_from
 from pg_lightning.run.files import write_file, write_json
 from pg_lightning.run.folder import run_folder
 from pg_lightning.run.provenance import commit
@@ -103,7 +103,7 @@ def export(
         "versions": versions(format),
         "commit": trained_from(run),
         "exported_from_commit": commit(),
-        "config": read_config(run),
+        "config": config_of(run),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ def plot(
         x: `env_steps`, or `seconds` of collection and learning, without evaluations.
         by: the grouping: `algorithm`, `run`, or a key of the config, such as `model.lr`.
         estimate: `iqm`, the mean of the middle half of the runs (Agarwal et al. 2021, §4.3), or `mean`.
-        output: path of the figure; both a PNG and an SVG are written.
+        output: path of the figure, or an existing folder for `curves`; both a PNG and an SVG are written.
 
     Returns:
         The files.

@@ -50,6 +50,8 @@ def record(
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("new-episode-*"):  # of a killed process, or a link to another file
+            left.unlink()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Overwriting existing videos")
             played: Any = trainer.predict(model, datamodule=filmed, ckpt_path=ckpt_path, return_predictions=True)
@@ -77,6 +79,7 @@ def _finished(folder: Path, index: int, format: VideoFormat) -> Path:
         return made.replace(file)
     from moviepy import VideoFileClip
 
+    file.unlink(missing_ok=True)  # it may be a link to another file
     with VideoFileClip(str(made)) as clip:
         clip.write_gif(str(file), logger=None)
     made.unlink()

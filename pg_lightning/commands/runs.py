@@ -12,63 +12,23 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml  # type: ignore[import-untyped]
 from rich.progress import Progress
 
-from pg_lightning.analysis.curves import Curve, XAxis, find_runs, points_of, read_curve, rows_of, seconds_of
+from pg_lightning.commands.results import RESULT, Result, Run, known, last_line, read_result
 from pg_lightning.errors import UserError
 from pg_lightning.run.files import write_file, write_json
+from pg_lightning.run.lock import FolderLock
+from pg_lightning.run.reading import read_text
+from pg_lightning.run.secrets import without_secrets
 
 # Forks a process that has imported everything, because the imports take longer than many runs.
 FORK_SERVER = multiprocessing.get_context("forkserver")
-RESULT = "result.json"  # in the folder of a finished run
 FOLDER_NAME = re.compile(r"[^\w.=+-]+")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training, with one seed.
-
-    Attributes:
-        name: of its setting.
-        seed: of the run; runs of several settings with one seed are a pair.
-        command: arguments of `python -m pg_lightning`; resumes an interrupted run in the folder.
-        settings: everything that it depends on, in plain types.
-        folder: its own.
-    """
-
-    name: str
-    seed: int
-    command: list[str]
-    settings: dict[str, Any]
-    folder: Path
-
-
-@dataclass
-class Result:
-    """The result of a run for one metric.
-
-    Attributes:
-        name: as in `Run`.
-        seed: as in `Run`.
-        env_steps: at the last evaluation.
-        final: the metric at the last evaluation.
-        mean: the mean of the metric over the evaluations: the height of the learning curve.
-        seconds: of collection and learning, without evaluations.
-    """
-
-    name: str
-    seed: int
-    env_steps: int
-    final: float
-    mean: float
-    seconds: float
 
 
 @contextmanager
@@ -78,21 +38,15 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         UserError: if another process has locked it, or it cannot be created.
     """
-    import fcntl
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = FolderLock(folder, "study", "output")
     except OSError as error:
         raise UserError(f"output: cannot write {str(folder)!r}: {error.strerror}; give another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"output: another study is running in {str(folder)!r}; give another folder, or wait"
-            ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def make_run(
@@ -118,22 +72,6 @@ def make_run(
 def folder_name(name: str) -> str:
     """A name that is valid on all file systems."""
     return FOLDER_NAME.sub("-", name).strip("-")
-
-
-def read_result(run: Run, metric: str) -> Result:
-    """The result in a run's `metrics.csv`.
-
-    Raises:
-        UserError: if the metric was never logged.
-    """
-    files = sorted(run.folder.rglob("metrics.csv"))
-    rows = rows_of(files[-1]) if files else []
-    points = points_of(rows, metric)
-    if not points:
-        raise UserError(f"metric: {str(run.folder)!r} has logged no {metric!r}")
-    steps, values = np.array(points).T
-    seconds = float(np.interp(steps[-1], *seconds_of(rows)))
-    return Result(run.name, run.seed, int(steps[-1]), float(values[-1]), float(values.mean()), seconds)
 
 
 class Runs:
@@ -194,15 +132,21 @@ class Runs:
         """The result of a run, in this thread; None if it failed.
 
         Raises:
-            UserError: if its arguments are invalid, or its folder contains another run.
+            UserError: if its arguments are invalid, or its folder contains another run, or cannot be written.
         """
+        try:
+            return self._one(run)
+        except OSError as error:
+            raise UserError(f"output: cannot write in {str(run.folder)!r}: {error.strerror or error}") from error
+
+    def _one(self, run: Run) -> Result | None:
         self._claim(run)
         result = known(run)
         if result is None:
             status = self.call(run)
-            last = (run.folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
             if status == 2:
-                raise UserError(f"{run.name}, seed {run.seed}: {last[0].removeprefix('error: ')}")
+                last = last_line(run.folder / "log.txt") or "no output"
+                raise UserError(f"{run.name}, seed {run.seed}: {last.removeprefix('error: ')}")
             if status:
                 self._tell(f"{run.name}, seed {run.seed}: failed with status {status}, see {run.folder / 'log.txt'}")
                 self.failed.append(f"{run.name}, seed {run.seed}")
@@ -215,11 +159,11 @@ class Runs:
     def _claim(self, run: Run) -> None:
         """Writes the settings of the run, or compares them with those in the folder."""
         record = run.folder / "run.json"
-        text = json.dumps({"seed": run.seed, "metric": self.metric, **run.settings}, indent=1) + "\n"
-        if not record.is_file():
+        text = json.dumps(without_secrets({"seed": run.seed, "metric": self.metric, **run.settings}), indent=1) + "\n"
+        if not record.exists():
             run.folder.mkdir(parents=True, exist_ok=True)
             write_file(record, text)
-        elif record.read_text() != text:
+        elif read_text(record, "output") != text:
             raise UserError(
                 f"output: {str(run.folder)!r} contains a run with other settings; remove it, or give another folder"
             )
@@ -250,17 +194,6 @@ class Runs:
         self.progress.console.print(f"[{done}/{self.total}] {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-def known(run: Run) -> Result | None:
-    """The result of a finished run; None if it is not finished."""
-    file = run.folder / RESULT
-    return Result(**json.loads(file.read_text())) if file.is_file() else None
-
-
-def curves_of(runs: Sequence[Run], metric: str, x: XAxis) -> list[Curve]:
-    """The learning curves of the finished runs."""
-    return [read_curve(find_runs([run.folder])[-1], metric, x) for run in runs if (run.folder / RESULT).is_file()]
-
-
 def raise_if_failed(failed: Sequence[str]) -> None:
     """Ends the command with an error after all other output is written.
 
@@ -271,16 +204,11 @@ def raise_if_failed(failed: Sequence[str]) -> None:
         raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; run the same command to retry them")
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The content of a config."""
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
-    return content
-
-
 def _run_in_subprocess(command: list[str], log: Path) -> None:
     """Runs `python -m pg_lightning` in its own process, with all output in a file."""
     os.setsid()  # Ctrl-C reaches it through `Runs`, and not from the terminal too
-    with log.open("w") as file:
+    log.unlink(missing_ok=True)  # it may be a link, or a FIFO
+    with log.open("x") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     sys.argv[1:] = command

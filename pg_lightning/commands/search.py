@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from pg_lightning.commands.runs import Result, Run, Runs
+from pg_lightning.commands.results import Result, Run, result_of
+from pg_lightning.commands.runs import Runs
 from pg_lightning.errors import UserError
+from pg_lightning.run.reading import opened
 
 Sampler = Literal["grid", "random", "tpe"]
+SQLITE = "sqlite:///"
+MAGIC = b"SQLite format 3\0"  # the file begins with it, unless it is empty
 Values = dict[str, Any]  # of the keys that a study varies
 
 
@@ -68,8 +74,15 @@ def search(
         optimize = partial(found.optimize, objective, n_trials=left, n_jobs=workers, callbacks=[enough])
         pool.pool.submit(optimize).result()  # not in this thread, which handles the signals
     ranked = sorted(completed(), key=lambda trial: -(trial.value or 0.0))
-    settings = [{key: chosen(trial.params[key], vary[key]) for key in vary} for trial in ranked]
-    results = [Result(**row) for trial in ranked for row in trial.user_attrs["results"]]
+    where = f"storage: trial %d of {name!r}"
+    try:
+        settings = [{key: chosen(trial.params[key], vary[key]) for key in vary} for trial in ranked]
+        rows = [(trial.number, row) for trial in ranked for row in trial.user_attrs["results"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"storage: it holds another study of the name {name!r}; give another name or storage"
+        ) from error
+    results = [result_of(row, where % number) for number, row in rows]
     return settings, list({(result.name, result.seed): result for result in results}.values())
 
 
@@ -81,6 +94,8 @@ def open_search(storage: str, name: str) -> Any:
     """
     import optuna
 
+    if storage.startswith(SQLITE):
+        _require_database(Path(storage.removeprefix(SQLITE)))
     retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
     for attempt in range(3):
         try:
@@ -88,8 +103,18 @@ def open_search(storage: str, name: str) -> Any:
             return optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
         except Exception as error:
             if attempt == 2:
-                raise UserError(f"storage: Optuna cannot use {storage!r}: {str(error).splitlines()[0]}") from error
+                raise UserError(
+                    f"storage: Optuna cannot use {storage!r}: {next(iter(str(error).splitlines()), '')}"
+                ) from error
             time.sleep(1)  # another machine may be creating the tables
+
+
+def _require_database(path: Path) -> None:
+    """Refuses a file that is no SQLite database; SQLite would wait for a FIFO forever."""
+    if path.exists():
+        with opened(path, "storage", sys.maxsize) as file:
+            if file.read(len(MAGIC)) not in (MAGIC, b""):
+                raise UserError(f"storage: {str(path)!r} is not an SQLite database")
 
 
 def suggest(trial: Any, key: str, choices: Any) -> Any:
@@ -99,7 +124,12 @@ def suggest(trial: Any, key: str, choices: Any) -> Any:
         UserError: if it is neither.
     """
     if isinstance(choices, list):
-        return chosen(trial.suggest_categorical(key, list(map(json.dumps, choices))), choices)
+        try:
+            return chosen(trial.suggest_categorical(key, list(map(json.dumps, choices))), choices)
+        except ValueError as error:
+            raise UserError(
+                f"vary.{key}: the storage has this study with other values; give it another name"
+            ) from error
     try:
         low, high = choices["low"], choices["high"]
         draw_number = trial.suggest_int if isinstance(low, int) and isinstance(high, int) else trial.suggest_float

@@ -9,10 +9,12 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from pg_lightning.commands.runs import Run, Runs, claimed, make_run, raise_if_failed, read_config
+from pg_lightning.commands.results import Run
+from pg_lightning.commands.runs import Runs, claimed, make_run, raise_if_failed
 from pg_lightning.commands.search import Sampler, Values, search
 from pg_lightning.commands.verdict import report
 from pg_lightning.errors import UserError, require
+from pg_lightning.run.reading import read_config
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:
@@ -63,7 +65,7 @@ def study(
     require("trials", trials, 1)
     workers = (os.cpu_count() or 1) if workers is None else workers
     require("workers", workers, 1)
-    folder, content = output / name, read_config(config)
+    folder, content = output / name, read_config(config, "config")
 
     def runs_of(values: Values) -> list[Run]:
         settings = {**(overrides or {}), **values}

@@ -12,7 +12,7 @@ import numpy as np
 from pg_lightning.analysis.curves import Curve, environments
 from pg_lightning.analysis.intervals import confidence_interval
 from pg_lightning.analysis.plots import COLORS, LEGENDS, UNITS, blank, draw_curves, save, style
-from pg_lightning.commands.runs import Result, Run, curves_of
+from pg_lightning.commands.results import Result, Run, curves_of
 from pg_lightning.commands.search import Values
 from pg_lightning.run.files import write_csv, write_file
 

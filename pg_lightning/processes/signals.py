@@ -1,4 +1,4 @@
-"""Signals that end a run: Ctrl-C (SIGINT), SIGTERM, and SIGUSR1, with which SLURM asks a job to requeue itself.
+"""Signals that end a run: Ctrl-C (SIGINT), SIGTERM, SIGHUP, and SIGUSR1, with which SLURM has a job requeue itself.
 
 A handler saves nothing and does not wait. It records the signal, and raises only where no state is lost: outside
 of training, and inside `unless_stopped`, where rollouts and evaluations are collected. A rollout and the update after
@@ -25,7 +25,7 @@ from pg_lightning.collectives import all_reduce_max
 
 # The exit status for each signal: as a shell reports a process that the signal ended; for SIGUSR1 "temporary
 # failure, try again" (EX_TEMPFAIL of sysexits.h).
-EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 75}
 SIGNALS = tuple(EXIT_STATUS)
 BOUNDARY_PATIENCE_S = 1.5  # for a rollout and its update to reach the rollout boundary
 CLEAN_UP_LIMIT_S = 10.0  # for the clean-up: an environment may hang

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import sys
+from collections import OrderedDict
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -80,13 +82,13 @@ class SafeCheckpointIO(CheckedCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         buffer = BytesIO()
-        torch.save(checkpoint, buffer)
+        torch.save(canonical(checkpoint), buffer)
         self.failure = None
         try:
             file = Path(path)
             file.parent.mkdir(parents=True, exist_ok=True)
             remove_partial(file.parent)
-            write_file(file, buffer.getvalue(), previous_of(file))
+            write_checkpoint(file, buffer.getvalue())
         except OSError as error:
             self.failure = CheckpointError(_complaint(Path(path), buffer.tell(), error))
             if not self.warn:
@@ -101,6 +103,25 @@ class SafeCheckpointIO(CheckedCheckpointIO):
         """Removes a checkpoint that was replaced, if the new one was written; only a file, never a folder."""
         if self.failure is None:
             super().remove_checkpoint(path)
+
+
+def canonical(value: object) -> object:
+    """A copy of nested dicts, lists and tuples in which no two are one object, and equal strings are one.
+
+    Pickle writes an object that occurs again as a reference. Strings of the program and of a checkpoint that was loaded
+    are equal but not one object, so without this the file of a resumed run would differ from that of an uninterrupted
+    one.
+    """
+    if type(value) is str:
+        return sys.intern(value)
+    if type(value) is dict or type(value) is OrderedDict:
+        copy = type(value)((canonical(key), canonical(part)) for key, part in value.items())
+        if isinstance(copy, OrderedDict):
+            vars(copy).update({name: canonical(part) for name, part in vars(value).items()})  # of a module's state
+        return copy
+    if type(value) is list or type(value) is tuple:
+        return type(value)(canonical(part) for part in value)
+    return value
 
 
 def previous_of(path: Path) -> Path:
@@ -155,6 +176,27 @@ def read_own_checkpoint(path: str | Path, use: Use = "evaluate") -> dict[str, An
     if not Path(path).is_file():
         raise UserError(f"ckpt_path: no file {str(path)!r}")
     return read_checkpoint(Path(path), "meta", use)
+
+
+def write_checkpoint(file: Path, content: bytes) -> None:
+    """Writes the bytes of a checkpoint and keeps the previous one, which yields if there is no room for a third file.
+
+    Raises:
+        OSError: the newest checkpoint is unchanged.
+    """
+    previous = previous_of(file)
+    newest = file.stat().st_ino if file.is_file() else None
+    try:
+        write_file(file, content, previous)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or newest is None or not previous.is_file():
+            raise
+        if file.stat().st_ino != newest:
+            raise  # it is written, but perhaps not on the disk
+        if shutil.disk_usage(file.parent).free + previous.stat().st_size < len(content):
+            raise  # there would still be no room
+        previous.unlink()
+        write_file(file, content, previous)
 
 
 def _complaint(path: Path, size: int, error: OSError) -> str:

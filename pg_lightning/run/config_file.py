@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
-
-import yaml  # type: ignore[import-untyped]
 
 from pg_lightning.errors import unwritable
 from pg_lightning.run.files import write_file
 from pg_lightning.run.provenance import commit
+from pg_lightning.run.reading import read_config, read_text
 from pg_lightning.version import __version__
 
 NAME = "config.yaml"
@@ -30,14 +28,22 @@ def write_config(folder: Path, config: str) -> Path:
     return file
 
 
-def read_config(run: Path) -> Any:
-    """The config of a run; None if there is none."""
+def config_of(run: Path) -> dict[str, object] | None:
+    """The config of a run; None if there is none.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     path = run / NAME
-    return yaml.safe_load(path.read_text()) if path.is_file() else None
+    return read_config(path, "config") if path.is_file() else None
 
 
 def trained_from(run: Path) -> str | None:
-    """The commit in the first line of a run's config."""
+    """The commit in the first line of a run's config.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     path = run / NAME
-    named = re.match(r"# .*commit ([0-9a-f]+\+?)", path.read_text()) if path.is_file() else None
+    named = re.match(r"# .*commit ([0-9a-f]+\+?)", read_text(path, "config")) if path.is_file() else None
     return named[1] if named else None

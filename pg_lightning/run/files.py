@@ -7,6 +7,8 @@ import errno
 import io
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 PARTIAL = ".partial"  # suffix of a file that is being written
+OWNER = re.compile(rf"\.(\d+)-[0-9a-f]+{PARTIAL}$")  # the process that writes it
+
+_writing: set[Path] = set()  # partial files of this process
 
 
 def write_file(path: Path, content: bytes | str, previous: Path | None = None, durable: bool = True) -> None:
@@ -35,8 +40,9 @@ def write_file(path: Path, content: bytes | str, previous: Path | None = None, d
     data = content.encode() if isinstance(content, str) else content
     partial = _partial(path)
     link = None if previous is None else _partial(previous)
+    _writing.update(x for x in (partial, link) if x is not None)
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:  # a new file: never through a link that someone else has made
             file.write(data)
             if durable:
                 file.flush()
@@ -51,6 +57,7 @@ def write_file(path: Path, content: bytes | str, previous: Path | None = None, d
             os.replace(link, previous)
         os.replace(partial, path)
     finally:
+        _writing.difference_update((partial, link))
         _remove(partial, link)
     if durable:
         _sync(path.parent)
@@ -79,13 +86,29 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes partial files of a killed process from a folder."""
-    _remove(*folder.glob(f".*{PARTIAL}"))
+    """Removes partial files of processes that were killed from a folder."""
+    for file in folder.glob(f".*{PARTIAL}"):
+        owner = OWNER.search(file.name)
+        if owner is None or not _is_written(file, int(owner[1])):
+            _remove(file)
+
+
+def _is_written(file: Path, pid: int) -> bool:
+    """Whether a process with this id, on this host, may be writing a partial file."""
+    if pid == os.getpid():  # or an earlier one: in a container the ids begin anew
+        return file in _writing
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def _partial(path: Path) -> Path:
-    """A name that does not match patterns for the file's own suffix, such as `.last_ckpt.partial`."""
-    return path.with_name(f".{path.name.replace('.', '_')}{PARTIAL}")
+    """A name of its own for every write, such as `.last_ckpt.17-a3f0.partial`, without the file's suffix."""
+    return path.with_name(f".{path.name.replace('.', '_')}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
 
 
 def _remove(*paths: Path | None) -> None:

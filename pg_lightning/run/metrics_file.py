@@ -20,7 +20,9 @@ from pg_lightning.collectives import all_gather_object
 from pg_lightning.errors import unwritable
 from pg_lightning.run.files import write_csv
 from pg_lightning.run.folder import next_free_version
+from pg_lightning.run.lock import FolderLock
 
+FIELD = "trainer.default_root_dir"
 MOST = 10_000  # rows buffered while the disk is not writable; about 20 MB
 
 
@@ -39,6 +41,7 @@ class MetricsFile(CSVLogger):
         self._known_version: int | str | None = version
         self._rows: MetricsWriter | None = None
         self._made: list[Path] = []
+        self._lock: FolderLock | None = None
 
     @property
     def version(self) -> int | str:
@@ -60,17 +63,34 @@ class MetricsFile(CSVLogger):
                     version += 1
                 else:
                     self._made = missing
+                    self._lock = FolderLock(folder, "fit", FIELD)
                     break
         except OSError as error:
             raise unwritable(Path(self.root_dir), error) from error
         return version
+
+    def claim(self) -> None:
+        """Locks the folder of a run that continues, on rank 0, until `release` or the end of the process.
+
+        Raises:
+            UserError: if another process trains in it, or it cannot be written.
+        """
+        folder = Path(self.log_dir)
+        try:
+            if _is_first_process():
+                self._lock = FolderLock(folder, "fit", FIELD)
+        except OSError as error:
+            raise unwritable(folder, error) from error
 
     def agree(self) -> None:
         """Shares rank 0's folder with all ranks. A collective: all ranks must call it."""
         self._known_version = all_gather_object(self.version)[0]
 
     def release(self) -> None:
-        """Removes the folder if it is empty, and the parent folders that were created for it."""
+        """Ends the lock; removes the folder if it is empty, and the parent folders that were created for it."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
         with suppress(OSError):
             for folder in self._made:
                 folder.rmdir()

@@ -26,7 +26,8 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from pg_lightning.errors import UserError, cause_of
 from pg_lightning.lightning_private import OpenWandbLogger
 from pg_lightning.run.files import write_file
-from pg_lightning.run.provenance import code_version
+from pg_lightning.run.provenance import code_version, commit
+from pg_lightning.run.secrets import without_secrets_in
 
 AXIS = "time/env_steps"
 PROBE_SECONDS = 5.0
@@ -124,6 +125,8 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
         own = wandb.Settings(
             init_timeout=min(settings.init_timeout, INIT_SECONDS),
             finish_timeout=settings.finish_timeout or FINISH_SECONDS,
+            disable_git=True,  # its calls of git run programs that the repository's configuration names
+            git_commit=(commit() or "").rstrip("+") or None,
         )
         self.init_arguments.setdefault("settings", own)
         online = (
@@ -211,7 +214,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
     def _warn(self, message: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            rank_zero_warn(f"Weights & Biases: {message}")
+            rank_zero_warn(f"Weights & Biases: {without_secrets_in(message)}")
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -138,9 +138,10 @@ class HogwildLauncher(Launcher):
                 worker = ForkedWorker(
                     partial(self._work, rank, trainer, fit),
                     name=_name(rank),
-                    # Ctrl-C reaches all processes; the main process then ends the workers.
+                    # Ctrl-C and a closed terminal reach all processes; the main process then ends the workers.
                     handlers={
                         signal.SIGINT: signal.SIG_IGN,
+                        signal.SIGHUP: signal.SIG_IGN,
                         signal.SIGTERM: signal.SIG_DFL,
                         signal.SIGUSR1: signal.SIG_DFL,
                     },

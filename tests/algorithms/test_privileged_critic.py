@@ -117,7 +117,8 @@ def test_from_the_command_line_to_a_loop_of_ones_own(cli, tmp_path):
     assert finished.returncode == 0, finished.stderr
     run = tmp_path / finished.stdout.partition("run:   ")[2].splitlines()[0]
     assert any("train/explained_variance" in row for row in read_metrics(run))
-    tested = cli(tmp_path, "test", "--ckpt_path", run / "checkpoints/best.ckpt", "--data.eval_episodes", 2)
+    trusted = ("--ckpt_path", run / "checkpoints/best.ckpt", "--config", run / "config.yaml")
+    tested = cli(tmp_path, "test", *trusted, "--data.eval_episodes", 2)
     assert tested.returncode == 0, tested.stderr
     policy = pg_lightning.load(run)
     assert policy.policy.groups == {"actor": ["policy"], "critic": ["critic", "policy"]}

@@ -74,7 +74,7 @@ def test_the_number_of_environments_does_not_favour_short_episodes(train, cli, t
     run = train(tmp_path, "--data.env_id", "odd_envs:Lottery-v0", "--data.total_steps", 64)
     reports = []
     for num_envs in (1, 5, 32):
-        arguments = ("--data.eval_episodes", 16, "--data.num_envs", num_envs)
+        arguments = ("--config", run / "config.yaml", "--data.eval_episodes", 16, "--data.num_envs", num_envs)
         assert cli(tmp_path, "test", "--ckpt_path", run / "checkpoints/last.ckpt", *arguments).returncode == 0
         reports.append(sorted(json.loads((run / "test.json").read_text())["lengths"]))
     assert set(reports[0]) == {1, 40}

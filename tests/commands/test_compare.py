@@ -9,7 +9,7 @@ import yaml
 from pg_lightning.commands import compare as compare_module
 from pg_lightning.commands.compare import compare, table
 from pg_lightning.commands.reference import reference
-from pg_lightning.commands.runs import Result
+from pg_lightning.commands.results import Result
 from pg_lightning.errors import UserError
 
 DATA = {"env_id": "CartPole-v1", "total_steps": 400, "eval_every_steps": 200, "eval_episodes": 5}

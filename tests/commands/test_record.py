@@ -85,3 +85,16 @@ def test_a_checkpoint_must_be_given(cli, tmp_path):
     finished = cli(tmp_path, "record")
     assert finished.returncode == 2
     assert "error: ckpt_path: record needs a checkpoint" in finished.stderr
+
+
+@pytest.mark.parametrize("format", ["mp4", "gif"])
+def test_a_video_is_not_written_through_a_link(record, tmp_path, format):
+    pytest.importorskip("moviepy")
+    victim = tmp_path / "victim"
+    victim.write_text("content")
+    (tmp_path / "film").mkdir()
+    for name in ("new-episode-0.mp4", f"episode_0000.{format}", "record.json"):
+        (tmp_path / "film" / name).symlink_to(victim)
+    assert record("--episodes", 1, "--output", "film", "--format", format).returncode == 0
+    assert victim.read_text() == "content"
+    assert not any(path.is_symlink() for path in (tmp_path / "film").iterdir())

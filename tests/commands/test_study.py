@@ -12,7 +12,8 @@ import yaml
 
 from pg_lightning import cli
 from pg_lightning.commands import runs as runs_module
-from pg_lightning.commands.runs import Result, Run, Runs, claimed, make_run, raise_if_failed
+from pg_lightning.commands.results import Result, Run
+from pg_lightning.commands.runs import Runs, claimed, make_run, raise_if_failed
 from pg_lightning.commands.search import chosen, open_search, search, suggest
 from pg_lightning.commands.study import grid, label_of
 from pg_lightning.commands.verdict import report, verdict

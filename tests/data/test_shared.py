@@ -294,13 +294,14 @@ def test_the_command_line_trains_tests_and_resumes(cli: Any, tmp_path: Any) -> N
     assert {row["train/bootstrap_is_approximate"] for row in rows if "train/entropy" in row} <= {0.0, 1.0}
     assert 1 < max(row.get("val/length_mean", 0) for row in rows) <= 9
     best = tmp_path / "runs/robot/version_0/checkpoints/best.ckpt"
-    tested = cli(tmp_path, "test", "--ckpt_path", best, "--data.eval_episodes", 10)
+    trusted = ("--ckpt_path", best, "--config", tmp_path / "runs/robot/version_0/config.yaml")
+    tested = cli(tmp_path, "test", *trusted, "--data.eval_episodes", 10)
     assert tested.returncode == 0, tested.stderr
     assert "over 10 episodes of simulators.make_isaac" in tested.stdout
     with pytest.warns(UserWarning, match="cannot be restored to its state .*: a simulator does not save its state"):
         resumed = cli(tmp_path, "fit", "--config", config, *simulator, "--ckpt_path", "last", "--data.total_steps", 640)
     assert resumed.returncode == 0, resumed.stderr
-    exported = cli(tmp_path, "export", "--ckpt_path", best, "--format", "torch")
+    exported = cli(tmp_path, "export", *trusted, "--format", "torch")
     assert exported.returncode == 0, exported.stderr
-    recorded = cli(tmp_path, "record", "--ckpt_path", best)
+    recorded = cli(tmp_path, "record", *trusted)
     assert complaint(recorded).startswith("record cannot render with data.backend simulator; ")

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1: whatever is being done, the run ends with a checkpoint of a rollout boundary."""
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR1: whatever is being done, the run ends with a checkpoint of a rollout boundary."""
 
 import copy
 import multiprocessing
@@ -25,7 +25,7 @@ from pg_lightning.learning.actor import PolicyActor
 from pg_lightning.processes import signals
 
 ROLLOUT = 64
-NUMBERS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)]
+NUMBERS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 75)]
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +88,11 @@ def test_a_rollout_is_given_up_and_the_boundary_before_it_saved(cli, tiny, tmp_p
     assert_boundary(interrupted(finished, tmp_path, status), boundaries, 2 * ROLLOUT)
     assert max(boundaries) == 2 * ROLLOUT
     last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
-    assert "saved: 128 env steps\nnext:  python -m pg_lightning fit --ckpt_path runs/tiny/version_0/" in finished.stdout
-    resumed = cli(tmp_path, "fit", "--ckpt_path", last, "--data.env_id", "odd_envs:Interrupts-v0", *NEVER)
+    run = "runs/tiny/version_0"
+    command = f"fit --ckpt_path {run}/checkpoints/last.ckpt --config {run}/config.yaml"  # the module is not installed
+    assert f"saved: 128 env steps\nnext:  python -m pg_lightning {command}\n" in finished.stdout
+    assert last == tmp_path / run / "checkpoints/last.ckpt"
+    resumed = cli(tmp_path, *command.split(), *NEVER)
     assert resumed.returncode == 0, resumed.stderr
 
 

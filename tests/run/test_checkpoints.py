@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from run_files import load, read_metrics
 
 from pg_lightning.errors import UserError
 from pg_lightning.run import CheckedCheckpointIO, CheckpointError, SafeCheckpointIO, checkpoints, read_checkpoint
-from pg_lightning.run.checkpoints import previous_of
+from pg_lightning.run.checkpoints import previous_of, write_checkpoint
 from pg_lightning.run.files import write_file
 
 OLDEST, OLD, NEW = ({"weights": torch.full((1000,), float(i))} for i in range(3))
@@ -69,7 +70,7 @@ class Disk:
             if self.count == self.fails_at or (isinstance(self.error, Power) and self.count > self.fails_at):
                 raise self.error
             result = call(*args, **kwargs)
-            return Writes(result, self) if call is builtins.open and "w" in str(args[1:]) else result
+            return Writes(result, self) if call is builtins.open and args[1] in ("wb", "xb") else result
 
         return wrapped
 
@@ -96,6 +97,7 @@ class Writes:
 
 
 ERRORS = [OSError(errno.ENOSPC, "No space left on device"), PermissionError(errno.EACCES, "Permission denied"), Power()]
+ERRORS += [OSError(errno.EIO, "Input/output error")]
 MOST = 30
 
 
@@ -110,7 +112,7 @@ def fails_at(monkeypatch, n, error, path):
     return disk.count, None
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=["full", "forbidden", "power"])
+@pytest.mark.parametrize("error", ERRORS, ids=["full", "forbidden", "power", "broken"])
 def test_whatever_fails_a_whole_checkpoint_is_there_and_the_next_save_succeeds(last, tmp_path, monkeypatch, error):
     calls, _ = fails_at(monkeypatch, MOST, error, shutil.copytree(last.parent, tmp_path / "count") / "last.ckpt")
     assert 8 <= calls < MOST
@@ -129,7 +131,7 @@ def test_whatever_fails_a_whole_checkpoint_is_there_and_the_next_save_succeeds(l
         SafeCheckpointIO().save_checkpoint(OLDEST, path)
         assert value(path) == 0
         assert sorted(left.name for left in path.parent.iterdir()) == ["last.ckpt", "last.previous.ckpt"], n
-    assert raised >= 6
+    assert raised >= (2 if getattr(error, "errno", 0) == errno.ENOSPC else 6)  # the previous one has yielded
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,30 @@ def test_the_bytes_are_on_the_disk_before_they_have_the_name_and_the_name_before
     monkeypatch.setattr(os, "replace", lambda old, new: (done.append(str(new)), replace(old, new)))
     SafeCheckpointIO().save_checkpoint(NEW, last)
     folder = last.parent
-    assert done == [str(folder / ".last_ckpt.partial"), str(previous_of(last)), str(last), str(folder)]
+    assert Path(done[0]).name.startswith(f".last_ckpt.{os.getpid()}-")
+    assert done[1:] == [str(previous_of(last)), str(last), str(folder)]
+
+
+@pytest.mark.parametrize("free", [10**9, 0])
+def test_the_previous_checkpoint_yields_where_there_is_room_for_two_files_only(last, monkeypatch, free):
+    previous, sync = previous_of(last), os.fsync
+
+    def full(handle):
+        if previous.exists() and os.readlink(f"/proc/self/fd/{handle}").endswith(".partial"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        if free:
+            SafeCheckpointIO().save_checkpoint(NEW, last)
+        else:  # its removal would not help
+            previous.write_bytes(b"x")
+            with pytest.raises(CheckpointError, match="free space there"):
+                SafeCheckpointIO().save_checkpoint(NEW, last)
+    assert value(last) == (2 if free else 1)
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last.ckpt", "last.previous.ckpt"]
 
 
 def test_nothing_is_removed_after_a_save_that_failed(last, monkeypatch, capsys):
@@ -240,12 +265,12 @@ def full_from(monkeypatch):
     def make(first, end):
         saves = iter(range(1, 1000))
 
-        def full(path, data, previous):
+        def full(path, data):
             if first <= next(saves) < end:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            write_file(path, data, previous)
+            write_checkpoint(path, data)
 
-        monkeypatch.setattr(checkpoints, "write_file", full)
+        monkeypatch.setattr(checkpoints, "write_checkpoint", full)
 
     return make
 

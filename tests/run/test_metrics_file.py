@@ -51,7 +51,7 @@ def test_rows_that_found_no_room_follow_when_there_is_some(size, tmp_path, capsy
     with largest_file(size):
         for k in range(1, 6):
             assert write(logger, range(k, k + 1)) in states, TORN
-    assert os.listdir(logger.log_dir) == ["metrics.csv"]
+    assert sorted(os.listdir(logger.log_dir)) == [".lock", "metrics.csv"]
     assert write(logger, range(6, len(ROWS))) == states[-1]
     logger.finalize("success")
     file = f"{logger.log_dir}/metrics.csv"

@@ -72,8 +72,16 @@ def offline_run(mirror, tmp_path_factory):
     repository = folder / "repository"
     repository.mkdir()
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
-    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+    (repository / "code.py").touch()
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
         subprocess.run(git + command, cwd=repository, check=True)
+    program = repository / ".git/program"
+    program.write_text(f"#!/bin/sh\ntouch {folder}/CODE_RAN\n")
+    program.chmod(0o755)
+    for key in ("core.fsmonitor", "filter.evil.clean", "diff.external"):
+        subprocess.run([*git, "config", key, str(program)], cwd=repository, check=True)
+    (repository / ".gitattributes").write_text("* filter=evil\n")
+    (repository / "code.py").write_text("changed")
     root = ("--trainer.default_root_dir", folder / "runs")
     return mirror(repository, *root, "--trainer.logger.log_model", "true", WANDB_MODE="offline")
 
@@ -99,6 +107,7 @@ def test_the_config_is_that_of_config_yaml_with_the_version_of_the_code(offline_
     assert config["pg_lightning"]["version"] == pg_lightning.__version__
     (head,) = [record.run for record in records if record.HasField("run")]
     repository = offline_run.parents[2] / "repository"
+    assert not (offline_run.parents[2] / "CODE_RAN").exists()  # what the repository's own configuration names
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=True)
     assert head.git.commit == commit.stdout.strip()
     assert (head.project, head.display_name) == ("pg_lightning", "tiny/version_0")
@@ -124,7 +133,7 @@ def test_training_is_what_it_would_be_without(offline_run, run):
 
 def test_all_of_it_lies_in_the_folder_of_the_run_and_no_secret_in_it(offline_run):
     root = offline_run.parents[2]
-    files = [path for path in root.rglob("*") if path.is_file() and ".git" not in path.relative_to(root).parts]
+    files = [path for path in root.rglob("*") if path.is_file() and root / "repository" not in path.parents]
     assert [path for path in files if offline_run not in path.parents] == []
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
 
