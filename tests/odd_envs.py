@@ -264,8 +264,16 @@ class Draws(Bandit):
         return obs
 
 
+class Licensed(Bandit):
+    """Asks for a key."""
+
+    def __init__(self, api_key: str) -> None:
+        self.api_key = api_key
+
+
 for _class in (
     Draws,
+    Licensed,
     Flat,
     Fading,
     Lottery,

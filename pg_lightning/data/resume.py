@@ -14,6 +14,7 @@ from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.errors import UserError, named_cause_of
 from pg_lightning.processes import WorkerError
 from pg_lightning.rollout import Actor
+from pg_lightning.run.secrets import without_secrets
 
 # Settings that must be unchanged for the episodes to continue after a resume.
 SETTINGS = (
@@ -32,7 +33,7 @@ SETTINGS = (
 def episodes_under_way(data: Any, collector: RolloutCollector | CollectorProcess) -> dict[str, Any]:
     """The settings of a datamodule and the collector state of every rank. A collective: all ranks must call it."""
     return {
-        "settings": {name: repr(getattr(data, name)) for name in (*SETTINGS, "seed")},
+        "settings": {name: _written(data, name) for name in (*SETTINGS, "seed")},
         "ranks": all_gather_object(None if collector.is_given_up else collector.state_dict()),
     }
 
@@ -92,14 +93,19 @@ def go_on(
     return not reason
 
 
+def _written(data: Any, name: str) -> str:
+    """A setting as it is in a checkpoint: without passwords, keys and tokens."""
+    return repr(without_secrets(getattr(data, name), name))
+
+
 def _what_differs(data: Any, saved: dict[str, Any], world_size: int) -> str:
     """The reason why the episodes of a checkpoint cannot continue in this run, or an empty string."""
     ranks, settings = saved.get("ranks"), saved.get("settings", {})
     if ranks is None:
         return "the checkpoint contains no unfinished episodes"
     for name in SETTINGS:
-        if settings.get(name) != repr(getattr(data, name)):
-            return f"data.{name} was {settings.get(name)} and is {getattr(data, name)!r}"
+        if settings.get(name) != _written(data, name):
+            return f"data.{name} was {settings.get(name)} and is {_written(data, name)}"
     if len(ranks) != world_size:
         return f"the checkpoint was saved by {len(ranks)} processes, this run has {world_size}"
     if settings["seed"] != repr(data.seed):

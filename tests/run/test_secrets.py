@@ -68,14 +68,15 @@ def test_a_message_without_secrets_stays():
 
 
 def test_no_file_of_a_run_holds_a_secret(cli, tiny, tmp_path):
-    options = ("--data.total_steps", 64, "--data.eval_episodes", 1)
+    options = ("--data.total_steps", 64, "--data.eval_episodes", 1, "--data.env_id", "odd_envs:Licensed-v0")
+    options += ("--data.env_kwargs", f'{{"api_key": "{SECRET}"}}')
     logger = {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
         "init_args": {"save_dir": "tb", "prefix": f"https://me:{SECRET}@host/"},
     }
     finished = cli(tmp_path, "fit", "--config", tiny, *options, "--trainer.logger", yaml.safe_dump(logger))
     assert finished.returncode == 0, finished.stderr
-    for file in tmp_path.rglob("*"):
+    for file in tmp_path.rglob("*"):  # checkpoints are not compressed
         if file.is_file() and "tfevents" not in file.name:
             assert SECRET.encode() not in file.read_bytes(), file
     config = yaml.safe_load((tmp_path / "runs/tiny/version_0/config.yaml").read_text())
