@@ -22,6 +22,7 @@ from pg_lightning.lightning_private import OpenCLI
 from pg_lightning.run import CheckpointError, last_checkpoint, read_own_checkpoint, relative, run_folder
 from pg_lightning.run.folder import LAST_CHECKPOINT
 from pg_lightning.run.found_config import options_to_trust
+from pg_lightning.run.secrets import refuse_hidden
 
 # The sub-commands of Lightning and of `PolicyTrainer`, each with the arguments that the user does not set.
 ADDED = ("record", "export", "diagnose")
@@ -76,6 +77,7 @@ class CLI(OpenCLI):
     def before_instantiate_classes(self) -> None:
         """Creates the run folder, and makes other loggers write there too."""
         config = self.config[self.subcommand]
+        refuse_hidden(config.as_dict())
         if self.subcommand == "fit":
             self._fit = FitAssembly(config, self._config_name, self._continued)
         if self.subcommand == "predict":

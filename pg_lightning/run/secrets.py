@@ -6,6 +6,9 @@ A value is a secret if the name of its key says so, such as `api_key` or `token`
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+
+from pg_lightning.errors import UserError
 
 HIDDEN = "***"  # in place of a secret
 WORDS = r"passw(?:or)?d|passwd|passphrase|secret|token|api_?key|access_?key|private_?key|credentials?|auth"
@@ -17,6 +20,7 @@ PAIR = re.compile(
     rf"""((?<![\w.-])["']?(?:[\w.-]*[_.-])?(?:{WORDS}|key)["']?(?:\s*[:=]\s*["']|=))(?!{re.escape(HIDDEN)})[^"'\s,}}\]]+""",
     re.IGNORECASE,
 )
+WAS_HIDDEN = re.compile(rf"(?::{re.escape(HIDDEN)}@|={re.escape(HIDDEN)}(?:&|$))")
 GOT = re.compile(r"(got ).*")
 
 
@@ -38,6 +42,22 @@ def without_secrets(value: object, key: str = "", environment: bool = False) -> 
     if NAME.fullmatch(key) or (environment and key.lower() == "key"):
         return HIDDEN
     return QUERY.sub(rf"\1{HIDDEN}", URL.sub(rf"\1{HIDDEN}", value))
+
+
+def refuse_hidden(value: object, name: str = "") -> None:
+    """Refuses options that come from a file in which `without_secrets` has hidden them.
+
+    Raises:
+        UserError: naming the first.
+    """
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            refuse_hidden(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for part in value:
+            refuse_hidden(part, name)
+    elif isinstance(value, str) and (value == HIDDEN or WAS_HIDDEN.search(value)):
+        raise UserError(f"{name}: {HIDDEN} is a secret that was not saved; give its value again")
 
 
 def without_secrets_in(message: str) -> str:

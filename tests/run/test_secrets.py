@@ -82,6 +82,13 @@ def test_no_file_of_a_run_holds_a_secret(cli, tiny, tmp_path):
     config = yaml.safe_load((tmp_path / "runs/tiny/version_0/config.yaml").read_text())
     assert config["trainer"]["logger"]["init_args"]["prefix"] == f"https://me:{HIDDEN}@host/"
 
+    of_run = ("test", "--ckpt_path", tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt", "--config")
+    of_run += (tmp_path / "runs/tiny/version_0/config.yaml", "--trainer.logger", "false")
+    said = complaint(cli(tmp_path, *of_run))
+    assert said == "data.env_kwargs.api_key: *** is a secret that was not saved; give its value again"
+    again = cli(tmp_path, *of_run, "--data.env_kwargs.api_key", SECRET)
+    assert again.returncode == 0, again.stderr
+
 
 def test_no_error_repeats_a_secret(cli, tmp_path):
     for arguments in (
