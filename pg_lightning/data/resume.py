@@ -93,7 +93,7 @@ def go_on(
     return not reason
 
 
-def _written(data: Any, name: str) -> str:
+def _written(data: object, name: str) -> str:
     """A setting as it is in a checkpoint: without passwords, keys and tokens."""
     return repr(without_secrets(getattr(data, name), name))
 
