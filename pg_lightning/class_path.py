@@ -107,8 +107,9 @@ def require_id(env_id: object) -> None:
 def is_installed(path: str) -> bool:
     """Whether the module of a class path is this package, or one that is installed for this interpreter.
 
-    Installed is what lies in one of the interpreter's `site-packages`, or belongs to a distribution that is installed
-    there in editable mode. The working folder, `PYTHONPATH` and the standard library do not count. Nothing is imported.
+    Installed is what lies in one of the interpreter's `site-packages`, or is a top-level module in the folder, or its
+    `src`, of a distribution that is installed there in editable mode. The working folder, `PYTHONPATH` and the standard
+    library do not count. Nothing is imported.
     """
     top = path.partition(":")[0].partition(".")[0]
     if top in OWN:
@@ -119,8 +120,8 @@ def is_installed(path: str) -> bool:
     roots = _site_folders()
     if all(any(place.is_relative_to(root) for root in roots) for place in places):
         return True
-    roots += _editable_folders(roots)
-    return all(any(place.is_relative_to(root) for root in roots) for place in places)
+    folders = [folder / name for folder in _editable_folders(roots) for name in ("", "src")]
+    return all(_folder_of(place) in folders for place in places)
 
 
 def is_importable(path: str) -> bool:
@@ -139,6 +140,11 @@ def _places(module: str) -> list[Path]:
     return [
         Path(place).resolve() for place in ([spec.origin] if spec.origin else spec.submodule_search_locations or [])
     ]
+
+
+def _folder_of(place: Path) -> Path:
+    """The folder that contains a top-level module or package."""
+    return place.parent.parent if place.name == "__init__.py" else place.parent
 
 
 def _site_folders() -> list[Path]:

@@ -287,7 +287,7 @@ def test_a_run_is_resumed_with_the_moments_of_its_optimizers(a3c_run, cli, tmp_p
 @pytest.mark.parametrize(("world_size", "device"), [(2, "cpu"), (1, "cuda")])
 def test_a_strategy_that_does_not_share_memory_is_refused(world_size, device):
     module = A3C(**SPACES)
-    strategy = SimpleNamespace(root_device=torch.device(device))
+    strategy = SimpleNamespace(root_device=torch.device(device), checkpoint_io=None)
     module.trainer = SimpleNamespace(world_size=world_size, strategy=strategy, precision="32-true")
     with pytest.raises(UserError, match=r"trainer.strategy.*hogwild"):
         module.setup("fit")

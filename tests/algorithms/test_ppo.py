@@ -630,7 +630,7 @@ def test_hooks_around_a_backward_pass_are_called_where_there_are_any(hook):
 def test_compiling_for_rollouts_of_ever_another_size_is_refused(data):
     module = make_ppo(compile=True)
     rollouts = RolloutDataModule("CartPole-v1", **data)
-    module.trainer = SimpleNamespace(world_size=1, strategy=None, datamodule=rollouts)
+    module.trainer = SimpleNamespace(world_size=1, strategy=SimpleNamespace(checkpoint_io=None), datamodule=rollouts)
     with pytest.raises(UserError, match=r"model.compile.*set it to false, or data.backend to sync"):
         module.setup("fit")
 
