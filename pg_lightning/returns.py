@@ -139,10 +139,10 @@ def gae(
 
 
 def discounted_sums(terms: Tensor, discount: float | Tensor, goes_on: Tensor) -> Tensor:
-    """S_t = x_t + d_t S_{t+1} within an episode, x_t in its last row; computed from the last row backwards.
+    """S_t = x_t + d_t S_{t+1} within an episode, x_t in its last row.
 
     Args:
-        terms: `[T, N]` x, overwritten with the sums.
+        terms: `[T, N]` x, which may be overwritten.
         discount: d, one for all rows or `[T, N]`.
         goes_on: `[T, N]` bool; the next row belongs to the same episode.
     """

@@ -29,9 +29,10 @@ Steps = Callable[
 
 
 class RolloutProgram:
-    """Plays T steps, or most of them, in compiled calls of several, with the random numbers of single steps in torch.
+    """Plays T steps, or most of them, in compiled calls of several; the noise of all is drawn at once.
 
-    (Up to 64 environments on a CPU, single steps act in NumPy, which draws its noise for 16 steps at once.)
+    On a CPU these are the random numbers of single steps with more than 64 environments, and for Gaussian noise if a
+    step has a multiple of 16 numbers; else others of the same distribution.
 
     Args:
         env: the environments.

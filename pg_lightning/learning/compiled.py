@@ -66,13 +66,13 @@ class CompiledStep:
 
     Args:
         module: contains the parameters.
-        gradient: of these parameters.
+        gradient: of these parameters. `network_is_ours` then says whether all modules are this package's or torch's.
     """
 
     def __init__(self, module: nn.Module, gradient: FlatGradient) -> None:
         self.gradient = gradient
         self._module = module
-        self._network_is_ours = all(map(is_ours, map(type, list(module.modules())[1:])))
+        self.network_is_ours = all(map(is_ours, map(type, list(module.modules())[1:])))
         self._max_norm = gradient.values.new_zeros(1)
         self._differentiate: dict[Key, Callable[..., tuple[Tensor, Stats]]] = {}
         self._step: dict[Key, Callable[..., Stats]] = {}
@@ -165,7 +165,8 @@ class CompiledStep:
         last = batch if num_steps == 1 else batch[-(len(batch) // num_steps) :]
         expected = _clipped(self._by_autograd(loss, last), max_norm)[0]
         no_rates = [torch.zeros_like(rate) for rate in rates]
-        stats = self._tried(loss, lambda: function(values, grads, moments, no_rates, max_norm, batch))
+        with torch.random.fork_rng([values.device] if values.is_cuda else []):
+            stats = self._tried(loss, lambda: function(values, grads, moments, no_rates, max_norm, batch))
         for x, before in kept:
             x.copy_(before)
         return stats is not None and self._agrees(loss, grads, expected)
@@ -183,7 +184,7 @@ class CompiledStep:
 
     def _is_ours(self, loss: Loss) -> bool:
         """Whether loss and network are this package's, so that it is known what they read and differentiate."""
-        return self._network_is_ours and is_ours(loss)
+        return self.network_is_ours and is_ours(loss)
 
     def _trained(self) -> tuple[bool, ...]:
         """Which parameters are trained: a step is compiled anew if some are frozen."""

@@ -167,11 +167,6 @@ class PerParameterGradient:
         return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
 
 
-def weights_of(gradient: Gradient) -> dict[str, list[Tensor]]:
-    """The tensors of `actor` and `critic` that the optimizers change."""
-    return {name: [parameter.detach() for parameter in group] for name, group in gradient.groups.items()}
-
-
 def flat_gradient(value: Tensor, parameters: Sequence[nn.Parameter], create_graph: bool = False) -> Tensor:
     """The gradient of a scalar with respect to parameters, as `[P]`; 0 for a parameter that it does not depend on.
 

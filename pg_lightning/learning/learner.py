@@ -15,7 +15,7 @@ from pg_lightning.collectives import Alone, Collectives
 from pg_lightning.learning.backward import Backward, are_watched, loss_scaler
 from pg_lightning.learning.compiled import CompiledStep, Loss, Stats, compiled
 from pg_lightning.learning.divergence import refuse_divergence
-from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterGradient, weights_of
+from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterGradient
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
 from pg_lightning.learning.progress import Progress
 from pg_lightning.lightning_private import count_step, step_without_hooks
@@ -118,7 +118,7 @@ class Learner:
         Raises:
             UserError: if the update was not finite.
         """
-        self.refuse_divergence(metrics)
+        check_update(self, metrics)
         self.rates.after_update()
 
     def minibatches(self, batch: Batch, num_epochs: int, num_minibatches: int) -> Iterator[Batch]:
@@ -152,8 +152,9 @@ class Learner:
             limit: before any step but the first, the passes end if the mean of the statistic over the rows of all ranks
                 exceeds this; with ∞ it is not computed.
         """
-        size = len(batch) / num_minibatches
-        steps = steps_per_call(size, num_minibatches) if batch.sequences is None and limit == math.inf else 1
+        size, steps = len(batch) / num_minibatches, 1
+        if self._one_call is not None and self._one_call.network_is_ours and batch.sequences is None:
+            steps = steps_per_call(size, num_minibatches) if limit == math.inf else 1
         if steps == 1 or self._one_call is None:
             for i, minibatch in enumerate(self.minibatches(batch, num_epochs, num_minibatches)):
                 if not self._step(loss, minibatch, name, limit if i else math.inf):
@@ -204,16 +205,18 @@ class Learner:
             return False
         for optimizer in _optimizers_of(self.module) * num_steps:
             count_step(optimizer)
-        self.steps.append((len(batch), stats))
+        self.steps += [(len(batch) // num_steps, stats)] * num_steps
         return True
 
     @torch.no_grad()
     def compute(self, function: Callable[..., Result], data: Rollout | Batch, *arguments: object) -> Result:
         """The result of a function of a rollout or a batch and other arguments, without gradient.
 
-        If gradient steps are compiled, it is one compiled call.
+        It is compiled if gradient steps are and the network is this package's; the rollout is then `padded`, which only
+        a network that mixes rows would notice.
         """
-        if self.backward.compiled is None:
+        step = self.backward.compiled
+        if step is None or not step.network_is_ours:
             return function(data, *arguments)
         if function not in self._functions:
             self._functions[function] = compiled(function, data.obs.device, whole=False)
@@ -263,12 +266,16 @@ class Learner:
             else:
                 step_without_hooks(optimizer)
 
-    def refuse_divergence(self, metrics: Stats) -> None:
-        """Raises `UserError` if metrics or weights are not finite."""
-        is_scaled = loss_scaler(self.module) is not None
-        refuse_divergence(
-            metrics, weights_of(self.gradient), self.progress.env_steps, self.collectives.world_size, is_scaled
-        )
+    def weights(self) -> dict[str, list[Tensor]]:
+        """The tensors of `actor` and `critic` that the optimizers change."""
+        return {name: [parameter.detach() for parameter in group] for name, group in self.gradient.groups.items()}
+
+
+def check_update(learner: Learner, metrics: Stats) -> None:
+    """Raises `UserError` if metrics or weights are not finite."""
+    is_scaled = loss_scaler(learner.module) is not None
+    ranks = learner.collectives.world_size
+    refuse_divergence(metrics, learner.weights(), learner.progress.env_steps, ranks, is_scaled)
 
 
 def _optimizers_of(module: LightningModule) -> list[LightningOptimizer]:
@@ -282,7 +289,7 @@ def _share(batch: Batch, rows: list[int]) -> float:
 
 
 def steps_per_call(rows: float, num_minibatches: int) -> int:
-    """Number of gradient steps that a compiled call takes, a divisor of `num_minibatches` of so many rows."""
+    """Number of gradient steps of a compiled call: it divides `num_minibatches`, which have `rows` rows each."""
     if not 0 < rows <= FEW_ROWS or not rows.is_integer():
         return 1
     return max(k for k in range(1, MAX_STEPS + 1) if num_minibatches % k == 0)

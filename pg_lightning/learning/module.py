@@ -20,7 +20,6 @@ from pg_lightning.learning import checkpoint_state
 from pg_lightning.learning.actor import actor_of, as_it_is, precision_of
 from pg_lightning.learning.checks import check_data, check_numbers, check_rollout, check_strategy
 from pg_lightning.learning.connecting import connect_ranks, episodes_go_on
-from pg_lightning.learning.gradient import weights_of
 from pg_lightning.learning.learner import Learner
 from pg_lightning.learning.metrics import EvaluationEpisodes
 from pg_lightning.learning.optimizer_state import Restored, guard
@@ -207,7 +206,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
     def on_train_start(self) -> None:
         """Connects the ranks and starts the clock; refuses to continue a run that has used its budget."""
         self.progress.start(is_stopping=self.trainer.should_stop)
-        self.learner.start(self, connect_ranks(self.trainer, self.device, weights_of(self.learner.gradient)))
+        self.learner.start(self, connect_ranks(self.trainer, self.device, self.learner.weights()))
         self.statistics.start(self.device, episodes_go_on(self.trainer))
         if not episodes_go_on(self.trainer):
             self.progress.previous = self.progress.updates

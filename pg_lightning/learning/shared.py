@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 from pg_lightning.collectives import Collectives
 from pg_lightning.errors import UserError
 from pg_lightning.learning.gradient import FlatGradient
-from pg_lightning.learning.learner import Learner
+from pg_lightning.learning.learner import Learner, check_update
 from pg_lightning.learning.optimizers import OptimizerSettings, make_moments
 from pg_lightning.learning.progress import Progress
 from pg_lightning.policies import RunningMeanVar
@@ -170,7 +170,7 @@ class SharedLearner(Learner):
         """One step of the shared weights along the gradient of the copy; returns the gradient's norm."""
         norm = self.clip(batch)
         if not norm.isfinite():  # before it reaches weights and moments that worker 0 may save
-            self.refuse_divergence({"train/grad_norm": norm})
+            check_update(self, {"train/grad_norm": norm})
         for weights, copy in self._pairs():
             weights.grad = copy.grad
         with self._exclusively():
@@ -199,7 +199,7 @@ class SharedLearner(Learner):
             self._copied_at = int(self.shared.updates)
             for weights, copy in self._pairs():
                 copy.copy_(weights)
-        self.refuse_divergence({})  # of any worker, because worker 0 is about to evaluate and to save
+        check_update(self, {})  # of any worker, because worker 0 is about to evaluate and to save
 
     def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """Pairs of the shared weights of each group and this worker's copy."""

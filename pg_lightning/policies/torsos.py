@@ -38,8 +38,6 @@ def rational_tanh(x: Tensor) -> Tensor:
     """tanh to 4e-7, in operations that a compiled kernel vectorises; with the first two derivatives of tanh."""
     z = x.clamp(-TANH_CLAMP, TANH_CLAMP)
     y = _rational(z.detach())
-    if not torch.is_grad_enabled():
-        return y
     change = z - z.detach()  # 0, with a gradient: the Taylor series of tanh at z
     return y + (1 - y * y) * change * (1 - y * change)
 
@@ -51,8 +49,8 @@ def _rational(x: Tensor) -> Tensor:
 
 
 class FirstOrderTanh(torch.autograd.Function):
-    """`rational_tanh` whose gradient takes half the time. In compiled code its second derivative is lost: only use it
-    in a loss that takes no gradient itself."""
+    """`rational_tanh` whose gradient takes half the time. Its derivative in forward mode, and in some compiled code its
+    second derivative, is lost: only use it in a loss that takes no gradient itself."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -61,7 +59,7 @@ class FirstOrderTanh(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Saves x: then the compiler uses the result of the forward pass again, and eager code has all derivatives."""
+        """Saves tanh x, which compiled code then does not compute again."""
         ctx.save_for_backward(output)
 
     @staticmethod

@@ -17,6 +17,7 @@ from pg_lightning.algorithms import A2C, A3C
 from pg_lightning.callbacks import EvaluateEverySteps
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
+from pg_lightning.learning.learner import check_update
 from pg_lightning.strategies import HogwildStrategy, WorkerError
 
 EVERY_NORMALIZER = {"normalize_obs": True, "scale_rewards": True}
@@ -221,6 +222,19 @@ def test_a_worker_that_dies_is_named(train, cause):
 
     with pytest.raises(WorkerError, match="worker 1.*" + ("SIGKILL" if cause == "kill" else "failed")):
         train(Mortal, 2, total_steps=10**9)
+
+
+def test_shared_weights_that_are_not_finite_end_the_update(quiet_trainer):
+    """They are shared: the copy of a worker may be fine."""
+    module = A3C(**SPACES, hidden_sizes=[4])
+    module.trainer = quiet_trainer()
+    module.learner.module = module
+    module.configure_optimizers()
+    check_update(module.learner, {})
+    for weights in module.shared.weights.values():
+        weights.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="^model.lr: training has diverged"):
+        check_update(module.learner, {})
 
 
 def test_weights_of_another_precision_than_the_shared_ones_are_refused(fit):

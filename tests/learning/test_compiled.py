@@ -120,6 +120,47 @@ class Tied(nn.Module):
         return self.second(self.first(obs).tanh()).tanh()
 
 
+class Mixing(nn.Sequential):
+    """A torso whose statistics are those of all rows."""
+
+    def __init__(self, observation_space):
+        super().__init__(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=None), nn.Tanh())
+        self.out_features = 4
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, VTrace])
+def test_a_torso_that_mixes_rows_sees_those_of_the_rollout_only(algorithm, counted):
+    options = {"rollouts": 5, "torso": {"class_path": f"{__name__}.Mixing"}}
+    assert_same(learned(algorithm, **options, compile=True)[0], learned(algorithm, **options)[0])
+
+
+class Again(PPO):
+    """Passes, and then one more step on all rows."""
+
+    def update(self, rollout):
+        batch = self.targets(rollout, self.gae_lambda, False)
+        batch.old_log_probs = self.network.policy(batch).log_prob(batch.actions).detach()
+        self.learner.passes(self.loss, batch, 1, 4)
+        self.learner.step(self.loss, batch)
+        self.noted = self.learner.mean_stats()
+        return self.noted
+
+
+def test_metrics_are_means_over_all_steps_whatever_call_they_were_in(counted):
+    (_, eager), (_, compiled) = (learned(Again, rollouts=1, lr=0.1, compile=c) for c in (False, True))
+    assert counted["step"] == 5
+    for name, value in eager.noted.items():
+        torch.testing.assert_close(compiled.noted[name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_the_trial_of_a_compiled_step_leaves_the_random_numbers_as_they_were(counted):
+    torch.manual_seed(1)
+    learned(A2C, rollouts=1)
+    expected = torch.get_rng_state()
+    learned(A2C, rollouts=1, compile=True)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
 def test_a_scheduler_that_changes_more_than_the_rate_is_heeded(counted):
     cycle = {"class_path": "torch.optim.lr_scheduler.OneCycleLR", "init_args": {"max_lr": 0.1, "total_steps": 10}}
     options = {"optimizer": "adam", "lr_schedule": cycle, "rollouts": 5}
