@@ -233,7 +233,7 @@ def test_shared_weights_that_are_not_finite_end_the_update(quiet_trainer):
     check_update(module.learner, {})
     for weights in module.shared.weights.values():
         weights.data.fill_(torch.nan)
-    with pytest.raises(UserError, match="^model.lr: training has diverged"):
+    with pytest.raises(UserError, match=r"^model\.lr: training has diverged"):
         check_update(module.learner, {})
 
 
