@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import DistError
 
-from pg_lightning.errors import ReportedElsewhere, UserError, one_line
+from pg_lightning.errors import ReportedElsewhere, UserError, one_line, show_traceback
 from pg_lightning.processes import signals
 from pg_lightning.run import CheckpointError
 from pg_lightning.strategies import WorkerError
@@ -32,7 +32,10 @@ def end_by_signal(stop: signals.Stopped) -> NoReturn:
 
 
 def end_by_error(error: Exception) -> NoReturn:
-    """Prints a user error as one line and exits with status 2; raises any other exception again."""
+    """Prints a user error as one line and exits with its status, which is 2 but for an environment that failed: 1.
+
+    Raises any other exception again.
+    """
     if isinstance(error, torch.OutOfMemoryError):
         needed = one_line(error).partition(" GPU ")[0].rstrip(".")  # the rest is about the allocator
         error = UserError(f"{needed}; lower data.num_envs or data.num_steps, or set model.micro_batch_size")
@@ -40,9 +43,10 @@ def end_by_error(error: Exception) -> NoReturn:
     mistake = error if isinstance(error, MISTAKES) else error.__cause__
     if not isinstance(mistake, MISTAKES):
         raise error
+    show_traceback(error)
     if not isinstance(mistake.__cause__, ReportedElsewhere):
         sys.stderr.write(f"error: {one_line(mistake)}\n")  # at once: ranks share a terminal
-    raise SystemExit(2) from None
+    raise SystemExit(getattr(mistake, "status", 2)) from None
 
 
 def requeue() -> None:
