@@ -204,5 +204,12 @@ class OpenCLI(LightningCLI):
         """The Trainer's arguments of the sub-command, with classes instantiated; changes take effect."""
         return self._get(self.config_init, "trainer")
 
+    def seed_all(self) -> None:
+        """Seeds the generators of the run with `seed_everything`. To be extended."""
+        super()._set_seed()
+
+    def _set_seed(self) -> None:
+        self.seed_all()
+
     def _parse_ckpt_path(self) -> None:
         self.resolve_checkpoint()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -36,6 +38,17 @@ class SaveConfig(Callback):
         self.config.data.backend = trainer.datamodule.backend  # type: ignore[attr-defined]
         for key in set(vars(self.config)) - {"seed_everything", "trainer", "model", "data"}:
             self.config.pop(key, None)
-        file = write_config(Path(folder), self.parser.dump(self.config, skip_none=False, skip_check=True))
+        file = write_config(Path(folder), self.parser.dump(_plain(self.config), skip_none=False, skip_check=True))
         for logger in trainer.loggers[1:]:
             logger.log_hyperparams(yaml.safe_load(file.read_text()))
+
+
+def _plain(x: Any) -> Any:
+    """The same config with values instead of enums, which some callbacks have as defaults and YAML cannot hold."""
+    if isinstance(x, Namespace):
+        return Namespace(**{key: _plain(value) for key, value in vars(x).items()})
+    if isinstance(x, dict):
+        return {key: _plain(value) for key, value in x.items()}
+    if isinstance(x, list):
+        return [_plain(value) for value in x]
+    return x.value if isinstance(x, Enum) else x

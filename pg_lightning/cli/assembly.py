@@ -31,6 +31,7 @@ from pg_lightning.callbacks import (
 )
 from pg_lightning.cli.accelerator import choose_accelerator
 from pg_lightning.data import RolloutDataModule
+from pg_lightning.data.size import require_space
 from pg_lightning.lightning_private import process_group_timeout, set_process_group_timeout
 from pg_lightning.processes import signals
 from pg_lightning.run import MetricsFile, SafeCheckpointIO, run_folder
@@ -80,6 +81,7 @@ class FitAssembly:
 
         With several processes the choice is Lightning's, because each process would measure for itself.
         """
+        require_space(data)
         alone = trainer.devices in ("auto", 1, "1") and trainer.num_nodes == 1 and "WORLD_SIZE" not in os.environ
         if trainer.accelerator == "auto" and alone:
             trainer.accelerator, reason = choose_accelerator(model, data)

@@ -19,6 +19,7 @@ from pg_lightning.run import CheckpointError
 from pg_lightning.strategies import WorkerError
 
 MISTAKES = (UserError, MisconfigurationException, WorkerError, DistError, CheckpointError)
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: "  # of torch
 
 
 def end_by_signal(stop: signals.Stopped) -> NoReturn:
@@ -36,6 +37,11 @@ def end_by_error(error: Exception) -> NoReturn:
 
     Raises any other exception again.
     """
+    if isinstance(error, MemoryError) or NO_MEMORY in str(error):
+        error = UserError(
+            f"out of memory: {one_line(error).partition(NO_MEMORY)[2] or one_line(error)}; lower data.num_envs, "
+            "data.num_steps or the size of the network"
+        )
     if isinstance(error, torch.OutOfMemoryError):
         needed = one_line(error).partition(" GPU ")[0].rstrip(".")  # the rest is about the allocator
         error = UserError(f"{needed}; lower data.num_envs or data.num_steps, or set model.micro_batch_size")

@@ -29,6 +29,7 @@ from pg_lightning.data.environments import (
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.data.resume import episodes_under_way, go_on
+from pg_lightning.data.size import MOST, require_space
 from pg_lightning.envs import BACKENDS, AutoresetName, Backend, choose_backend, env_seed
 from pg_lightning.envs.failures import closes_within
 from pg_lightning.errors import UserError, require
@@ -116,6 +117,7 @@ class RolloutDataModule(LightningDataModule):
         }
         for name, count in counts.items():
             require(f"data.{name}", count, 1)
+            require(f"data.{name}", count, 1, MOST.get(name, MOST["total_steps"]))
         require("data.env_timeout", env_timeout, 0.1, math.inf)
         require("data.max_env_restarts", max_env_restarts, 0)
         self.env_id = env_id
@@ -164,6 +166,7 @@ class RolloutDataModule(LightningDataModule):
             require_fork("data.overlap: forks a process", "set it to false")
         if stage == "fit":
             check_training(self)
+            require_space(self)
         if stage == "fit" and self.backend == "auto":
             settings = training_settings(self)
             backend, reason = choose_backend(self.env_id, self.num_envs, *settings, self.autoreset_mode)
