@@ -186,6 +186,12 @@ class OpenWandbLogger(WandbLogger):
 # The command line.
 
 
+def train_steps_between_saves(checkpoint: ModelCheckpoint) -> int:
+    """`every_n_train_steps`: optimizer steps; 0 if it saves by other rules."""
+    steps: int = checkpoint._every_n_train_steps
+    return steps
+
+
 class OpenCLI(LightningCLI):
     """A `LightningCLI` with public names for the methods that a subclass needs."""
 

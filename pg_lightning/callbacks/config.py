@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
@@ -38,12 +38,14 @@ class SaveConfig(Callback):
         self.config.data.backend = trainer.datamodule.backend  # type: ignore[attr-defined]
         for key in set(vars(self.config)) - {"seed_everything", "trainer", "model", "data"}:
             self.config.pop(key, None)
-        file = write_config(Path(folder), self.parser.dump(_plain(self.config), skip_none=False, skip_check=True))
+        file = write_config(
+            Path(folder), self.parser.dump(cast(Namespace, _plain(self.config)), skip_none=False, skip_check=True)
+        )
         for logger in trainer.loggers[1:]:
             logger.log_hyperparams(yaml.safe_load(file.read_text()))
 
 
-def _plain(x: Any) -> Any:
+def _plain(x: object) -> object:
     """The same config with values instead of enums, which some callbacks have as defaults and YAML cannot hold."""
     if isinstance(x, Namespace):
         return Namespace(**{key: _plain(value) for key, value in vars(x).items()})

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
@@ -26,6 +26,7 @@ from pg_lightning.callbacks import (
     RankWatch,
     RunCheckpoint,
     SaveConfig,
+    SaveTimes,
     StopOnSignal,
     TrajectoryWriter,
 )
@@ -110,6 +111,8 @@ class FitAssembly:
         callbacks: list[Callback] = [StopOnSignal(), RankWatch(), RandomStates(), evaluations]
         if trainer.barebones:
             return callbacks
+        if saving := [x for x in given if isinstance(x, ModelCheckpoint)]:
+            callbacks.append(SaveTimes(saving))
         if not trainer.fast_dev_run:
             callbacks += [SaveConfig(parser, self._saved_config), LearningCurve()]
             callbacks.append(ContinuedMetrics(self.metrics, self._continued))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from typing import NoReturn
 
 import torch
@@ -19,6 +20,7 @@ from pg_lightning.run import CheckpointError
 from pg_lightning.strategies import WorkerError
 
 MISTAKES = (UserError, MisconfigurationException, WorkerError, DistError, CheckpointError)
+CALLBACKS = ("lightning.pytorch.callbacks.", "lightning.pytorch.tuner.")
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: "  # of torch
 
 
@@ -45,6 +47,10 @@ def end_by_error(error: Exception) -> NoReturn:
     if isinstance(error, torch.OutOfMemoryError):
         needed = one_line(error).partition(" GPU ")[0].rstrip(".")  # the rest is about the allocator
         error = UserError(f"{needed}; lower data.num_envs or data.num_steps, or set model.micro_batch_size")
+    if not isinstance(error, MISTAKES) and (name := _refusing(error)):
+        refusal = UserError(f"trainer.callbacks: {name}: {one_line(error)}")
+        refusal.__cause__ = error
+        error = refusal
     # jsonargparse wraps exceptions of a model's constructor.
     mistake = error if isinstance(error, MISTAKES) else error.__cause__
     if not isinstance(mistake, MISTAKES):
@@ -53,6 +59,16 @@ def end_by_error(error: Exception) -> NoReturn:
     if not isinstance(mistake.__cause__, ReportedElsewhere):
         sys.stderr.write(f"error: {one_line(mistake)}\n")  # at once: ranks share a terminal
     raise SystemExit(getattr(mistake, "status", 2)) from None
+
+
+def _refusing(error: Exception) -> str:
+    """The module of Lightning's callback that raised; empty if the code of this package did, or that of others.
+
+    Lightning's callbacks refuse a misspelt metric, for example, or manual optimization, by an error of any type.
+    """
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [name for name in names if name.startswith(("pg_lightning.", *CALLBACKS))]
+    return ours[-1].rpartition(".")[2] if ours and ours[-1].startswith(CALLBACKS) else ""
 
 
 def requeue() -> None:

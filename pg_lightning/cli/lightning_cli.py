@@ -103,7 +103,7 @@ class CLI(OpenCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except UserError:
             raise
-        except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"trainer: {error}") from error
         prepare_launch(trainer)
         return trainer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
-from pg_lightning.class_path import ClassPath, new_name, require_id, resolve
+from pg_lightning.class_path import ClassPath, new_name, require_id, resolve, with_functions
 from pg_lightning.envs.backends import simulator
 from pg_lightning.envs.backends.jax import CAPABILITIES as IN_JAX
 from pg_lightning.envs.backends.jax import Library, make_jax, make_one_jax
@@ -272,7 +272,8 @@ def _filter_wrapper(space: Space) -> str:
 def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:
     path = wrapper if isinstance(wrapper, str) else str(wrapper.get("class_path", ""))
     with made("data.wrappers", path):
-        wrap, arguments = resolve("data.wrappers", wrapper)
+        wrap, given = resolve("data.wrappers", wrapper)
+        arguments = with_functions("data.wrappers", wrap, given) if isinstance(given, Mapping) else given
         try:
             return wrap(env, **arguments)
         except REFUSALS as error:
