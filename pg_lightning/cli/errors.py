@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -44,6 +45,10 @@ def end_by_error(error: Exception) -> NoReturn:
             f"out of memory: {one_line(error).partition(NO_MEMORY)[2] or one_line(error)}; lower data.num_envs, "
             "data.num_steps or the size of the network"
         )
+    if os.strerror(errno.EMFILE) in str(error):
+        error = UserError(
+            "this process may open no more files (ulimit -n); raise the limit, or lower data.num_envs with async"
+        )
     if isinstance(error, torch.OutOfMemoryError):
         needed = one_line(error).partition(" GPU ")[0].rstrip(".")  # the rest is about the allocator
         error = UserError(f"{needed}; lower data.num_envs or data.num_steps, or set model.micro_batch_size")
@@ -69,6 +74,18 @@ def _refusing(error: Exception) -> str:
     names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [name for name in names if name.startswith(("pg_lightning.", *CALLBACKS))]
     return ours[-1].rpartition(".")[2] if ours and ours[-1].startswith(CALLBACKS) else ""
+
+
+def require_working_folder() -> None:
+    """Refuses to start in a folder that has been removed, where no relative path can be found.
+
+    Raises:
+        UserError: with the cure.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the working folder is gone; change to one that exists") from error
 
 
 def requeue() -> None:

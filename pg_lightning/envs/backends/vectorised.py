@@ -88,7 +88,8 @@ class Vectorised(VectorWrapper):
 
 def refused_field(error: BaseException) -> str:
     """The setting that is at fault if Gymnasium cannot make an environment: its id, or its arguments."""
-    is_id = isinstance(error, (gym.error.Error, ImportError)) or "must inherit from the gymnasium.Env" in str(error)
+    of_id = "must inherit from the gymnasium.Env", "Empty module name"
+    is_id = isinstance(error, (gym.error.Error, ImportError)) or any(sign in str(error) for sign in of_id)
     return "data.env_id" if is_id else "data.env_kwargs"
 
 
