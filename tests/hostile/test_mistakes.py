@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,25 @@ def test_too_many_open_files_are_named(capsys: Any) -> None:
         end_by_error(OSError(24, os.strerror(24), "/dev/null"))
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith("error: this process may open no more files (ulimit -n); raise the limit")
+
+
+@pytest.mark.parametrize(("command", "blocked"), [("predict", "predict"), ("test", ".")])
+@pytest.mark.parametrize("fault", ["read-only", "in the way"])
+def test_results_that_cannot_be_written_are_named_before_the_first_episode(
+    command: str, blocked: str, fault: str, run: Path, cli: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Permissions do not bind root, so the answer of the system is replaced."""
+    copy = shutil.copytree(run, tmp_path / "got")
+    folder = (copy / blocked).resolve()
+    if fault == "read-only":
+        asked = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path).resolve() != folder and asked(path, mode))
+    elif command == "predict":
+        folder.write_text("")
+    else:
+        pytest.skip("the folder of the run is that of the checkpoint")
+    finished = cli(tmp_path, command, "--ckpt_path", copy / "checkpoints/last.ckpt")
+    assert finished.returncode == 2, finished.stderr
+    line = finished.stderr.splitlines()[-1]
+    assert line.startswith(f"error: ckpt_path: cannot write {str(folder.relative_to(tmp_path.resolve()))!r}: ")
+    assert line.endswith("; results are written beside the checkpoint, so copy the run into a writable folder")
