@@ -61,13 +61,13 @@ class Fails(Bandit):
 
 
 class Naps(Bandit):
-    """Stops its process twice, in its 20th and 40th step, for 0.6 seconds each."""
+    """Stops its process four times, for 0.6 seconds each."""
 
     total = 0
 
     def step(self, action: Any) -> Any:
         self.total += 1
-        if self.total in (20, 40):
+        if self.total in (10, 25, 40, 55):
             subprocess.Popen(["sh", "-c", f"sleep 0.6; kill -CONT {os.getpid()}"])
             os.kill(os.getpid(), signal.SIGSTOP)
         return super().step(action)

@@ -163,8 +163,8 @@ def test_a_stopped_process_is_named_within_the_limit(failing: Any) -> None:
 
 
 def test_a_process_that_is_stopped_for_a_moment_plays_on(fit: Any, tmp_path: Path) -> None:
-    """Two stops of 0.6 s each are not one of 1.2 s."""
-    module = fit("failing_envs:Naps-v0", {"overlap": True, "num_envs": 1, "env_timeout": 0.9, "total_steps": 64})
+    """Four stops of 0.6 s each are not one of 2.4 s."""
+    module = fit("failing_envs:Naps-v0", {"overlap": True, "num_envs": 1, "env_timeout": 1.2, "total_steps": 64})
     assert module.env_steps == 64
 
 
