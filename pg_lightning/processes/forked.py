@@ -164,7 +164,7 @@ class ForkedWorker:
                     self.kill()
                     limit = f"data.env_timeout, {self._stopped_limit_s:g} s"
                     raise WorkerError(f"{self.name} was stopped by a signal and did not continue within {limit}")
-            message = self.pipe.recv()
+            message, self._stopped_since = self.pipe.recv(), math.inf
         except (EOFError, OSError):
             raise WorkerError(f"{self.name} {self.cause_of_death()}") from None
         if isinstance(message, Exception):
