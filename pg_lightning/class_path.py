@@ -12,7 +12,8 @@ import sysconfig
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote, urlsplit
 
 from pg_lightning.errors import UserError, one_line
@@ -85,6 +86,33 @@ def resolve(field: str, spec: ClassPath, names: Mapping[str, Callable[..., Any]]
             raise UserError(f"{field}: {path!r} is now {name!r}") from error
         short = f"; short names are {', '.join(names)}" if names else ""
         raise UserError(f"{field}: cannot import {path!r}: {one_line(error)}{short}") from error
+
+
+def with_functions(field: str, make: Callable[..., object], arguments: Mapping[str, object]) -> dict[str, object]:
+    """The arguments, with functions instead of their paths where a class or a function takes a function.
+
+    Args:
+        field: the key in the config, for the error message.
+        make: the class or function; its type hints tell which arguments are functions.
+        arguments: from a config.
+
+    Raises:
+        UserError: if there is no such function.
+    """
+    try:
+        hints = get_type_hints(make.__init__ if isinstance(make, type) else make)  # type: ignore[misc]
+    except (AttributeError, NameError, TypeError):
+        return dict(arguments)
+    return {
+        name: resolve(field, value)[0] if isinstance(value, str) and _is_function(hints.get(name)) else value
+        for name, value in arguments.items()
+    }
+
+
+def _is_function(hint: object) -> bool:
+    """Whether a type hint is that of a function, perhaps of an optional one, but not of a text."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return str not in kinds and any((get_origin(kind) or kind) is Callable for kind in kinds)
 
 
 def require_id(env_id: object) -> None:

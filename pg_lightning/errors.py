@@ -1,11 +1,27 @@
 """`UserError`, the exception for mistakes that the user can fix; the command line prints it as a single line."""
 
 import math
+import os
+import traceback
 from pathlib import Path
+
+TRACEBACK = "PG_LIGHTNING_TRACEBACK"  # the environment variable that adds the traceback to a line
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that names the field and the cure."""
+    """Bad input. The message is one line that names the field and the cure.
+
+    Attributes:
+        status: the exit status of the command line.
+    """
+
+    status = 2
+
+
+class EnvironmentFailed(UserError):
+    """The code of an environment raised. The message is one line that names the environment, the step and the place."""
+
+    status = 1
 
 
 class ReportedElsewhere(Exception):
@@ -25,6 +41,12 @@ def cause_of(error: BaseException) -> str:
 def named_cause_of(error: BaseException) -> str:
     """The class and the message of an exception in one line."""
     return one_line(f"{type(error).__name__}: {error}")
+
+
+def show_traceback(error: BaseException) -> None:
+    """Prints the traceback of an error that is reported in one line, if the environment variable `TRACEBACK` is set."""
+    if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+        traceback.print_exception(error)
 
 
 def require(field: str, value: float, low: float, high: float | None = None) -> None:

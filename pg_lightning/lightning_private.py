@@ -199,6 +199,12 @@ class OpenWandbLogger(WandbLogger):
 # The command line.
 
 
+def train_steps_between_saves(checkpoint: ModelCheckpoint) -> int:
+    """`every_n_train_steps`: optimizer steps; 0 if it saves by other rules."""
+    steps: int = checkpoint._every_n_train_steps
+    return steps
+
+
 class OpenCLI(LightningCLI):
     """A `LightningCLI` with public names for the methods that a subclass needs."""
 
@@ -216,6 +222,13 @@ class OpenCLI(LightningCLI):
     def trainer_config(self) -> Any:
         """The Trainer's arguments of the sub-command, with classes instantiated; changes take effect."""
         return self._get(self.config_init, "trainer")
+
+    def seed_all(self) -> None:
+        """Seeds the generators of the run with `seed_everything`. To be extended."""
+        super()._set_seed()
+
+    def _set_seed(self) -> None:
+        self.seed_all()
 
     def _parse_ckpt_path(self) -> None:
         self.resolve_checkpoint()

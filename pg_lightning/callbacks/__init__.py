@@ -8,6 +8,7 @@ from pg_lightning.callbacks.evaluation import EvaluateEverySteps, EvaluationRepo
 from pg_lightning.callbacks.progress import EnvStepProgress
 from pg_lightning.callbacks.randomness import RandomStates
 from pg_lightning.callbacks.ranks import RankWatch
+from pg_lightning.callbacks.save_times import SaveTimes
 from pg_lightning.callbacks.signals import StopOnSignal
 from pg_lightning.callbacks.video import EvaluationVideo
 
@@ -22,6 +23,7 @@ __all__ = [
     "RankWatch",
     "RunCheckpoint",
     "SaveConfig",
+    "SaveTimes",
     "StopOnSignal",
     "TrajectoryWriter",
 ]

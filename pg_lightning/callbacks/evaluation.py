@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from pg_lightning.analysis.intervals import confidence_interval
+from pg_lightning.errors import UserError
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.rollout import Episode
 from pg_lightning.run.files import write_file, write_json
@@ -100,6 +104,11 @@ class EvaluationReport(Callback):
     def __init__(self, run_folder: Path) -> None:
         self.run_folder = run_folder
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds out before the first episode whether the folder can be written."""
+        with _writable(self.run_folder):
+            pass
+
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """After `validate`."""
         if trainer.state.fn == "validate":
@@ -125,9 +134,9 @@ class EvaluationReport(Callback):
             "returns": returns.tolist(),
             "lengths": lengths.astype(int).tolist(),
         }
-        self.run_folder.mkdir(parents=True, exist_ok=True)
         path = self.run_folder / f"{name}.json"
-        write_json(path, report)
+        with _writable(self.run_folder):
+            write_json(path, report)
         low, high = report["return_ci95"]
         print(
             f"{name}: return {report['return_mean']:.1f} (95% interval {low:.1f} to {high:.1f}) over "
@@ -145,6 +154,11 @@ class TrajectoryWriter(BasePredictionWriter):
         super().__init__("batch")
         self.folder = run_folder / "predict"
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finds out before the first episode whether the folder can be written."""
+        with _writable(self.folder):
+            pass
+
     def write_on_batch_end(
         self,
         trainer: Trainer,
@@ -156,17 +170,36 @@ class TrajectoryWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """One file per episode, in the order in which they started; ranks interleave."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         index = batch_idx * trainer.world_size + trainer.global_rank
         arrays = {name: _array(values) for name, values in prediction.trajectory.items()}
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, **arrays)
-        write_file(self.folder / f"episode_{index:04d}.npz", content.getvalue(), durable=False)
+        with _writable(self.folder):
+            write_file(self.folder / f"episode_{index:04d}.npz", content.getvalue(), durable=False)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the folder of the files."""
         if trainer.is_global_zero:
             print(f"predict: {len(list(self.folder.glob('episode_*.npz')))} episodes written to {self.folder}")
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """A block that writes into a folder of a run, which is made if it is missing.
+
+    Raises:
+        UserError: if it cannot be written, because the run is of someone else, for example.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        yield
+    except OSError as error:
+        raise UserError(
+            f"ckpt_path: cannot write {str(folder)!r}: {error.strerror or error}; results are written beside the "
+            "checkpoint, so copy the run into a writable folder"
+        ) from error
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
@@ -26,11 +26,13 @@ from pg_lightning.callbacks import (
     RankWatch,
     RunCheckpoint,
     SaveConfig,
+    SaveTimes,
     StopOnSignal,
     TrajectoryWriter,
 )
 from pg_lightning.cli.accelerator import choose_accelerator
 from pg_lightning.data import RolloutDataModule
+from pg_lightning.data.size import require_space
 from pg_lightning.lightning_private import process_group_timeout, set_process_group_timeout
 from pg_lightning.processes import signals
 from pg_lightning.run import MetricsFile, SafeCheckpointIO, run_folder
@@ -85,6 +87,7 @@ class FitAssembly:
 
         With several processes the choice is Lightning's, because each process would measure for itself.
         """
+        require_space(data)
         alone = trainer.devices in ("auto", 1, "1") and trainer.num_nodes == 1 and "WORLD_SIZE" not in os.environ
         if trainer.accelerator == "auto" and alone:
             trainer.accelerator, reason = choose_accelerator(model, data)
@@ -113,6 +116,8 @@ class FitAssembly:
         callbacks: list[Callback] = [StopOnSignal(), RankWatch(), RandomStates(), evaluations]
         if trainer.barebones:
             return callbacks
+        if saving := [x for x in given if isinstance(x, ModelCheckpoint)]:
+            callbacks.append(SaveTimes(saving))
         if not trainer.fast_dev_run:
             callbacks += [SaveConfig(parser, self._saved_config), LearningCurve()]
             callbacks.append(ContinuedMetrics(self.metrics, self._continued))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import traceback
 from typing import NoReturn
 
 import torch
@@ -13,13 +15,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import DistError
 
-from pg_lightning.errors import ReportedElsewhere, UserError, one_line
+from pg_lightning.errors import ReportedElsewhere, UserError, one_line, show_traceback
 from pg_lightning.processes import signals
 from pg_lightning.run import CheckpointError
 from pg_lightning.run.secrets import without_secrets_in
 from pg_lightning.strategies import WorkerError
 
 MISTAKES = (UserError, MisconfigurationException, WorkerError, DistError, CheckpointError)
+CALLBACKS = ("lightning.pytorch.callbacks.", "lightning.pytorch.tuner.")
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: "  # of torch
 
 
 def end_by_signal(stop: signals.Stopped) -> NoReturn:
@@ -33,17 +37,56 @@ def end_by_signal(stop: signals.Stopped) -> NoReturn:
 
 
 def end_by_error(error: Exception) -> NoReturn:
-    """Prints a user error as one line and exits with status 2; raises any other exception again."""
+    """Prints a user error as one line and exits with its status, which is 2 but for an environment that failed: 1.
+
+    Raises any other exception again.
+    """
+    if isinstance(error, MemoryError) or NO_MEMORY in str(error):
+        error = UserError(
+            f"out of memory: {one_line(error).partition(NO_MEMORY)[2] or one_line(error)}; lower data.num_envs, "
+            "data.num_steps or the size of the network"
+        )
+    if os.strerror(errno.EMFILE) in str(error):
+        error = UserError(
+            "this process may open no more files (ulimit -n); raise the limit, or lower data.num_envs with async"
+        )
     if isinstance(error, torch.OutOfMemoryError):
         needed = one_line(error).partition(" GPU ")[0].rstrip(".")  # the rest is about the allocator
         error = UserError(f"{needed}; lower data.num_envs or data.num_steps, or set model.micro_batch_size")
+    if not isinstance(error, MISTAKES) and (name := _refusing(error)):
+        refusal = UserError(f"trainer.callbacks: {name}: {one_line(error)}")
+        refusal.__cause__ = error
+        error = refusal
     # jsonargparse wraps exceptions of a model's constructor.
     mistake = error if isinstance(error, MISTAKES) else error.__cause__
     if not isinstance(mistake, MISTAKES):
         raise error
+    show_traceback(error)
     if not isinstance(mistake.__cause__, ReportedElsewhere):
         sys.stderr.write(f"error: {without_secrets_in(one_line(mistake))}\n")  # at once: ranks share a terminal
-    raise SystemExit(2) from None
+    raise SystemExit(getattr(mistake, "status", 2)) from None
+
+
+def _refusing(error: Exception) -> str:
+    """The module of Lightning's callback that raised; empty if the code of this package did, or that of others.
+
+    Lightning's callbacks refuse a misspelt metric, for example, or manual optimization, by an error of any type.
+    """
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [name for name in names if name.startswith(("pg_lightning.", *CALLBACKS))]
+    return ours[-1].rpartition(".")[2] if ours and ours[-1].startswith(CALLBACKS) else ""
+
+
+def require_working_folder() -> None:
+    """Refuses to start in a folder that has been removed, where no relative path can be found.
+
+    Raises:
+        UserError: with the cure.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the working folder is gone; change to one that exists") from error
 
 
 def requeue() -> None:

@@ -74,6 +74,17 @@ class CLI(OpenCLI):
         for space in ("observation_space", "action_space"):
             parser.link_arguments(f"data.{space}", f"model.init_args.{space}", apply_on="instantiate")
 
+    def seed_all(self) -> None:
+        """Seeds the generators of the run.
+
+        Raises:
+            UserError: if the seed is not within 32 bits.
+        """
+        try:
+            super().seed_all()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {error}") from error
+
     def before_instantiate_classes(self) -> None:
         """Creates the run folder, and makes other loggers write there too."""
         config = self.config[self.subcommand]
@@ -95,7 +106,7 @@ class CLI(OpenCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except UserError:
             raise
-        except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"trainer: {error}") from error
         prepare_launch(trainer)
         return trainer

@@ -29,7 +29,9 @@ from pg_lightning.data.environments import (
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.data.resume import episodes_under_way, go_on
+from pg_lightning.data.size import MOST, require_space
 from pg_lightning.envs import BACKENDS, AutoresetName, Backend, choose_backend, env_seed
+from pg_lightning.envs.failures import closes_within
 from pg_lightning.errors import UserError, require
 from pg_lightning.processes import enter_process, enter_rank, name_process, require_fork
 
@@ -62,7 +64,9 @@ class RolloutDataModule(LightningDataModule):
             control only), `gymnax` and `brax` these libraries in JAX, `simulator` a vector environment that returns
             tensors, of which one instance serves training and evaluation, `auto` measures and reports its choice.
         env_timeout: with `async`, the seconds that a step or a reset may take; for the first reset, including the start
-            of the process. An environment that takes longer is replaced, as is one whose process dies. `inf`: no limit.
+            of the process. An environment that takes longer is replaced, as is one whose process dies. With every
+            back-end also the seconds that `close` may take, and that the process of `overlap` may be stopped. `inf`: no
+            limit.
         max_env_restarts: with `async`, the number of replacements after which the next failure ends the run, counted
             separately for training and evaluation environments of a process; with 0 the first failure ends it.
         autoreset_mode: when a finished episode is reset: `same_step`, `next_step` or `disabled` (the collector resets);
@@ -113,6 +117,7 @@ class RolloutDataModule(LightningDataModule):
         }
         for name, count in counts.items():
             require(f"data.{name}", count, 1)
+            require(f"data.{name}", count, 1, MOST.get(name, MOST["total_steps"]))
         require("data.env_timeout", env_timeout, 0.1, math.inf)
         require("data.max_env_restarts", max_env_restarts, 0)
         self.env_id = env_id
@@ -161,6 +166,7 @@ class RolloutDataModule(LightningDataModule):
             require_fork("data.overlap: forks a process", "set it to false")
         if stage == "fit":
             check_training(self)
+            require_space(self)
         if stage == "fit" and self.backend == "auto":
             settings = training_settings(self)
             backend, reason = choose_backend(self.env_id, self.num_envs, *settings, self.autoreset_mode)
@@ -190,7 +196,7 @@ class RolloutDataModule(LightningDataModule):
             enter_process(rank, 0, module.env_steps, torch_too=self.is_asynchronous)
         seeds = [env_seed(self.seed, TRAIN_ENVS, *key, n) for n in range(self.num_envs)]
         make = partial(self.make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
-        self.collector = CollectorProcess(make) if self.overlap else make()
+        self.collector = CollectorProcess(make, self.env_timeout) if self.overlap else make()
         saved, self._resumed = None if self.is_asynchronous else self._resumed, None
         world_size = self.trainer.world_size
         self.episodes_go_on = saved is not None and go_on(self, self.collector, saved, rank, world_size, actor)
@@ -263,12 +269,13 @@ class RolloutDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Closes the environments."""
-        if self.collector is not None:
-            self.collector.close()
-            self.collector = None
-        if self._eval_env is not None:
-            self._eval_env.close()
-            self._eval_env = None
+        parts, self.collector, self._eval_env = (self.collector, self._eval_env), None, None
+        for part in parts:
+            if part is not None:
+                # Processes are killed soon; an alarm would leave them running.
+                forks = isinstance(part, CollectorProcess) or BACKENDS[self.backend].capabilities.supervises
+                with closes_within(math.inf if forks else self.env_timeout):
+                    part.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The trained environment, and the current episodes of every rank. A collective: all ranks must call it."""

@@ -43,7 +43,7 @@ def only_instance(data: RolloutDataModule) -> SharedInstance | None:
                 "training and evaluation; remove it"
             )
     settings = data.num_envs, data.env_kwargs, data.wrappers, data.backend, data.autoreset_mode
-    return SharedInstance(environments(_made(data, *settings)))
+    return SharedInstance(environments(_made(data, *settings)), data.env_timeout)
 
 
 def spaces_for(data: RolloutDataModule) -> Spaces:
@@ -54,7 +54,7 @@ def spaces_for(data: RolloutDataModule) -> Spaces:
     """
     if data.instance is not None:
         return data.instance.env.single_observation_space, data.instance.env.single_action_space
-    spaces = spaces_of(data.env_id, data.env_kwargs, data.wrappers, data.backend)
+    spaces = spaces_of(data.env_id, data.env_kwargs, data.wrappers, data.backend, data.env_timeout)
     if data.train_env_kwargs or data.train_wrappers:
         name = "train_wrappers" if data.train_wrappers else "train_env_kwargs"
         require_same_spaces(name, spaces, data.env_id, *training_settings(data), data.backend)

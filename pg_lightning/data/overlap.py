@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -33,13 +34,15 @@ class CollectorProcess:
 
     Args:
         make_collector: called in the process, which owns the environments.
+        stopped_limit_s: seconds for which the process may be stopped, by SIGSTOP for example.
 
     Attributes:
         worker: the process; None before the first rollout.
         is_given_up: collection was aborted mid-rollout; the environment state is ahead of the policy.
     """
 
-    def __init__(self, make_collector: Callable[[], RolloutCollector]) -> None:
+    def __init__(self, make_collector: Callable[[], RolloutCollector], stopped_limit_s: float = math.inf) -> None:
+        self._stopped_limit_s = stopped_limit_s
         self._make_collector = make_collector
         self._shared: list[Tensor] = []
         self._parameters: list[nn.Parameter] = []
@@ -54,7 +57,7 @@ class CollectorProcess:
 
         Raises:
             UserError: if the collector raised it.
-            WorkerError: if it raised that or anything else, or the process died.
+            WorkerError: if it raised that or anything else, or the process died or is stopped.
         """
         if self._failure is not None:
             raise self._failure
@@ -110,6 +113,7 @@ class CollectorProcess:
             partial(_serve, self._make_collector, acting),
             name="data.overlap: the process that plays the rollouts",
             handlers={signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: left_to_parent},
+            stopped_limit_s=self._stopped_limit_s,
         )
         self._end = ended_with(self, [self.worker])
 

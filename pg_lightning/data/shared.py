@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from pg_lightning.data.collector import RolloutCollector
-from pg_lightning.envs import env_seed
+from pg_lightning.envs import env_seed, failures
 from pg_lightning.envs.contract import Environments, EnvState, VectorStep
 from pg_lightning.envs.seeds import Seeds, one_seed
 from pg_lightning.errors import UserError
@@ -26,15 +26,16 @@ class SharedInstance:
 
     Args:
         env: the environments.
+        limit_s: seconds that closing them may take.
 
     Attributes:
         evaluations: number of times that an evaluation has reset the environments.
     """
 
-    def __init__(self, env: Environments) -> None:
+    def __init__(self, env: Environments, limit_s: float = 60.0) -> None:
         self.env = env
         self.evaluations = 0
-        weakref.finalize(self, env.close)
+        weakref.finalize(self, failures.close, env, "the simulator", limit_s)
 
 
 class SharedCollector(RolloutCollector):

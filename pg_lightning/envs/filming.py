@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pg_lightning.class_path import ClassPath
+from pg_lightning.envs import failures
 from pg_lightning.envs.contract import EnvKwargs
 from pg_lightning.envs.make import BACKENDS, Backend, make_env
 from pg_lightning.errors import UserError
@@ -31,9 +32,12 @@ def require_pictures(
         env = make_env(env_id, rendering(env_kwargs), wrappers)
         env.reset(seed=0)
         picture = env.render()
-        env.close()
-    except Exception as error:
-        raise UserError(f"{who} cannot render {env_id!r}: {error}") from error
+        failures.close(env)
+    except BaseException as error:
+        if not isinstance(error, Exception) and not failures.is_of_code(error):
+            raise
+        cause = error if isinstance(error, UserError) else failures.deed_of(error)
+        raise UserError(f"{who} cannot render {env_id!r}: {cause}") from error
     if getattr(picture, "ndim", 0) != 3:
         raise UserError(f"{who}: {env_id!r} has no render mode 'rgb_array'")
 

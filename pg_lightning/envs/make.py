@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from gymnasium import Space, spaces
 from gymnasium.vector import VectorEnv
 
-from pg_lightning.class_path import ClassPath, new_name, require_id, resolve
+from pg_lightning.class_path import ClassPath, new_name, require_id, resolve, with_functions
 from pg_lightning.envs.backends import simulator
 from pg_lightning.envs.backends.jax import CAPABILITIES as IN_JAX
 from pg_lightning.envs.backends.jax import Library, make_jax, make_one_jax
@@ -30,6 +30,7 @@ from pg_lightning.envs.backends.vectorised import (
 )
 from pg_lightning.envs.backends.workers import WorkerVectorEnv
 from pg_lightning.envs.contract import Capabilities, Environments, EnvKwargs
+from pg_lightning.envs.failures import in_code, made
 from pg_lightning.envs.flattened import Flattened
 from pg_lightning.envs.replay import Replayable
 from pg_lightning.envs.stateful import refuse_statistics
@@ -85,13 +86,8 @@ def make_env(
     if (make_one := BACKENDS[backend].make_one) is not None:
         _refuse_wrappers(wrappers, backend)
         return make_one(env_id, env_kwargs)
-    try:
-        env: gym.Env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
-    except REFUSALS as error:
-        if name := new_name(env_id):
-            raise UserError(f"data.env_id: {env_id!r} is now {name!r}") from error
-        cure = _missing_extra(error) or _missing_import(env_id) or cause_of(error)
-        raise UserError(f"{refused_field(error)}: cannot make {env_id!r}: {cure}") from error
+    with made("data.env_id", env_id):
+        env = _registered(env_id, env_kwargs)
     refuse_statistics(env, "data.env_id")
     for wrapper in wrappers:
         env = _wrap(env, wrapper)
@@ -104,6 +100,16 @@ def make_env(
     if not isinstance(env.observation_space, spaces.Box) or not env.observation_space.shape:
         env = Flattened(env)
     return env
+
+
+def _registered(env_id: str, env_kwargs: EnvKwargs | None) -> gym.Env:
+    try:
+        return gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
+    except REFUSALS as error:
+        if name := new_name(env_id):
+            raise UserError(f"data.env_id: {env_id!r} is now {name!r}") from error
+        cure = _missing_extra(error) or _missing_import(env_id) or cause_of(error) + in_code(error)
+        raise UserError(f"{refused_field(error)}: cannot make {env_id!r}: {cure}") from error
 
 
 def make_vector_env(
@@ -264,13 +270,15 @@ def _filter_wrapper(space: Space) -> str:
 
 
 def _wrap(env: gym.Env, wrapper: ClassPath) -> gym.Env:
-    wrap, arguments = resolve("data.wrappers", wrapper)
-    try:
-        return wrap(env, **arguments)
-    except REFUSALS as error:
-        path = wrapper if isinstance(wrapper, str) else wrapper["class_path"]
-        cure = _missing_extra(error) or cause_of(error)
-        raise UserError(f"data.wrappers: {path} cannot wrap the environment: {cure}") from error
+    path = wrapper if isinstance(wrapper, str) else str(wrapper.get("class_path", ""))
+    with made("data.wrappers", path):
+        wrap, given = resolve("data.wrappers", wrapper)
+        arguments = with_functions("data.wrappers", wrap, given) if isinstance(given, Mapping) else given
+        try:
+            return wrap(env, **arguments)
+        except REFUSALS as error:
+            cure = _missing_extra(error) or cause_of(error) + in_code(error)
+            raise UserError(f"data.wrappers: {path} cannot wrap the environment: {cure}") from error
 
 
 def _missing_extra(error: BaseException | None) -> str:

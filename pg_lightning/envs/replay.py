@@ -17,6 +17,7 @@ import torch
 from gymnasium import spaces
 
 from pg_lightning.envs.contract import EnvState, Info, SingleReset, SingleStep, capabilities_of
+from pg_lightning.envs.failures import is_of_code
 from pg_lightning.processes import WorkerError
 
 MAX_REPLAY = 50_000  # steps of an episode; longer episodes are not replayed, to limit memory and time
@@ -77,7 +78,9 @@ class Replayable(gym.Wrapper[Any, Any, Any, Any]):
                 total += float(np.float32(reward))  # in the precision of the collector
                 over = terminated or truncated
             return "an episode ends earlier in the replay" if over else (obs, total)
-        except Exception as error:  # an environment may raise anything: then it cannot be restored
+        except BaseException as error:  # an environment may raise anything: then it cannot be restored
+            if not isinstance(error, Exception) and not is_of_code(error):
+                raise
             return f"{type(error).__name__}: {error}"
 
     def _begin(self, action: Any) -> SingleStep:

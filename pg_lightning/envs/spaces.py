@@ -8,6 +8,7 @@ from typing import Any
 from gymnasium import Space
 
 from pg_lightning.class_path import ClassPath
+from pg_lightning.envs import failures
 from pg_lightning.envs.contract import EnvKwargs
 from pg_lightning.envs.make import Backend, make_env
 from pg_lightning.errors import UserError, one_line
@@ -15,11 +16,20 @@ from pg_lightning.errors import UserError, one_line
 Spaces = tuple[Space[Any], Space[Any]]
 
 
-def spaces_of(env_id: str, env_kwargs: EnvKwargs | None, wrappers: Sequence[ClassPath], backend: Backend) -> Spaces:
-    """The observation space and the action space of one environment; see `make_env` for arguments and errors."""
+def spaces_of(
+    env_id: str,
+    env_kwargs: EnvKwargs | None,
+    wrappers: Sequence[ClassPath],
+    backend: Backend,
+    limit_s: float = 60.0,
+) -> Spaces:
+    """The observation space and the action space of one environment, which may take `limit_s` seconds to close.
+
+    See `make_env` for the other arguments and errors.
+    """
     env = make_env(env_id, env_kwargs, wrappers, backend)
     spaces = env.observation_space, env.action_space
-    env.close()
+    failures.close(env, limit_s=limit_s)
     return spaces
 
 

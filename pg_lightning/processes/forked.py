@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, show_traceback
 from pg_lightning.processes.generators import enter_process, key_of_fork
 from pg_lightning.processes.signals import SIGNALS
 
@@ -100,6 +101,7 @@ class ForkedWorker:
         relays: exceptions that are raised here unchanged; others become a `WorkerError` with their traceback.
         siblings: existing workers of the parent, whose pipes the process must not keep open.
         key: of its random generators; by default it follows from the parent's.
+        stopped_limit_s: the value of `data.env_timeout`: seconds for which it may be stopped, by SIGSTOP for example.
 
     Attributes:
         pipe: the parent's end.
@@ -118,8 +120,10 @@ class ForkedWorker:
         relays: tuple[type[Exception], ...] = (UserError, WorkerError),
         siblings: Sequence[ForkedWorker] = (),
         key: tuple[int, ...] = (),
+        stopped_limit_s: float = math.inf,
     ) -> None:
         self.name = name
+        self._stopped_limit_s, self._stopped_since = stopped_limit_s, math.inf
         self._handlers = handlers
         self._farewell = farewell
         self._leads_group = leads_group and sys.platform == "linux"
@@ -142,13 +146,13 @@ class ForkedWorker:
 
     def is_ready(self, timeout_s: float = 0.0) -> bool:
         """Whether `receive` returns at once, now or within `timeout_s`: a message has come or the process has ended."""
-        return self.pipe.poll(timeout_s) or self.has_ended()
+        return self.pipe.poll(timeout_s) or self.has_ended() or self._is_stopped()
 
     def receive(self) -> Any:
         """Waits for the next message.
 
         Raises:
-            WorkerError: if the process died; names the cause.
+            WorkerError: if the process died or is stopped.
             Exception: any exception of `work`, see the class.
         """
         try:
@@ -156,7 +160,11 @@ class ForkedWorker:
                 # Child processes may keep the pipe open. The last messages of an ended process are in the pipe.
                 if self.has_ended() and not self.pipe.poll():
                     raise EOFError
-            message = self.pipe.recv()
+                if self._is_stopped():
+                    self.kill()
+                    limit = f"data.env_timeout, {self._stopped_limit_s:g} s"
+                    raise WorkerError(f"{self.name} was stopped by a signal and did not continue within {limit}")
+            message, self._stopped_since = self.pipe.recv(), math.inf
         except (EOFError, OSError):
             raise WorkerError(f"{self.name} {self.cause_of_death()}") from None
         if isinstance(message, Exception):
@@ -171,6 +179,14 @@ class ForkedWorker:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except ChildProcessError:  # it has been reaped
             return True
+
+    def _is_stopped(self) -> bool:
+        """Whether it has been stopped for longer than it may be, since this was first asked."""
+        if self._stopped_limit_s == math.inf or sys.platform != "linux" or self.has_ended():
+            return False
+        stopped = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        self._stopped_since = min(self._stopped_since, time.monotonic()) if stopped else math.inf
+        return time.monotonic() - self._stopped_since >= self._stopped_limit_s
 
     def cause_of_death(self) -> str:
         """The cause of its end, as the predicate of a sentence; waits briefly if its pipe was closed before its end."""
@@ -241,6 +257,7 @@ class ForkedWorker:
             try:
                 work(pipe, at_exit)
             except self._relays as error:
+                show_traceback(error)
                 pipe.send(error)
             except Exception:
                 with suppress(OSError):

@@ -33,7 +33,7 @@ SEEDS, VICTIM, NOBODY = [7, 8, 9], 8, -1
 TIMEOUT = 1.5  # of those that hang: longer than a process takes to start on a machine that has other work to do
 CAUSES = {
     "raises": r"raised OSError: the simulator is gone \(.*odd_envs.py:\d+\)",
-    "leaves": r"raised SystemExit \(.*odd_envs.py:\d+\)",
+    "leaves": r"called sys.exit\(\) \(.*odd_envs.py:\d+\)",
     "exits": "exited with code 3",
     "is killed": "was killed by SIGKILL",
     "hangs": "did not answer within data.env_timeout, 1.5 s",

@@ -13,12 +13,17 @@ import numpy as np
 from gymnasium import Space
 
 from pg_lightning.envs.contract import Info
+from pg_lightning.envs.failures import Place, raise_as_line, when, who
 from pg_lightning.errors import UserError, one_line
 
-# The index of an environment, None for vectorised code, and its number of steps so far.
-Place = tuple[int | None, int]
 OLD_INTERFACE = "the environment has Gym's old interface"
 CONTRACT = "Gymnasium's interface wants it"
+SIGNS_OF_OLD_INTERFACE = (
+    "to unpack (expected 5",
+    "to unpack (expected 2",
+    "cannot unpack non-iterable",
+    "unexpected keyword argument",
+)
 CURE = "adapt it to Gymnasium's (reset returns obs, info; step returns obs, reward, terminated, truncated, info)"
 
 
@@ -151,26 +156,34 @@ def mask_of(info: Info | None, place: Place) -> Info:
     return {"action_mask": info["action_mask"]} if info and "action_mask" in info else {}
 
 
-def misfit(error: Exception, place: Place) -> Exception:
-    """The error to raise for an exception of an environment: itself, or a `UserError` with the reason.
+def refuse_misfit(error: BaseException, place: Place) -> None:
+    """Raises a `UserError` with the reason if an exception means that the environment breaks the interface.
 
     It has the old interface if the exception comes from a wrapper of Gymnasium or from a back-end, not from its code.
     """
     if isinstance(error, Unfit):
-        return _refused(error.what, place, error.why)
+        raise _refused(error.what, place, error.why) from error
+    if not isinstance(error, (TypeError, ValueError)):
+        return
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     is_ours = frame.f_globals.get("__name__", "").startswith(("gymnasium.", "pg_lightning."))
-    signs = "to unpack (expected 5", "to unpack (expected 2", "unexpected keyword argument"
-    if is_ours and any(sign in str(error) for sign in signs):
-        return _refused(f"what Gymnasium cannot read ({one_line(error)})", place, OLD_INTERFACE, CURE)
-    return error
+    if is_ours and any(sign in str(error) for sign in SIGNS_OF_OLD_INTERFACE):
+        raise _refused(f"what Gymnasium cannot read ({one_line(error)})", place, OLD_INTERFACE, CURE) from error
+
+
+def refuse(error: BaseException, place: Place) -> None:
+    """Raises an exception of an environment as one line; returns if it is not of the environment's code.
+
+    Raises:
+        UserError: if the environment breaks the interface.
+        EnvironmentFailed: if its code raised anything else, `SystemExit` too.
+    """
+    refuse_misfit(error, place)
+    raise_as_line(error, place)
 
 
 def _refused(what: str, place: Place, why: str, cure: str = "correct the environment, or wrap it") -> UserError:
-    index, steps = place
-    who = "the vector environment" if index is None else f"env {index}"
-    where = f"step {steps}" if steps else "reset"
-    return UserError(f"data.env_id: {who} returned in {where} {what}: {why}; {cure}")
+    return UserError(f"data.env_id: {who(place)} returned in {when(place)} {what}: {why}; {cure}")
 
 
 def named(x: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import traceback
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
@@ -15,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
+from pg_lightning.envs import failures
 from pg_lightning.envs.backends import answers
 from pg_lightning.envs.contract import Info
-from pg_lightning.errors import UserError
+from pg_lightning.errors import EnvironmentFailed, UserError, show_traceback
 from pg_lightning.processes import seed_generators
 
 
@@ -71,7 +71,8 @@ class Worker:
         try:
             answer = self.env.reset(seed=seed, options=options)
         except (TypeError, ValueError) as error:
-            raise answers.misfit(error, place) from error
+            answers.refuse_misfit(error, place)
+            raise
         obs, info = answers.first(answer, place)
         self.row.obs[...] = answers.observation(obs, self.env.observation_space, place)
         self.has_ended = False
@@ -88,7 +89,8 @@ class Worker:
         try:
             obs, reward, terminated, truncated, info = self.env.step(self.action())
         except (TypeError, ValueError) as error:
-            raise answers.misfit(error, place) from error
+            answers.refuse_misfit(error, place)
+            raise
         try:
             row.rewards[...], row.terminated[...], row.truncated[...] = reward, terminated, truncated
         except (TypeError, ValueError):
@@ -119,20 +121,22 @@ def serve(
     """Answers `(method of Worker, *arguments)` with `(True, answer)`, until the method is `"close"`.
 
     Any exception of the environment, even SystemExit, is sent as the last answer: `(False, cause)`. A `UserError` is
-    sent itself, because a new process would fail in the same way.
+    sent itself, because a new process would fail in the same way; but not that its code raised, which may be by chance.
     """
     try:
         env = make()
-        at_exit.callback(env.close)
+        at_exit.callback(failures.close, env, f"env {index}")
         worker = Worker(env, row, mode, index)
         while (command := pipe.recv())[0] != "close":
             pipe.send((True, getattr(worker, command[0])(*command[1:])))
     except BaseException as error:  # an environment may call sys.exit
+        show_traceback(error)
+        by_contract = isinstance(error, UserError) and not isinstance(error, EnvironmentFailed)
         with suppress(OSError):
-            pipe.send((False, error if isinstance(error, UserError) else _cause(error)))
+            pipe.send((False, error if by_contract else _cause(error)))
 
 
 def _cause(error: BaseException) -> str:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    what = " ".join(str(error).split())
-    return f"raised {type(error).__name__}{f': {what}' if what else ''} ({place.filename}:{place.lineno})"
+    if isinstance(error, EnvironmentFailed):
+        return f"could not be made: {error}"
+    return f"{failures.deed_of(error)} ({failures.place_of(error)})"

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import iterate
 
+from pg_lightning.envs import failures
 from pg_lightning.envs.backends import answers
 from pg_lightning.envs.contract import Capabilities, Info, SingleReset
 from pg_lightning.envs.seeds import Seeds
@@ -22,6 +23,7 @@ class SerialVectorEnv(SyncVectorEnv):
     Raises:
         UserError: by `step` and `reset`, if an environment returns anything else than its spaces and Gymnasium's
             interface promise. It names the environment and the step.
+        EnvironmentFailed: by `step` and `reset`, if the code of an environment raises.
     """
 
     capabilities = Capabilities(seeds="per_env", can_save_state="by_replay", can_reset_some=True)
@@ -57,8 +59,9 @@ class SerialVectorEnv(SyncVectorEnv):
                 continue
             try:
                 observation, reward, terminated, truncated, info = env.step(action)
-            except (TypeError, ValueError) as error:
-                raise answers.misfit(error, (i, self._steps)) from error
+            except BaseException as error:
+                answers.refuse(error, (i, self._steps))
+                raise
             try:
                 rewards[i], terminations[i], truncations[i] = reward, terminated, truncated
             except (TypeError, ValueError):
@@ -79,13 +82,19 @@ class SerialVectorEnv(SyncVectorEnv):
             self._autoreset_envs = terminations | truncations
         return observations, rewards, terminations, truncations, infos
 
+    def close_extras(self, **kwargs: object) -> None:
+        """Closes every environment; one that cannot be closed is reported in one line."""
+        for i, env in enumerate(self.envs):
+            failures.close(env, f"env {i}")
+
     def _begin(self, i: int, infos: Info, seed: int | None = None, options: Info | None = None) -> Info:
         """Starts an episode of environment i; returns the infos with those of its reset."""
         place, space = (i, self._steps), self.single_observation_space
         try:
             answer: Any = self.envs[i].reset(seed=seed, options=options)
-        except (TypeError, ValueError) as error:
-            raise answers.misfit(error, place) from error
+        except BaseException as error:
+            answers.refuse(error, place)
+            raise
         if answer.__class__ is not tuple or answer[-1].__class__ is not dict:
             answer = answers.first(answer, place)
         observation, info = answer

@@ -10,6 +10,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from pg_lightning.class_path import resolve
+from pg_lightning.envs import failures
 from pg_lightning.envs.backends.simulator_contracts import (
     FiveValueEnv,
     FiveValues,
@@ -38,14 +39,16 @@ def make_simulator(env_id: str, num_envs: int, env_kwargs: EnvKwargs | None) -> 
     """
     if "num_envs" in (env_kwargs or {}):
         raise UserError("data.env_kwargs: num_envs is data.num_envs; remove it")
-    try:
-        made = _made(env_id, num_envs, env_kwargs or {})
-    except UserError:
-        raise
-    except REFUSALS as error:
-        raise UserError(f"{refused_field(error)}: cannot make {env_id!r}: {cause_of(error)}") from error
-    refuse_statistics(made, "data.env_id")
-    env = _adapted(env_id, made)
+    with failures.made("data.env_id", env_id):
+        try:
+            made = _made(env_id, num_envs, env_kwargs or {})
+        except UserError:
+            raise
+        except REFUSALS as error:
+            cause = cause_of(error) + failures.in_code(error)
+            raise UserError(f"{refused_field(error)}: cannot make {env_id!r}: {cause}") from error
+        refuse_statistics(made, "data.env_id")
+        env = _adapted(env_id, made)
     if env.num_envs != num_envs:
         env.close()
         raise UserError(

@@ -15,6 +15,7 @@ from gymnasium import Space, spaces
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from pg_lightning.envs import failures
 from pg_lightning.envs.backends.observations import ObservationLayout, Observations, box_of
 from pg_lightning.envs.contract import Capabilities, EnvState, VectorStep
 from pg_lightning.envs.seeds import Seeds, one_seed
@@ -62,6 +63,7 @@ class Simulator:
     """
 
     restarts = 0
+    _steps = 0
 
     def __init__(self, env: object, layout: ObservationLayout, actions: Space, capabilities: Capabilities) -> None:
         self._env = env
@@ -88,7 +90,7 @@ class Simulator:
         """Closes the simulator, if it can be closed."""
         close = getattr(self._env, "close", None)
         if callable(close):
-            close()
+            failures.close(self._env, "the simulator")  # type: ignore[arg-type]
 
     def taken(self, actions: Tensor) -> Tensor:
         """A copy of the actions on the simulator's device; it may write into the copy."""
@@ -167,15 +169,25 @@ class FiveValues(Simulator):
     @torch.inference_mode()
     def reset(self, seeds: Seeds = None) -> tuple[Tensor, Tensor | None]:
         """See `Environments`; the first of several seeds is used for all."""
-        obs, extras = _values(self.env.reset(seed=one_seed(seeds)), 2, "reset")
+        try:
+            result = self.env.reset(seed=one_seed(seeds))
+        except BaseException as error:
+            failures.raise_as_line(error, (None, self._steps))
+            raise
+        obs, extras = _values(result, 2, "reset")
         self._in_reset_row = torch.zeros_like(self._in_reset_row)
         return self.layout.flat(obs), _action_mask(extras)
 
     @torch.inference_mode()
     def step(self, actions: Tensor) -> VectorStep[Tensor]:
         """See `Environments`."""
-        result = _values(self.env.step(self.taken(actions)), 5, "step")
-        obs, rewards, terminated, truncated, extras = result
+        self._steps += 1
+        try:
+            result = self.env.step(self.taken(actions))
+        except BaseException as error:
+            failures.raise_as_line(error, (None, self._steps))
+            raise
+        obs, rewards, terminated, truncated, extras = _values(result, 5, "step")
         terminated, truncated = self._flags(terminated, "terminated"), self._flags(truncated, "truncated")
         done = terminated | truncated
         begins, final_obs, valid = done, None, None
@@ -217,14 +229,25 @@ class FourValues(Simulator):
     def reset(self, seeds: Seeds = None) -> tuple[Tensor, None]:
         """See `Environments`; the first of several seeds is used, if the simulator has a method `seed`."""
         seed = getattr(self.env, "seed", None)
-        if callable(seed) and one_seed(seeds) is not None:
-            seed(one_seed(seeds))
-        return self.layout.flat(self._first()), None
+        try:
+            if callable(seed) and one_seed(seeds) is not None:
+                seed(one_seed(seeds))
+            first = self._first()
+        except BaseException as error:
+            failures.raise_as_line(error, (None, self._steps))
+            raise
+        return self.layout.flat(first), None
 
     @torch.inference_mode()
     def step(self, actions: Tensor) -> VectorStep[Tensor]:
         """See `Environments`."""
-        obs, rewards, dones, extras = _values(self.env.step(self.taken(actions)), 4, "step")
+        self._steps += 1
+        try:
+            result = self.env.step(self.taken(actions))
+        except BaseException as error:
+            failures.raise_as_line(error, (None, self._steps))
+            raise
+        obs, rewards, dones, extras = _values(result, 4, "step")
         done, time_outs = self.column(dones, "dones").bool(), extras.get("time_outs")
         # Time-outs are set in any dtype, and may be left over from an earlier step.
         truncated = torch.zeros_like(done)

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
+from pg_lightning.envs import failures
 from pg_lightning.envs.backends import answers
 from pg_lightning.envs.contract import Capabilities, EnvKwargs, Info, SingleReset
 from pg_lightning.envs.flattened import Flattened
@@ -48,8 +49,9 @@ class Vectorised(VectorWrapper):
         place = None, self._steps
         try:
             answer = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        except (TypeError, ValueError) as error:
-            raise answers.misfit(error, place) from error
+        except BaseException as error:
+            answers.refuse(error, place)
+            raise
         obs, info = answers.first(answer, place)
         return answers.observation(obs, self._space, place), info or {}
 
@@ -59,14 +61,19 @@ class Vectorised(VectorWrapper):
         place = None, self._steps
         try:
             obs, rewards, terminated, truncated, infos = self.env.step(actions.copy())
-        except (TypeError, ValueError) as error:
-            raise answers.misfit(error, place) from error
+        except BaseException as error:
+            answers.refuse(error, place)
+            raise
         terminated = answers.column(terminated, "terminated", place, self.num_envs, np.bool_)
         truncated = answers.column(truncated, "truncated", place, self.num_envs, np.bool_)
         if self._resets_in_step and (done := terminated | truncated).any():
             infos = {**infos, "final_obs": self._final_obs(infos, done, place)}
         rewards = answers.column(rewards, "rewards", place, self.num_envs, np.float64)
         return answers.observation(obs, self._space, place), rewards, terminated, truncated, infos or {}
+
+    def close(self, **kwargs: object) -> None:
+        """Closes the environments; if they cannot be closed, that is reported in one line."""
+        failures.close(self.env, "the vector environment")
 
     def _final_obs(self, infos: Info | None, done: np.ndarray, place: answers.Place) -> np.ndarray:
         """`[N, *obs]` the last observations of the episodes that ended, which Gymnasium's `SAME_STEP` requires."""
@@ -81,7 +88,8 @@ class Vectorised(VectorWrapper):
 
 def refused_field(error: BaseException) -> str:
     """The setting that is at fault if Gymnasium cannot make an environment: its id, or its arguments."""
-    is_id = isinstance(error, (gym.error.Error, ImportError)) or "must inherit from the gymnasium.Env" in str(error)
+    of_id = "must inherit from the gymnasium.Env", "Empty module name"
+    is_id = isinstance(error, (gym.error.Error, ImportError)) or any(sign in str(error) for sign in of_id)
     return "data.env_id" if is_id else "data.env_kwargs"
 
 
@@ -102,12 +110,14 @@ def make_vectorised(
     Raises:
         UserError: if there is no such code, or it has another autoreset mode.
     """
-    try:
-        env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **(env_kwargs or {}))
-        if not isinstance(env.single_observation_space, spaces.Box) or not env.single_observation_space.shape:
-            env = gym.wrappers.vector.VectorizeTransformObservation(env, Flattened)
-    except REFUSALS as error:
-        raise UserError(f"data.backend: no vectorised {env_id!r}: {cause_of(error)}") from error
+    with failures.made("data.env_id", env_id):
+        try:
+            env = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **(env_kwargs or {}))
+            if not isinstance(env.single_observation_space, spaces.Box) or not env.single_observation_space.shape:
+                env = gym.wrappers.vector.VectorizeTransformObservation(env, Flattened)
+        except REFUSALS as error:
+            cause = cause_of(error) + failures.in_code(error)
+            raise UserError(f"data.backend: no vectorised {env_id!r}: {cause}") from error
     refuse_statistics(env, "data.env_id")
     mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     if autoreset_mode is not None and mode != MODES[autoreset_mode]:

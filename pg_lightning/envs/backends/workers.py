@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from pg_lightning.envs import failures
 from pg_lightning.envs.backends.env_worker import Rows, serve, shared_zeros
 from pg_lightning.envs.contract import RESTARTED, Capabilities, Info, SingleReset
 from pg_lightning.envs.seeds import env_seed
@@ -83,7 +84,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
         self.observation_space = batch_space(env.observation_space, num_envs)
         self.action_space = batch_space(env.action_space, num_envs)
-        env.close()
+        failures.close(env, limit_s=timeout)
         self.timeout = timeout
         self.max_restarts = max_restarts
         self.restarts = 0
