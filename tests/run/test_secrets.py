@@ -11,6 +11,7 @@ SECRET = "hunter2"
 SECRETS = [
     ({"trainer": {"logger": {"init_args": {"settings": {"api_key": SECRET}}}}}, "trainer.logger.init_args"),
     ({"data": {"env_kwargs": {"key": SECRET}}}, "data"),
+    ({"data": {"env_kwargs": {"deep": {"key": SECRET}}}}, "data"),
     ({"data": {"env_kwargs": {"deep": [{"auth_token": SECRET}]}}}, "data"),
     ({"data": {"train_env_kwargs": {"db_password": SECRET, "client-secret": SECRET}}}, "data"),
     ({"storage": f"postgresql://me:{SECRET}@host/db"}, ""),
