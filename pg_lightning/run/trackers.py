@@ -125,7 +125,7 @@ class FaultTolerantWandbLogger(OpenWandbLogger):
         own = wandb.Settings(
             init_timeout=min(settings.init_timeout, INIT_SECONDS),
             finish_timeout=settings.finish_timeout or FINISH_SECONDS,
-            disable_git=True,  # its calls of git run programs that the repository's configuration names
+            disable_git=True,  # with WANDB_SAVE_CODE it calls git diff, which runs programs that the repository names
             git_commit=(commit() or "").rstrip("+") or None,
         )
         self.init_arguments.setdefault("settings", own)

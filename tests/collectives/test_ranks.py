@@ -327,6 +327,16 @@ def settle(rank):
     return rollouts.backend
 
 
+def evaluate(rank, limit, **data):
+    """Returns of the episodes of all ranks, of an evaluation that stops after `limit` on each."""
+    torch.manual_seed(7)
+    rollouts = RolloutDataModule("CartPole-v1", **data)
+    spaces = {"observation_space": rollouts.observation_space, "action_space": rollouts.action_space}
+    module = PPO(**spaces, hidden_sizes=[4])
+    trainer_of(rank, limit_val_batches=limit).validate(module, datamodule=rollouts, verbose=False)
+    return module.evaluation[0].tolist()
+
+
 class Apart(A2C):
     """Forgets what the other ranks have found."""
 
@@ -377,6 +387,7 @@ def work(rank, port, writer):
         writer.send((rank, "tensors", play_tensors(rank)))
         writer.send((rank, "backend", (settle(rank),)))
         writer.send((rank, "apart", (tell_apart(rank),)))
+        writer.send((rank, "evaluation", (evaluate(rank, 3, eval_episodes=40, num_envs=10),)))
     except BaseException:
         writer.send((rank, name, traceback.format_exc()))
     finally:
@@ -501,3 +512,11 @@ def test_ranks_that_drift_apart_are_told_which_on_every_rank(ranks):
     assert message.startswith(
         "trainer.devices: weights or statistics of rank 1 differ from those of rank 0 after 1 upd"
     )
+
+
+def test_an_evaluation_that_stops_early_keeps_the_first_episodes_on_both_ranks(ranks):
+    (returns,), (same,) = of(ranks, "evaluation")
+    assert returns == same
+    alone = evaluate(None, 1.0, eval_episodes=6, num_envs=1)
+    assert returns == alone[::2] + alone[1::2]
+    assert len(set(alone)) > 2

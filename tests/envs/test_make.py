@@ -253,6 +253,11 @@ def test_what_is_no_id_is_refused_with_the_way_to_one(env_id: Any, cure: str, ba
         make_vector_env(env_id, 2, backend=backend)
 
 
+def test_what_is_no_id_is_refused_where_one_environment_is_made() -> None:
+    with pytest.raises(UserError, match=r"^data\.env_id: give the id 'CartPole-v1', not EnvSpec"):
+        make_env(gym.spec("CartPole-v1"))  # type: ignore[arg-type]
+
+
 def test_a_class_that_is_no_environment_of_gymnasiums_is_the_ids_fault() -> None:
     gym.register("tests/Alien-v0", entry_point=lambda: object())
     with pytest.raises(UserError, match=r"^data\.env_id: cannot make .* must inherit from the gymnasium.Env"):

@@ -362,6 +362,7 @@ def files() -> Iterator[Case]:
     yield Case("a storage that is shorter than declared", lambda whole, _: _resized(whole, 0.5))
     yield Case("a storage that is longer than declared", lambda whole, _: _resized(whole, 2))
     yield Case("a storage that is not there", lambda whole, _: _resized(whole, None))
+    yield Case("a tensor that goes beyond its storage", _beyond)
     yield Case("overlapping entries", _overlapping)
     yield Case(
         "without data.pkl", lambda whole, _: _zipped({k: v for k, v in _records(whole).items() if "pkl" not in k})
@@ -438,6 +439,17 @@ def _resized(whole: bytes, factor: float | None) -> bytes:
     if factor is not None:
         records[name] = (content * 2)[: int(len(content) * factor)]
     return _zipped(records)
+
+
+def _beyond(whole: bytes, _: Path) -> bytes:
+    """Of 54,321 elements, in a storage of 20,000; a checkpoint of 1,234 of them is what torch has written."""
+    checkpoint = torch.load(io.BytesIO(whole), weights_only=True)
+    buffer = io.BytesIO()
+    torch.save({**checkpoint, "more": torch.zeros(20_000)[:1234]}, buffer)
+    content = next(x for name, x in _records(buffer.getvalue()).items() if name.endswith("/data.pkl"))
+    before, after = (b"M" + struct.pack("<H", size) + pickle.TUPLE1 for size in (1234, 54321))
+    assert content.count(before) == 1
+    return _with_pickle(buffer.getvalue(), content.replace(before, after))
 
 
 def _bomb(whole: bytes, _: Path) -> bytes:

@@ -137,3 +137,26 @@ def test_damaged_arguments_of_a_module_are_refused(change, received):
 def test_arguments_that_are_given_are_not_those_of_the_checkpoint(received):
     path = received(lambda checkpoint: checkpoint["hyper_parameters"].update(gamma="x"))
     assert PPO.load_from_checkpoint(path, gamma=0.5).gamma == 0.5
+
+
+@pytest.mark.parametrize("use", [pg_lightning.load, PPO.load_from_checkpoint], ids=["load", "load_from_checkpoint"])
+@pytest.mark.parametrize(
+    ("sizes", "problem"),
+    [([300, 300], r"but \[2, 300\] in pg_lightning.policy"), ([1] * 10**4, "hidden_sizes has 10000 layers")],
+    ids=["wide", "deep"],
+)
+def test_a_policy_that_is_larger_than_its_weights_reserves_no_memory(use, sizes, problem, received, monkeypatch):
+    def describe(checkpoint):
+        checkpoint["hyper_parameters"]["hidden_sizes"] = sizes
+        checkpoint["pg_lightning"]["policy"]["init_args"]["hidden_sizes"] = sizes
+
+    path, devices, make = received(describe), set(), torch.nn.Linear.__init__
+
+    def noted(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        devices.add(self.weight.device.type)
+
+    monkeypatch.setattr(torch.nn.Linear, "__init__", noted)
+    with pytest.raises(UserError, match=problem):
+        use(path)
+    assert devices <= {"meta"}

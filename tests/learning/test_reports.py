@@ -61,6 +61,7 @@ CNN = {"torso": "nature_cnn"}
         ({**IMAGE, "dtype": "int32"}, CNN, "nature_cnn"),
         ({"dtype": "uint8", "high": 255, "scale": 200.0}, {}, "mlp"),
         ({"high": np.inf, "scale": 1e4}, {}, "mlp"),
+        ({"high": np.inf, "scale": -1e4}, {}, "mlp"),
     ],
 )
 def test_large_observations_that_reach_the_network_as_they_are_are_named_once(

@@ -4,12 +4,14 @@ import pytest
 import yaml
 from run_files import complaint
 
-from pg_lightning.run.secrets import HIDDEN, without_secrets, without_secrets_in
+from pg_lightning.errors import UserError
+from pg_lightning.run.secrets import HIDDEN, refuse_hidden, without_secrets, without_secrets_in
 
 SECRET = "hunter2"
 SECRETS = [
     ({"trainer": {"logger": {"init_args": {"settings": {"api_key": SECRET}}}}}, "trainer.logger.init_args"),
     ({"data": {"env_kwargs": {"key": SECRET}}}, "data"),
+    ({"data": {"env_kwargs": {"deep": {"key": SECRET}}}}, "data"),
     ({"data": {"env_kwargs": {"deep": [{"auth_token": SECRET}]}}}, "data"),
     ({"data": {"train_env_kwargs": {"db_password": SECRET, "client-secret": SECRET}}}, "data"),
     ({"storage": f"postgresql://me:{SECRET}@host/db"}, ""),
@@ -27,6 +29,13 @@ def test_a_secret_is_hidden_wherever_it_is(options, _):
     assert SECRET not in without_secrets_in(str(options).replace("'key'", "'api_key'"))
 
 
+@pytest.mark.parametrize(("options", "_"), SECRETS, ids=lambda x: "" if isinstance(x, str) else None)
+def test_what_was_hidden_is_refused_wherever_it_is(options, _):
+    refuse_hidden(options)
+    with pytest.raises(UserError, match=r"^[\w.-]+: \*\*\* is a secret that was not saved; give its value again$"):
+        refuse_hidden(without_secrets(options))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -38,6 +47,7 @@ def test_a_secret_is_hidden_wherever_it_is(options, _):
 )
 def test_what_is_no_secret_stays(options):
     assert without_secrets(options) == options
+    refuse_hidden(options)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +77,7 @@ def test_a_message_without_secrets_stays():
         assert without_secrets_in(message) == message
 
 
-def test_no_file_of_a_run_holds_a_secret(cli, tiny, tmp_path):
+def test_no_file_of_a_run_holds_a_secret(cli, tiny, tmp_path, caplog):
     options = ("--data.total_steps", 64, "--data.eval_episodes", 1, "--data.env_id", "odd_envs:Licensed-v0")
     options += ("--data.env_kwargs", f'{{"api_key": "{SECRET}"}}')
     logger = {
@@ -88,6 +98,10 @@ def test_no_file_of_a_run_holds_a_secret(cli, tiny, tmp_path):
     assert said == "data.env_kwargs.api_key: *** is a secret that was not saved; give its value again"
     again = cli(tmp_path, *of_run, "--data.env_kwargs.api_key", SECRET)
     assert again.returncode == 0, again.stderr
+    options += ("--data.total_steps", 128, "--ckpt_path", "last")
+    resumed = cli(tmp_path, "fit", "--config", tiny, *options, "--trainer.logger", yaml.safe_dump(logger))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "episodes start" not in caplog.text + resumed.stderr
 
 
 def test_no_error_repeats_a_secret(cli, tmp_path):

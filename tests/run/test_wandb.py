@@ -83,7 +83,8 @@ def offline_run(mirror, tmp_path_factory):
     (repository / ".gitattributes").write_text("* filter=evil\n")
     (repository / "code.py").write_text("changed")
     root = ("--trainer.default_root_dir", folder / "runs")
-    return mirror(repository, *root, "--trainer.logger.log_model", "true", WANDB_MODE="offline")
+    variables = {"WANDB_MODE": "offline", "WANDB_SAVE_CODE": "true"}  # W&B saves the code with `git diff`
+    return mirror(repository, *root, "--trainer.logger.log_model", "true", **variables)
 
 
 def test_every_metric_is_mirrored_against_env_steps(offline_run, run):
