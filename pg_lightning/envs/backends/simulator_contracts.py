@@ -5,7 +5,8 @@ Steps and resets run in inference mode: a simulator may write in a reset into te
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
 
@@ -92,6 +93,15 @@ class Simulator:
         if callable(close):
             failures.close(self._env, "the simulator")  # type: ignore[arg-type]
 
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Within this context, what the simulator raises becomes one line that names the step."""
+        try:
+            yield
+        except BaseException as error:
+            failures.raise_as_line(error, (None, self._steps))
+            raise
+
     def taken(self, actions: Tensor) -> Tensor:
         """A copy of the actions on the simulator's device; it may write into the copy."""
         return actions.to(self.layout.device, copy=True)
@@ -169,11 +179,8 @@ class FiveValues(Simulator):
     @torch.inference_mode()
     def reset(self, seeds: Seeds = None) -> tuple[Tensor, Tensor | None]:
         """See `Environments`; the first of several seeds is used for all."""
-        try:
+        with self.reported():
             result = self.env.reset(seed=one_seed(seeds))
-        except BaseException as error:
-            failures.raise_as_line(error, (None, self._steps))
-            raise
         obs, extras = _values(result, 2, "reset")
         self._in_reset_row = torch.zeros_like(self._in_reset_row)
         return self.layout.flat(obs), _action_mask(extras)
@@ -182,11 +189,8 @@ class FiveValues(Simulator):
     def step(self, actions: Tensor) -> VectorStep[Tensor]:
         """See `Environments`."""
         self._steps += 1
-        try:
+        with self.reported():
             result = self.env.step(self.taken(actions))
-        except BaseException as error:
-            failures.raise_as_line(error, (None, self._steps))
-            raise
         obs, rewards, terminated, truncated, extras = _values(result, 5, "step")
         terminated, truncated = self._flags(terminated, "terminated"), self._flags(truncated, "truncated")
         done = terminated | truncated
@@ -229,24 +233,18 @@ class FourValues(Simulator):
     def reset(self, seeds: Seeds = None) -> tuple[Tensor, None]:
         """See `Environments`; the first of several seeds is used, if the simulator has a method `seed`."""
         seed = getattr(self.env, "seed", None)
-        try:
+        with self.reported():
             if callable(seed) and one_seed(seeds) is not None:
                 seed(one_seed(seeds))
             first = self._first()
-        except BaseException as error:
-            failures.raise_as_line(error, (None, self._steps))
-            raise
         return self.layout.flat(first), None
 
     @torch.inference_mode()
     def step(self, actions: Tensor) -> VectorStep[Tensor]:
         """See `Environments`."""
         self._steps += 1
-        try:
+        with self.reported():
             result = self.env.step(self.taken(actions))
-        except BaseException as error:
-            failures.raise_as_line(error, (None, self._steps))
-            raise
         obs, rewards, dones, extras = _values(result, 4, "step")
         done, time_outs = self.column(dones, "dones").bool(), extras.get("time_outs")
         # Time-outs are set in any dtype, and may be left over from an earlier step.
