@@ -47,6 +47,28 @@ def actor_for(env: Any, **model: Any) -> PolicyActor:
     return module.actor
 
 
+class ActsBy:
+    """An actor without a network: a function of the observations `[N, *obs]` says what it does."""
+
+    policy_version = 0
+    device = torch.device("cpu")
+
+    def __init__(self, rule: Callable[[Tensor], Tensor] = torch.zeros_like) -> None:
+        self.rule = rule
+
+    def acting(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def initial_state(self, num_envs: int) -> None:
+        return None
+
+    def act(self, obs: Tensor, *_: Any) -> tuple[Tensor, None]:
+        return self.rule(obs), None
+
+    def env_actions(self, actions: Tensor) -> Tensor:
+        return actions
+
+
 class WatchedActor(PolicyActor):
     """Notes log π(a|s) of every sampled action at the time of acting, one `[N]` a step."""
 

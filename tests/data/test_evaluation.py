@@ -11,6 +11,7 @@ import numpy as np
 import odd_envs  # noqa: F401 - registers
 import pytest
 import torch
+from doubles import ActsBy
 from torch import Tensor
 
 from pg_lightning.algorithms import PPO
@@ -50,36 +51,14 @@ class Dice(gym.Env):
 gym.register("tests/Dice-v0", Dice)
 
 
-class StepCounter:
-    """An actor whose action is the number of the step."""
-
-    policy_version = 0
-    device = torch.device("cpu")
-
-    def acting(self) -> torch.no_grad:
-        return torch.no_grad()
-
-    def initial_state(self, num_envs: int) -> None:
-        return None
-
-    def act(
-        self,
-        obs: Tensor,
-        generator: torch.Generator,
-        deterministic: bool = False,
-        action_mask: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        return obs[:, 1].long() % 4, None
-
-    def env_actions(self, actions: Tensor) -> Tensor:
-        return actions
+def number_of_the_step(obs: Tensor) -> Tensor:
+    return obs[:, 1].long() % 4
 
 
 def play(seeds: list[int], num_envs: int, **kwargs: Any) -> list[Episode]:
     env = make_vector_env("tests/Dice-v0", num_envs, autoreset_mode="disabled")
     options = {"action_seed": 0, "deterministic": True, "max_episode_steps": 100, **kwargs}
-    return list(EvaluationDataset(env, StepCounter(), seeds, **options))
+    return list(EvaluationDataset(env, ActsBy(number_of_the_step), seeds, **options))
 
 
 def lengths_one_by_one(seeds: list[int]) -> list[int]:
@@ -131,7 +110,7 @@ def test_an_evaluation_that_draws_from_global_generators_repeats_itself_and_leav
     reseed()
     env = make_vector_env("Draws-v0", 2, None, (), backend, "disabled")
     reseed()
-    played = EvaluationDataset(env, StepCounter(), SEEDS, 0, True, 100, record=True)
+    played = EvaluationDataset(env, ActsBy(number_of_the_step), SEEDS, 0, True, 100, record=True)
     once = [episode.trajectory["obs"] for episode in played]
     between = drawn()
     some = iter(played)
@@ -170,7 +149,7 @@ def test_trajectories_are_recorded_only_if_asked_for() -> None:
     assert all(episode.trajectory == {} for episode in play(SEEDS, 3))
 
 
-class Counter(StepCounter):
+class Counter(ActsBy):
     """Its memory is the number of steps since it was empty, and so is its action, as far as there is one."""
 
     def initial_state(self, num_envs: int) -> Tensor:  # type: ignore[override]
@@ -217,7 +196,7 @@ class MaskedDice(Dice):
 gym.register("tests/MaskedDice-v0", MaskedDice)
 
 
-class Obedient(StepCounter):
+class Obedient(ActsBy):
     """Takes the first action that is allowed."""
 
     def act(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import untidy_envs
+from doubles import ActsBy
 from gymnasium import spaces
-from torch import Tensor
 
 from pg_lightning.data import RolloutCollector
 from pg_lightning.envs import make_vector_env
@@ -182,31 +182,12 @@ def test_options_are_none_where_there_are_none(backend: str, mode: str) -> None:
     assert len(played) == STEPS + 1
 
 
-class Actor:
-    """Always 0.5, the same tensor for the rollout and the environment."""
-
-    policy_version = 0
-    device = torch.device("cpu")
-
-    def acting(self) -> torch.no_grad:
-        return torch.no_grad()
-
-    def initial_state(self, num_envs: int) -> None:
-        return None
-
-    def act(self, obs: Tensor, *_: Any) -> tuple[Tensor, None]:
-        return torch.full((len(obs), 1), 0.5), None
-
-    def env_actions(self, actions: Tensor) -> Tensor:
-        return actions
-
-
 @pytest.mark.parametrize(("backend", "mode"), [*BACKENDS, ("vector", None)])
 def test_an_environment_may_write_into_its_action(backend: Any, mode: Any) -> None:
     name, fault = ("Fleet-v0", {"fault": "writes into its actions"}) if backend == "vector" else ("Rescales-v0", {})
     env = make_vector_env(name, N, fault, (), backend, mode)
     collector = RolloutCollector(env, STEPS, [1, 2] if backend != "vector" else 1, 0)
-    rollout = collector.collect(Actor())
+    rollout = collector.collect(ActsBy(lambda obs: torch.full((len(obs), 1), 0.5)))
     assert (rollout.actions == 0.5).all()
     assert (rollout.rewards[rollout.valid] == 0.5).all()
     state = collector.state_dict()["envs"]
