@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 import warm
 from run_files import load, read_metrics
 
-from pg_lightning.cli import main
+from pg_lightning.__main__ import main
 
 COMMAND = [sys.executable, "-m", "pg_lightning"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -374,6 +374,7 @@ def work(rank, port, writer):
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0}
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ.update({name: str(value) for name, value in (address | place).items()})
+    os.environ.pop("PL_GLOBAL_SEED", None)  # with which Lightning would seed a rank anew
     try:
         for name, case in CASES.items():
             with pytest.MonkeyPatch.context() as patch:

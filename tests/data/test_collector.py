@@ -472,8 +472,9 @@ def test_an_error_of_the_environment_itself_is_not_hidden() -> None:
     env = make_vector_env("tests/Script-v0", 2)
     collector = RolloutCollector(env, 4, [0, 1], 0)
     env.envs[1].unwrapped.step = lambda action: 1 / 0
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(UserError, match="env 1 failed in step 1: it raised ZeroDivisionError") as found:
         collector.collect(ScriptedActor())
+    assert isinstance(found.value.__cause__, ZeroDivisionError)
 
 
 class Fickle(OneWay):
