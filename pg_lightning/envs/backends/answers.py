@@ -88,10 +88,7 @@ def number(reward: object, place: Place) -> float:
     Raises:
         UserError: if it is none.
     """
-    try:
-        given = np.asarray(reward, np.float64)
-    except (TypeError, ValueError, RuntimeError):
-        given = np.empty(0)
+    given = _array(reward, np.float64)
     if given.size != 1 or reward is None:
         raise _refused(f"a reward that is not one number ({named(reward)})", place, CONTRACT)
     return float(given.item())
@@ -103,10 +100,7 @@ def flag(value: object, name: str, place: Place) -> bool:
     Raises:
         UserError: if it is none.
     """
-    try:
-        given = np.asarray(value, np.bool_)
-    except (TypeError, ValueError, RuntimeError):
-        given = np.empty(0, np.bool_)
+    given = _array(value, np.bool_)
     if given.size != 1:
         raise _refused(f"{name} that is not one truth value ({named(value)})", place, CONTRACT)
     return bool(given.item())
@@ -118,14 +112,19 @@ def column(values: object, name: str, place: Place, num_envs: int, dtype: type[n
     Raises:
         UserError: if they are not one for each environment.
     """
-    try:
-        given = np.asarray(values, dtype)
-    except (TypeError, ValueError, RuntimeError):
-        given = np.empty(0, dtype)
+    given = _array(values, dtype)
     if given.size != num_envs:
         what = f"{name} that are not one for each of {num_envs} environments ({named(values)})"
         raise _refused(what, place, CONTRACT)
     return given.reshape(num_envs)
+
+
+def _array(x: object, dtype: type[np.generic]) -> np.ndarray:
+    """An array-like as an array; an empty one for anything else."""
+    try:
+        return np.asarray(x, dtype)
+    except (TypeError, ValueError, RuntimeError):
+        return np.empty(0, dtype)
 
 
 def first(answer: object, place: Place) -> tuple[object, Info | None]:
