@@ -152,17 +152,17 @@ class Learner:
             limit: before any step but the first, the passes end if the mean of the statistic over the rows of all ranks
                 exceeds this; with ∞ it is not computed.
         """
-        size, steps = len(batch) / num_minibatches, 1
-        if self._one_call is not None and self._one_call.network_is_ours and batch.sequences is None:
-            steps = steps_per_call(size, num_minibatches) if limit == math.inf else 1
-        if steps == 1 or self._one_call is None:
+        call, size, steps = self._one_call, len(batch) / num_minibatches, 1
+        if call is not None and call.network_is_ours and batch.sequences is None and limit == math.inf:
+            steps = steps_per_call(size, num_minibatches)
+        if call is None or steps == 1:
             for i, minibatch in enumerate(self.minibatches(batch, num_epochs, num_minibatches)):
                 if not self._step(loss, minibatch, name, limit if i else math.inf):
                     return
             return
         for _ in range(num_epochs):
             for rows in batch.shuffled().parts(steps * int(size)):
-                if not self._step_at_once(self._one_call, loss, rows, steps):
+                if not self._step_at_once(call, loss, rows, steps):
                     for minibatch in rows.parts(int(size)):
                         self._step(loss, minibatch)
 

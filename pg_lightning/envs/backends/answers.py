@@ -106,6 +106,19 @@ def flag(value: object, name: str, place: Place) -> bool:
     return bool(given.item())
 
 
+def outcome(reward: object, terminated: object, truncated: object, place: Place) -> tuple[float, bool, bool]:
+    """The reward and the two ends of a step: see `number` and `flag`.
+
+    Raises:
+        UserError: as these.
+    """
+    return (
+        number(reward, place),
+        flag(terminated, "terminated", place),
+        flag(truncated, "truncated", place),
+    )
+
+
 def column(values: object, name: str, place: Place, num_envs: int, dtype: type[np.generic]) -> np.ndarray:
     """`[N]` rewards or ends of vectorised code, also from `[N, 1]` and from other array-likes.
 

@@ -94,9 +94,8 @@ class Worker:
         try:
             row.rewards[...], row.terminated[...], row.truncated[...] = reward, terminated, truncated
         except (TypeError, ValueError):
-            row.rewards[...] = answers.number(reward, place)
-            row.terminated[...] = answers.flag(terminated, "terminated", place)
-            row.truncated[...] = answers.flag(truncated, "truncated", place)
+            found = answers.outcome(reward, terminated, truncated, place)
+            row.rewards[...], row.terminated[...], row.truncated[...] = found
         obs = answers.observation(obs, self.env.observation_space, place)
         self.has_ended = bool(row.terminated or row.truncated)
         if self.has_ended and self.mode == AutoresetMode.SAME_STEP:

@@ -65,10 +65,8 @@ class SerialVectorEnv(SyncVectorEnv):
             try:
                 rewards[i], terminations[i], truncations[i] = reward, terminated, truncated
             except (TypeError, ValueError):
-                place = i, self._steps
-                rewards[i] = answers.number(reward, place)
-                terminations[i] = answers.flag(terminated, "terminated", place)
-                truncations[i] = answers.flag(truncated, "truncated", place)
+                found = answers.outcome(reward, terminated, truncated, (i, self._steps))
+                rewards[i], terminations[i], truncations[i] = found
             if observation.__class__ is not np.ndarray or observation.dtype != dtype or observation.shape != shape:
                 observation = answers.observation(observation, self.single_observation_space, (i, self._steps))
             if in_step and (terminations[i] or truncations[i]):
