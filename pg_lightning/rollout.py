@@ -240,12 +240,14 @@ class Episode:
         capped: whether the evaluation stopped the episode, not the environment.
         trajectory: arrays `obs [L + 1, *obs]`, `actions [L, *action]` as the environment got them, `rewards`,
             `terminated`, `truncated` `[L]`; empty unless asked for.
+        group: of the episodes that are also evaluated for themselves, as games against one opponent from one seat.
     """
 
     episode_return: Tensor
     episode_length: Tensor
     capped: bool
     trajectory: dict[str, Tensor]
+    group: int = 0
 
 
 class Actor(Protocol):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pg_lightning.learning.metrics import EvaluationEpisodes, TrainingEpisodes
+from pg_lightning.learning.metrics import EvaluationEpisodes, TrainingEpisodes, game_results
 from pg_lightning.statistics import explained_variance
 
 
@@ -12,9 +12,10 @@ def test_an_evaluation_gathers_all_episodes_since_the_last_collection():
     metric = EvaluationEpisodes()
     metric.update(torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0]))
     metric.update(torch.tensor([3.0]), torch.tensor([30.0]))
-    returns, lengths = metric.collect()
+    returns, lengths, groups = metric.collect()
     assert returns.tolist() == [1.0, 2.0, 3.0]
     assert lengths.tolist() == [10.0, 20.0, 30.0]
+    assert groups.tolist() == [0, 0, 0]
 
 
 def test_an_evaluation_starts_anew_after_a_collection():
@@ -22,13 +23,30 @@ def test_an_evaluation_starts_anew_after_a_collection():
     metric.update(torch.tensor([1.0]), torch.tensor([10.0]))
     metric.collect()
     metric.update(torch.tensor([2.0]), torch.tensor([20.0]))
-    assert [x.tolist() for x in metric.collect()] == [[2.0], [20.0]]
+    assert [x.tolist() for x in metric.collect()] == [[2.0], [20.0], [0]]
 
 
 def test_one_episode_is_still_a_vector():
     metric = EvaluationEpisodes()
     metric.update(torch.tensor([1.0]), torch.tensor([10.0]))
-    assert [x.shape for x in metric.collect()] == [(1,), (1,)]
+    assert [x.shape for x in metric.collect()] == [(1,), (1,), (1,)]
+
+
+def test_results_of_games_are_shares_of_all_and_of_each_group():
+    metric = EvaluationEpisodes()
+    metric.update(torch.tensor([2.0, -1.0, 0.0]), torch.ones(3), 0)
+    metric.update(torch.tensor([1.0]), torch.ones(1), 2)
+    assert game_results(metric.collect(), ["a", "b", "c"]) == {
+        "win_rate": 0.5,
+        "draw_rate": 0.25,
+        "loss_rate": 0.25,
+        "win_rate/a": pytest.approx(1 / 3),
+        "draw_rate/a": pytest.approx(1 / 3),
+        "loss_rate/a": pytest.approx(1 / 3),
+        "win_rate/c": 1.0,
+        "draw_rate/c": 0.0,
+        "loss_rate/c": 0.0,
+    }
 
 
 def test_episodes_of_training_are_those_since_the_last_report():

@@ -120,7 +120,7 @@ class EvaluationReport(Callback):
 
     @rank_zero_only
     def _write(self, trainer: Any, pl_module: Any, name: str) -> None:
-        returns, lengths = (x.double().cpu().numpy() for x in pl_module.evaluation)
+        returns, lengths = (x.double().cpu().numpy() for x in pl_module.evaluation[:2])
         report = {
             "env_id": trainer.datamodule.env_id,
             "episodes": len(returns),

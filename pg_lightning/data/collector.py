@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from pg_lightning.data.device_rows import DeviceRows
+from pg_lightning.data.game_rows import GameRows
 from pg_lightning.data.host_rows import HostRows
 from pg_lightning.data.program import RolloutProgram, make_program
 from pg_lightning.envs.autoreset import environments
-from pg_lightning.envs.contract import Environments
+from pg_lightning.envs.contract import Environments, GameEnvironments
 from pg_lightning.errors import UserError
 from pg_lightning.rollout import Actor, Rollout
 
@@ -65,7 +66,9 @@ class RolloutCollector:
         self._generator_state: tuple[str, Tensor] | None = None
         self._state: Tensor | None = None
         self.rows: HostRows | DeviceRows
-        if self.env.capabilities.device is None:
+        if self.env.capabilities.num_both:
+            self.rows = GameRows(self.env, num_steps, whole_episodes, double)
+        elif self.env.capabilities.device is None:
             self.rows = HostRows(self.env, num_steps, whole_episodes, double)
         else:
             self.rows = DeviceRows(self.env, num_steps, whole_episodes)
@@ -80,6 +83,8 @@ class RolloutCollector:
             UserError: if an observation, a reward or an action is not finite, naming the environment and the step; if
                 an episode that must be completed does not end.
         """
+        if self.env.capabilities.follows_policy:
+            cast(GameEnvironments, self.env).follow(actor)
         generator, first_state = self._prepared(actor)
         policy_version, env, rows, state, T = actor.policy_version, self.env, self.rows, first_state, self.num_steps
         rows.begin()
@@ -91,12 +96,13 @@ class RolloutCollector:
                 while rows.t < T or (self.whole_episodes and rows.episodes.any_playing()):
                     if self.whole_episodes and rows.t >= self.max_episode_steps:
                         self._refuse_endless()
-                    actions, state = actor.act(rows.now, generator, False, rows.mask, state)
+                    own = state if state is None else rows.on_turn(state)
+                    actions, own = actor.act(rows.now, generator, False, rows.mask, own)
                     rows.actions.append(actions)
                     step = env.step(actor.env_actions(actions))
                     rows.add(step)
-                    if state is not None:
-                        state = rows.cleared(state, step.begins)
+                    if state is not None and own is not None:
+                        state = rows.carried(state, own, step.begins)
         except Exception:
             rows.check()
             raise
@@ -120,7 +126,7 @@ class RolloutCollector:
         if self._generator is None or self._generator.device != actor.device:
             self._generator = self._new_generator(actor.device)
         if self._state is None:
-            self._state = actor.initial_state(self.env.num_envs)
+            self._state = actor.initial_state(self.rows.num_columns)
         elif self._state.device != actor.device:
             self._state = self._state.to(actor.device)
         return self._generator, self._state

@@ -20,19 +20,22 @@ from pg_lightning.data.dataset import RolloutDataset
 from pg_lightning.data.environments import (
     check_training,
     computes_in_double,
+    enter_episodes,
     evaluation_environments,
     new_collector,
     only_instance,
+    rows_vary,
     spaces_for,
     training_settings,
 )
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.data.resume import episodes_under_way, go_on
-from pg_lightning.data.size import MOST, require_space
+from pg_lightning.data.size import require_counts, require_space
 from pg_lightning.envs import BACKENDS, AutoresetName, Backend, choose_backend, env_seed
 from pg_lightning.envs.failures import closes_within
 from pg_lightning.errors import UserError, require
+from pg_lightning.games import SelfPlay
 from pg_lightning.processes import enter_process, enter_rank, name_process, require_fork
 
 # Seed streams: the first part of the key of every seed, which separates all sources of randomness of a run.
@@ -78,6 +81,7 @@ class RolloutDataModule(LightningDataModule):
         eval_deterministic: evaluate the mode of the policy instead of samples.
         eval_max_episode_steps: limit after which an evaluation stops an episode that the environment does not end, and
             training on whole episodes fails.
+        self_play: for two-player games, which the policy learns by playing both seats, or one against opponents.
 
     Raises:
         UserError: if an argument is out of range or the environment cannot be made.
@@ -104,6 +108,7 @@ class RolloutDataModule(LightningDataModule):
         eval_episodes: int = 10,
         eval_deterministic: bool = True,
         eval_max_episode_steps: int = 50_000,
+        self_play: SelfPlay | None = None,
     ) -> None:
         super().__init__()
         counts = {
@@ -115,9 +120,7 @@ class RolloutDataModule(LightningDataModule):
             "eval_episodes": eval_episodes,
             "eval_max_episode_steps": eval_max_episode_steps,
         }
-        for name, count in counts.items():
-            require(f"data.{name}", count, 1)
-            require(f"data.{name}", count, 1, MOST.get(name, MOST["total_steps"]))
+        require_counts(counts)
         require("data.env_timeout", env_timeout, 0.1, math.inf)
         require("data.max_env_restarts", max_env_restarts, 0)
         self.env_id = env_id
@@ -126,8 +129,7 @@ class RolloutDataModule(LightningDataModule):
         self.train_env_kwargs = train_env_kwargs
         self.train_wrappers = train_wrappers or []
         self.num_envs, self.num_steps = num_envs, num_steps
-        self.whole_episodes = whole_episodes
-        self.overlap = overlap
+        self.whole_episodes, self.overlap = whole_episodes, overlap
         self.total_steps = total_steps
         self.backend = backend
         self.env_timeout, self.max_env_restarts = env_timeout, max_env_restarts
@@ -135,19 +137,19 @@ class RolloutDataModule(LightningDataModule):
         self.eval_every_steps, self.save_every_steps = eval_every_steps, save_every_steps
         self.eval_episodes, self.eval_deterministic = eval_episodes, eval_deterministic
         self.eval_max_episode_steps = eval_max_episode_steps
+        self.self_play = self_play
         self.collector: RolloutCollector | CollectorProcess | None = None
         self.episodes_go_on = False
         self._resumed: dict[str, Any] | None = None
         self._eval_env: Any = None
+        self.eval_groups: list[str] = []
         self.instance = only_instance(self)
         self.observation_space, self.action_space = spaces_for(self)
 
     @property
     def rows_vary(self) -> bool:
         """Whether rollouts may differ in their number of valid rows."""
-        known = BACKENDS[self.backend] if self.instance is None else self.instance.env
-        mode = self.autoreset_mode or known.capabilities.autoreset
-        return self.whole_episodes or mode == "next_step"
+        return self.whole_episodes or rows_vary(self)
 
     @property
     def seed(self) -> int:
@@ -198,8 +200,8 @@ class RolloutDataModule(LightningDataModule):
         make = partial(self.make_collector, seeds, env_seed(self.seed, TRAIN_ACTIONS, *key))
         self.collector = CollectorProcess(make, self.env_timeout) if self.overlap else make()
         saved, self._resumed = None if self.is_asynchronous else self._resumed, None
-        world_size = self.trainer.world_size
-        self.episodes_go_on = saved is not None and go_on(self, self.collector, saved, rank, world_size, actor)
+        of = rank, self.trainer.world_size
+        self.episodes_go_on = saved is not None and go_on(self, self.collector, saved, *of, actor)
         return RolloutDataset(self.collector, actor, strategy, length)
 
     def diagnosis_collector(self, episodes: int) -> RolloutCollector:
@@ -226,7 +228,7 @@ class RolloutDataModule(LightningDataModule):
         return self.trainer is not None and hasattr(self.trainer.strategy, "num_workers")
 
     def make_collector(self, seeds: list[int], action_seed: int) -> RolloutCollector:
-        """New training environments with these settings, and the collector that plays them."""
+        """New training environments with these settings, and their collector."""
         return new_collector(self, seeds, action_seed)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -245,22 +247,24 @@ class RolloutDataModule(LightningDataModule):
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         require("data.eval_episodes", self.eval_episodes, world_size)
-        seeds = [env_seed(self.seed, stream, i) for i in range(rank, self.eval_episodes, world_size)]
-        num_envs = max(1, min(self.num_envs, len(seeds)))
+        episodes = {env_seed(self.seed, stream, i): i for i in range(rank, self.eval_episodes, world_size)}
+        num_envs = max(1, min(self.num_envs, len(episodes)))
         if self._eval_env is None or self._eval_env.num_envs != num_envs:
             self._eval_env = evaluation_environments(self, num_envs)
-        episodes = EvaluationDataset(
+        self.eval_groups = enter_episodes(self._eval_env, episodes)
+        dataset = EvaluationDataset(
             self._eval_env,
             cast(Any, self.trainer.lightning_module).actor,
-            seeds,
+            list(episodes),
             env_seed(self.seed, stream, rank, 0),
             self.eval_deterministic,
             self.eval_max_episode_steps,
             record=stream == PREDICT,
             double=computes_in_double(self),
+            groups=[episode % max(1, len(self.eval_groups)) for episode in episodes.values()],
         )
         # Its own generator: each pass draws a number, and the number of evaluations must not affect training.
-        return DataLoader(episodes, batch_size=None, generator=torch.Generator())
+        return DataLoader(dataset, batch_size=None, generator=torch.Generator())
 
     def on_exception(self, exception: BaseException) -> None:
         """Also ends the processes of collectors and environments: Lightning does not call `teardown` then."""

@@ -98,6 +98,7 @@ class DeviceRows:
 
     def __init__(self, env: Environments, num_steps: int, whole_episodes: bool) -> None:
         self.num_steps, self.num_envs, self.whole_episodes = num_steps, env.num_envs, whole_episodes
+        self.num_columns = self.num_envs
         self.device = cast(torch.device, env.capabilities.device)
         self._obs_dtype = torch.uint8 if env.single_observation_space.dtype == np.uint8 else torch.float32
         self.episodes = DeviceEpisodes.fresh(env.num_envs, self.device)
@@ -155,6 +156,14 @@ class DeviceRows:
     def cleared(state: Tensor, begins: Tensor) -> Tensor:
         """`[N, S]` the recurrent state, reset where an episode starts."""
         return state * (~begins).unsqueeze(1).to(state.device)
+
+    def on_turn(self, memory: Tensor) -> Tensor:
+        """See `HostRows`."""
+        return memory
+
+    def carried(self, memory: Tensor, state: Tensor, begins: Tensor) -> Tensor:
+        """See `HostRows`."""
+        return self.cleared(state, begins)
 
     def check(self) -> None:
         """See `HostRows.check`; synchronises with the device. `rollout` calls it too."""

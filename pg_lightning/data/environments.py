@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from gymnasium.vector import VectorEnv
@@ -15,6 +16,7 @@ from pg_lightning.envs.autoreset import environments
 from pg_lightning.envs.contract import Environments, EnvKwargs
 from pg_lightning.envs.spaces import Spaces, require_same_spaces, spaces_of
 from pg_lightning.errors import UserError
+from pg_lightning.games import Arena, Games, evaluation_arena, make_games, training_arena
 
 if TYPE_CHECKING:
     from pg_lightning.data.datamodule import RolloutDataModule
@@ -54,6 +56,10 @@ def spaces_for(data: RolloutDataModule) -> Spaces:
     """
     if data.instance is not None:
         return data.instance.env.single_observation_space, data.instance.env.single_action_space
+    if data.self_play is not None:
+        games = games_of(data, 1)
+        games.close()
+        return games.observation_space, games.action_space
     spaces = spaces_of(data.env_id, data.env_kwargs, data.wrappers, data.backend, data.env_timeout)
     if data.train_env_kwargs or data.train_wrappers:
         name = "train_wrappers" if data.train_wrappers else "train_env_kwargs"
@@ -75,6 +81,9 @@ def new_collector(data: RolloutDataModule, seeds: list[int], action_seed: int) -
                 f"environments, not {data.num_envs}; for diagnose, set episodes to this number"
             )
         return SharedCollector(data.instance, *settings)
+    if data.self_play is not None:
+        arena = training_arena(games_of(data, data.num_envs, action_seed), data.self_play, action_seed)
+        return RolloutCollector(arena, data.num_steps, seeds, *settings[2:], computes_in_double(data))
     env = _made(data, data.num_envs, *training_settings(data), data.backend, data.autoreset_mode)
     one_seed = BACKENDS[data.backend].capabilities.seeds == "one"
     return RolloutCollector(
@@ -91,8 +100,47 @@ def evaluation_environments(data: RolloutDataModule, num_envs: int) -> VectorEnv
     """New environments whose episodes start on request, or the one instance with all its environments."""
     if data.instance is not None:
         return EvaluationTurn(data.instance)
+    if data.self_play is not None:
+        return evaluation_arena(games_of(data, num_envs, data.seed), data.self_play, data.seed)
     backend = BACKENDS[data.backend].evaluates_in
     return _made(data, num_envs, data.env_kwargs, data.wrappers, backend, "disabled")
+
+
+def rows_vary(data: RolloutDataModule) -> bool:
+    """Whether rollouts of the environments may differ in their number of valid rows."""
+    if data.self_play is not None:
+        return data.self_play.num_both(data.num_envs) > 0
+    known = BACKENDS[data.backend] if data.instance is None else data.instance.env
+    return (data.autoreset_mode or known.capabilities.autoreset) == "next_step"
+
+
+def enter_episodes(env: VectorEnv | Environments, episodes: Mapping[int, int]) -> list[str]:
+    """Tells the games of an evaluation which episodes it has.
+
+    Args:
+        env: of the evaluation.
+        episodes: the number of each episode, by its seed.
+
+    Returns:
+        The names of the groups of episodes; the group of an episode is its number modulo their number. Empty if the
+        environments are no games.
+    """
+    if not isinstance(env, Arena) or env.exam is None:
+        return []
+    env.exam.episodes = episodes
+    return env.exam.groups
+
+
+def games_of(data: RolloutDataModule, num_games: int, seed: int = 0) -> Games:
+    """The games of self-play.
+
+    Raises:
+        UserError: if there are none, or a setting is for other environments.
+    """
+    for name in ("wrappers", "train_env_kwargs", "train_wrappers", "autoreset_mode"):
+        if getattr(data, name):
+            raise UserError(f"data.{name}: data.self_play plays games as they are; remove it")
+    return make_games(data.env_id, num_games, data.env_kwargs, data.backend, seed)
 
 
 def check_training(data: RolloutDataModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +84,68 @@ class HostEpisodes:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the result of `state_dict`."""
         self.returns, self.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
+
+
+class GameEpisodes(HostEpisodes):
+    """Episodes of games that the policy plays on one seat or, the first `num_both`, on both: one episode of each seat.
+
+    A game that was played on both seats counts twice.
+
+    Attributes:
+        seat: `[G]` the seat whose turn it is, 0 where the policy plays one.
+        lengths: `[G]` int64, previous turns of this seat.
+    """
+
+    def __init__(self, num_games: int, num_both: int) -> None:
+        self.num_both = num_both
+        self._all = np.arange(num_games)
+        self._is_both = self._all < num_both
+        self.seat = np.zeros(num_games, np.int64)
+        super().__init__(num_games)
+
+    def clear(self) -> None:
+        """Clears all episodes after a reset of all games."""
+        super().clear()
+        self._returns, self._lengths = np.zeros((2, self.num_envs)), np.zeros((2, self.num_envs), np.int64)
+
+    def look(self, seats: np.ndarray) -> None:
+        """Notes whose turn it is, `[G]`; a learner with one seat is counted as the first, whichever its seat is."""
+        self.seat = np.where(self._is_both, seats, 0)
+        self.lengths = self._lengths[self.seat, self._all]
+
+    def advance(
+        self, step: VectorStep[np.ndarray], rewards: np.ndarray, valid: np.ndarray, is_last: bool
+    ) -> np.ndarray | None:
+        """Counts a turn: see `HostEpisodes`."""
+        assert step.seat_rewards is not None
+        own = np.where(self._is_both, step.seat_rewards.T, np.stack([step.rewards, np.zeros(self.num_envs)]))
+        self._returns += own * self.playing
+        self._lengths[self.seat, self._all] += valid
+        if not np.count_nonzero(step.done):
+            return None
+        ended = np.flatnonzero(step.done & self.playing)
+        for n in ended:
+            for seat in range(1 + self._is_both[n]):
+                self._finished.append((self._returns[seat, n], self._lengths[seat, n]))
+        self._returns[:, step.done], self._lengths[:, step.done] = 0.0, 0
+        if is_last:
+            self.playing &= ~step.done
+        return ended
+
+    def longest(self) -> int:
+        """Turns of the seat that has had most in its current game."""
+        return int(self._lengths.max())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns and lengths `[G + num_both]` of the current episodes."""
+        returns, lengths = (np.concatenate([x[0], x[1, : self.num_both]]) for x in (self._returns, self._lengths))
+        return {"returns": torch.from_numpy(returns), "lengths": torch.from_numpy(lengths)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores the result of `state_dict`."""
+        for saved, own in ((state["returns"], self._returns), (state["lengths"], self._lengths)):
+            own[0], own[1, : self.num_both] = saved[: self.num_envs], saved[self.num_envs :]
+        self.look(self.seat)
 
 
 class DeviceEpisodes(NamedTuple):

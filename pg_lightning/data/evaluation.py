@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -36,6 +37,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         max_episode_steps: limit after which an episode is stopped that the environment does not end.
         record: keep the trajectories.
         double: whether the policy computes in float64.
+        groups: of each episode, see `Episode.group`; by default all are in one.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         max_episode_steps: int,
         record: bool = False,
         double: bool = False,
+        groups: Sequence[int] | None = None,
     ) -> None:
         self.env = cast(ResettableEnvironments, environments(env))
         self.actor = actor
@@ -56,6 +59,7 @@ class EvaluationDataset(IterableDataset[Episode]):
         self.deterministic = deterministic
         self.max_episode_steps = max_episode_steps
         self.record = record
+        self.groups = [0] * len(seeds) if groups is None else groups
         self._dtype = observation_dtype(self.env.single_observation_space.dtype, double)
 
     def __len__(self) -> int:
@@ -103,7 +107,7 @@ class EvaluationDataset(IterableDataset[Episode]):
             for n in np.flatnonzero(ended & share.counted).tolist():
                 ended_early[share.indices[n]] = share.episode(n, bool(capped[n]), next_obs[n])
             while due in ended_early:
-                yield ended_early.pop(due)
+                yield replace(ended_early.pop(due), group=self.groups[due])
                 due += 1
             if ended.any():
                 # An environment that has finished its share plays on uncounted, so that the batch keeps its shape.

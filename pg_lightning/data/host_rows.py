@@ -35,10 +35,14 @@ class HostRows:
         mask: `[N, A]` their action mask, or None.
         actions: of each row; appended before the environments step.
         episodes: the current ones.
+        num_columns: of the rollout.
     """
+
+    episodes: HostEpisodes
 
     def __init__(self, env: Environments, num_steps: int, whole_episodes: bool, double: bool = False) -> None:
         self.num_steps, self.num_envs, self.whole_episodes = num_steps, env.num_envs, whole_episodes
+        self.num_columns = self.num_envs
         space = env.single_observation_space
         self._obs_shape = space.shape or ()
         self._obs_dtype = observation_dtype(space.dtype, double)
@@ -100,8 +104,18 @@ class HostRows:
         if ended is not None and step.truncated.any():
             self._keep_final_obs(step, ended)
 
-    def cleared(self, state: Tensor, begins: np.ndarray) -> Tensor:
-        """`[N, S]` the recurrent state, reset where an episode starts."""
+    def on_turn(self, memory: Tensor) -> Tensor:
+        """`[N, S]` the recurrent state for the next actions, of the states `[N, S]` of all columns."""
+        return memory
+
+    def carried(self, memory: Tensor, state: Tensor, begins: np.ndarray) -> Tensor:
+        """`[N, S]` the recurrent states of all columns after a step, reset where an episode starts.
+
+        Args:
+            memory: before the step.
+            state: `[N, S]` after the actions.
+            begins: `[N]` bool, see `VectorStep`.
+        """
         return state * torch.from_numpy(~begins).unsqueeze(1).to(state.device) if begins.any() else state
 
     def check(self) -> None:

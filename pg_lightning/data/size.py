@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from pg_lightning.envs import BACKENDS, make_env
 from pg_lightning.envs.room import in_gb, memory_of_machine, require_processes, require_room
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, require
 
 if TYPE_CHECKING:
     from pg_lightning.data.datamodule import RolloutDataModule
@@ -20,6 +21,17 @@ MOST = {"eval_episodes": 10**7, "total_steps": 2**62}
 ROW_BYTES = 4 + 8 + 3  # reward, timestep, and three flags
 
 
+def require_counts(counts: Mapping[str, int]) -> None:
+    """Refuses counts that are not at least 1, or too high.
+
+    Raises:
+        UserError: naming the field.
+    """
+    for name, count in counts.items():
+        require(f"data.{name}", count, 1)
+        require(f"data.{name}", count, 1, MOST.get(name, MOST["total_steps"]))
+
+
 def require_space(data: RolloutDataModule) -> None:
     """Refuses rollouts and environments that need more than the machine has; those on a device are not estimated.
 
@@ -27,7 +39,7 @@ def require_space(data: RolloutDataModule) -> None:
         UserError: naming the sizes.
     """
     spec = BACKENDS[data.backend]
-    if spec.capabilities.device is not None or data.instance is not None:
+    if spec.capabilities.device is not None or data.instance is not None or data.self_play is not None:
         return
     obs, actions = data.observation_space, data.action_space
     item = np.dtype(obs.dtype).itemsize if np.dtype(obs.dtype).kind in "iub" else 4

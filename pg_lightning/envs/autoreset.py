@@ -185,7 +185,7 @@ def _with_infos(step: Step, infos: Info, final_obs: np.ndarray | None = None) ->
         begins = begins | restarted
         valid = ~restarted if valid is None else valid & ~restarted
     mask = _action_mask(infos) if "action_mask" in infos else None
-    return Step(*step[:5], begins, final_obs, valid, restarted, mask, infos)
+    return Step(*step[:5], begins, final_obs, valid, restarted, mask, info=infos)
 
 
 def _action_mask(infos: Info, which: np.ndarray | None = None) -> np.ndarray | None:

@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, Protocol, SupportsFloat, TypeVar
 
+import numpy as np
 import torch
 from gymnasium import Space
 from gymnasium.vector import VectorEnv
 from torch import Tensor
+
+from pg_lightning.rollout import Actor
 
 ArrayT = TypeVar("ArrayT")  # np.ndarray on the host, Tensor on a device
 
@@ -48,6 +51,8 @@ class VectorStep(NamedTuple, Generic[ArrayT]):
         valid: `[N]` bool, False where the environment ignored its action, or was replaced; None if all are valid.
         restarted: `[N]` bool, True where an environment failed and was replaced; it is not done. None if none was.
         action_mask: `[N, A]`, non-zero where an action is allowed in `obs`; None if the environment has no mask.
+        seat_rewards: `[N, 2]` float64, with `Capabilities.num_both` the rewards of both seats, where `rewards` are of
+            the one that acted; else None.
         info: other infos of the back-end, unconverted.
     """
 
@@ -61,6 +66,7 @@ class VectorStep(NamedTuple, Generic[ArrayT]):
     valid: ArrayT | None = None
     restarted: ArrayT | None = None
     action_mask: ArrayT | None = None
+    seat_rewards: ArrayT | None = None
     info: Mapping[str, object] = {}
 
 
@@ -81,6 +87,9 @@ class Capabilities:
         is_pure: a step is a pure function of tensors, see `PureEnvironments`.
         knows_final_obs: a step gives `final_obs` if it may have reset an environment. If False, training bootstraps
             truncated episodes from the state before. An adapter may set it when the simulator first gives them.
+        num_both: number of environments, the first ones, in which the policy plays both seats of a game, one action
+            at a time: see `GameEnvironments`.
+        follows_policy: `follow` must be called before each rollout: see `GameEnvironments`.
     """
 
     device: torch.device | None = None
@@ -92,6 +101,8 @@ class Capabilities:
     single_instance: bool = False
     is_pure: bool = False
     knows_final_obs: bool = True
+    num_both: int = 0
+    follows_policy: bool = False
 
 
 class Environments(Protocol):
@@ -192,6 +203,20 @@ class PureEnvironments(Environments, Protocol):
         Returns:
             The next carry, and the result of the step.
         """
+        ...
+
+
+class GameEnvironments(Environments, Protocol):
+    """Games of two seats, of which a policy plays one or, in the first `num_both` environments, both.
+
+    Attributes:
+        seats: `[N]` int64, 0 or 1, the seat for which the next action is.
+    """
+
+    seats: np.ndarray
+
+    def follow(self, actor: Actor) -> None:
+        """Shows the policy of the next rollout, so that a copy of it can join the opponents."""
         ...
 
 

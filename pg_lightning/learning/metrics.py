@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,32 +24,67 @@ REDUCTIONS: dict[str, Reduction] = {
 }
 
 
+class Evaluation(NamedTuple):
+    """The episodes of an evaluation.
+
+    Attributes:
+        returns: `[E]` undiscounted.
+        lengths: `[E]` in env steps.
+        groups: `[E]` int64, see `Episode.group`.
+    """
+
+    returns: Tensor
+    lengths: Tensor
+    groups: Tensor
+
+
 class EvaluationEpisodes(Metric):
-    """Returns and lengths of the episodes of an evaluation, gathered over ranks."""
+    """Returns, lengths and groups of the episodes of an evaluation, gathered over ranks."""
 
     full_state_update = False
     returns: list[Tensor]
     lengths: list[Tensor]
+    groups: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("returns", default=[], dist_reduce_fx="cat")
-        self.add_state("lengths", default=[], dist_reduce_fx="cat")
+        for name in Evaluation._fields:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, returns: Tensor, lengths: Tensor) -> None:
-        """Adds `[E]` undiscounted returns and `[E]` lengths in env steps."""
+    def update(self, returns: Tensor, lengths: Tensor, group: int = 0) -> None:
+        """Adds `[E]` undiscounted returns and `[E]` lengths in env steps, of episodes of a group."""
         self.returns.append(returns)
         self.lengths.append(lengths)
+        self.groups.append(torch.full_like(returns, group, dtype=torch.int64))
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """All returns and all lengths since the last reset, `[E]` each."""
-        return dim_zero_cat(self.returns), dim_zero_cat(self.lengths)
+    def compute(self) -> Evaluation:
+        """All episodes since the last reset."""
+        return Evaluation(dim_zero_cat(self.returns), dim_zero_cat(self.lengths), dim_zero_cat(self.groups))
 
-    def collect(self) -> tuple[Tensor, Tensor]:
+    def collect(self) -> Evaluation:
         """The result of `compute`, `[E]` even for one episode, which torchmetrics would squeeze; then resets."""
-        returns, lengths = self.compute()
+        found = self.compute()
         self.reset()
-        return torch.atleast_1d(returns), torch.atleast_1d(lengths)
+        return Evaluation(*map(torch.atleast_1d, found))
+
+
+def game_results(evaluation: Evaluation, names: Sequence[str]) -> dict[str, float]:
+    """Shares of won, drawn and lost games, of all games and of each group.
+
+    Args:
+        evaluation: whose returns are the results of games: positive for a win, 0 for a draw.
+        names: of the groups, by their number.
+
+    Returns:
+        `win_rate`, `draw_rate`, `loss_rate`, and each of them as `win_rate/name` for each group with a game.
+    """
+    shares = {}
+    for number, name in [(None, ""), *enumerate(f"/{name}" for name in names)]:
+        returns = evaluation.returns if number is None else evaluation.returns[evaluation.groups == number]
+        if len(returns):
+            for result, sign in (("win", 1), ("draw", 0), ("loss", -1)):
+                shares[f"{result}_rate{name}"] = (returns.sign() == sign).double().mean().item()
+    return shares
 
 
 class TrainingEpisodes:

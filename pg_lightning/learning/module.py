@@ -21,7 +21,7 @@ from pg_lightning.learning.actor import actor_of, as_it_is, precision_of
 from pg_lightning.learning.checks import check_data, check_numbers, check_rollout, check_strategy
 from pg_lightning.learning.connecting import connect_ranks, episodes_go_on
 from pg_lightning.learning.learner import Learner
-from pg_lightning.learning.metrics import EvaluationEpisodes
+from pg_lightning.learning.metrics import Evaluation, EvaluationEpisodes
 from pg_lightning.learning.optimizer_state import Restored, guard
 from pg_lightning.learning.optimizers import OptimizerSettings
 from pg_lightning.learning.progress import Progress
@@ -68,7 +68,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         actor: the policy for data collection.
         learner: takes the gradient steps.
         progress: env steps, updates and the budget.
-        evaluation: returns and lengths of the last evaluation's episodes.
+        evaluation: the episodes of the last evaluation.
 
     Raises:
         UserError: if a space is not supported or a number out of range.
@@ -122,7 +122,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         self.learner = Learner(settings, self.progress, max_grad_norm, compiles, micro_batch_size)
         self.statistics = RunStatistics(self.reward_scaler, self.network.normalizer)
         self.reports = TrainingReports()
-        self.evaluation = (torch.zeros(0), torch.zeros(0))
+        self.evaluation = Evaluation(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
         self.evaluation_episodes = EvaluationEpisodes()
         self._is_logged = True
         self._restored: Restored | None = None
@@ -237,7 +237,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
 
     def validation_step(self, episode: Episode, batch_idx: int) -> None:
         """Counts an episode."""
-        self.evaluation_episodes.update(episode.episode_return, episode.episode_length)
+        self.evaluation_episodes.update(episode.episode_return, episode.episode_length, episode.group)
 
     test_step = validation_step
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from pg_lightning.collectives import Collectives
-from pg_lightning.learning.metrics import TrainingEpisodes, of_all_ranks, refuse_drift
+from pg_lightning.learning.metrics import TrainingEpisodes, game_results, of_all_ranks, refuse_drift
 from pg_lightning.learning.progress import Progress
 from pg_lightning.rollout import Rollout
 
@@ -86,13 +86,17 @@ def report_update(module: PolicyGradientModule, metrics: dict[str, Tensor], roll
 
 
 def report_evaluation(module: PolicyGradientModule, prefix: str) -> dict[str, float]:
-    """Logs an evaluation under `prefix`: mean and deviation of returns, mean of lengths; returns the logged values."""
-    returns, lengths = module.evaluation = module.evaluation_episodes.collect()
+    """Logs an evaluation under `prefix`: mean and deviation of returns, mean of lengths, and the results of games;
+    returns the logged values."""
+    module.evaluation = module.evaluation_episodes.collect()
+    returns, lengths, _ = module.evaluation
     metrics = {
         f"{prefix}/return_mean": returns.mean().item(),
         f"{prefix}/return_std": returns.std(correction=0).item(),
         f"{prefix}/length_mean": lengths.mean().item(),
     }
+    if names := getattr(module.trainer.datamodule, "eval_groups", []):  # type: ignore[attr-defined]
+        metrics |= {f"{prefix}/{name}": share for name, share in game_results(module.evaluation, names).items()}
     publish(module, metrics)
     return metrics
 

@@ -85,7 +85,7 @@ def rollouts_of(kind: str, whole: bool, steps: Any, dtype: Any = np.float32) -> 
             rows.actions.append(rows.now[:, 0].float() + rows.t)
             buffers = VectorStep(*(as_kind(kind, x) for x in next(steps)[:-1]))
             rows.add(buffers)
-            state = rows.cleared(state, buffers.begins) * 0.5
+            state = rows.carried(state, state, buffers.begins) * 0.5
             for array in buffers:
                 if array is not None:
                     array[...] = 1  # type: ignore[index]

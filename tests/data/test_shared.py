@@ -52,7 +52,7 @@ def test_a_whole_training_with_evaluations_makes_one_instance(name: str, quiet_t
     module, trainer = module_of(data, normalize_obs=True), quiet_trainer()
     trainer.fit(module, datamodule=data)
     assert module.env_steps >= 192
-    returns, _ = module.evaluation
+    returns = module.evaluation.returns
     assert len(returns) == 4
     trainer.validate(module, datamodule=data, verbose=False)
     trainer.test(module, datamodule=data, verbose=False)
@@ -78,7 +78,7 @@ def evaluate(data: RolloutDataModule, **model: Any) -> tuple[list[tuple[float, i
     trainer = Trainer(accelerator="cpu", **quiet)
     pole = Pole.latest
     trainer.validate(module, datamodule=data, verbose=False)
-    returns, lengths = module.evaluation
+    returns, lengths, _ = module.evaluation
     return list(zip(returns.tolist(), lengths.long().tolist(), strict=True)), pole, module
 
 

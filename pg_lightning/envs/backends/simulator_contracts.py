@@ -202,7 +202,9 @@ class FiveValues(Simulator):
             final_obs = self.final_obs(extras)
         ends = (terminated, truncated, done, begins)
         mask = _action_mask(extras)
-        return VectorStep(self.layout.flat(obs), self.rewards(rewards), *ends, final_obs, valid, None, mask, extras)
+        return VectorStep(
+            self.layout.flat(obs), self.rewards(rewards), *ends, final_obs, valid, None, mask, info=extras
+        )
 
     def _flags(self, x: Tensor | bool, name: str) -> Tensor:
         if isinstance(x, bool):

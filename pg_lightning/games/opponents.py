@@ -1,0 +1,80 @@
+"""Opponents: at random, a policy, a class of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pg_lightning.policies import Policy
+
+
+class RandomOpponent:
+    """Draws legal moves with equal probabilities."""
+
+    def __init__(self, name: str = "random") -> None:
+        self.name = name
+
+    def begin(self, which: np.ndarray, seats: np.ndarray) -> None:
+        """See `Opponent`."""
+
+    def act(
+        self,
+        which: np.ndarray,
+        obs: np.ndarray,
+        masks: np.ndarray,
+        moves: Sequence[Sequence[int]],
+        generator: torch.Generator,
+    ) -> np.ndarray:
+        """See `Opponent`."""
+        return torch.multinomial(torch.from_numpy(masks).float(), 1, generator=generator)[:, 0].numpy()
+
+    def close(self) -> None:
+        """See `Opponent`."""
+
+
+class PolicyOpponent:
+    """A policy that does not learn: a snapshot of the learner, or one from a checkpoint.
+
+    Args:
+        name: for metrics and messages.
+        policy: on the CPU.
+        num_games: G, for the state of a recurrent policy.
+        deterministic: plays the mode of the policy instead of a sample.
+    """
+
+    def __init__(self, name: str, policy: Policy, num_games: int, deterministic: bool = False) -> None:
+        self.name, self.policy = name, policy
+        self.state: Tensor | None = policy.initial_state(num_games)
+        self._deterministic = deterministic
+
+    def begin(self, which: np.ndarray, seats: np.ndarray) -> None:
+        """See `Opponent`."""
+        if self.state is not None:
+            self.state[which] = 0.0
+
+    def act(
+        self,
+        which: np.ndarray,
+        obs: np.ndarray,
+        masks: np.ndarray,
+        moves: Sequence[Sequence[int]],
+        generator: torch.Generator,
+    ) -> np.ndarray:
+        """See `Opponent`; all games in one forward pass."""
+        seen, mask = torch.from_numpy(obs), torch.from_numpy(masks)
+        state = None if self.state is None else self.state[which]
+        with torch.inference_mode():
+            if self._deterministic:
+                actions, state = self.policy.mode(seen, mask, state)
+            else:
+                actions, state = self.policy.sample(seen, generator, mask, state)
+            chosen = self.policy.env_actions(actions).numpy()
+        if self.state is not None and state is not None:
+            self.state[which] = state
+        return chosen
+
+    def close(self) -> None:
+        """See `Opponent`."""

@@ -1,0 +1,118 @@
+"""Two-player games of PettingZoo (or others with its AEC interface), stepped one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from pg_lightning.errors import UserError, cause_of, one_line
+
+
+class PettingZooGames:
+    """G games with PettingZoo's agent-environment-cycle interface.
+
+    Args:
+        name: of the game, for errors.
+        make: makes one game.
+        num_games: G.
+
+    Raises:
+        UserError: if it has not two agents with the same spaces, discrete actions and observations that are arrays.
+    """
+
+    can_replay = True
+
+    def __init__(self, name: str, make: Callable[[], Any], num_games: int) -> None:
+        self._name = name
+        try:
+            self._games = [make() for _ in range(num_games)]
+        except Exception as error:
+            raise UserError(f"data.env_id: cannot make {name!r}: {cause_of(error)}") from error
+        self.num_games = num_games
+        game = self._games[0]
+        self.agents: list[str] = list(game.possible_agents)
+        if len(self.agents) != 2:
+            raise UserError(
+                f"data.env_id: {name} is a game of {len(self.agents)} players; data.self_play plays games of two"
+            )
+        seen, self.action_space = (self._same(kind) for kind in ("observation_space", "action_space"))
+        self._has_mask = isinstance(seen, spaces.Dict) and "action_mask" in seen.spaces
+        board = seen["observation"] if self._has_mask else seen
+        if not isinstance(self.action_space, spaces.Discrete) or not isinstance(board, spaces.Box):
+            raise UserError(
+                f"data.env_id: {name} has observations {one_line(seen)} and actions {self.action_space}; "
+                "data.self_play plays games with discrete actions whose observations are arrays"
+            )
+        small = np.issubdtype(board.dtype, np.integer) and board.low.min() >= 0 and board.high.max() <= 255
+        dtype: Any = np.uint8 if small or board.dtype == bool else np.float32
+        self.observation_space = spaces.Box(board.low.astype(dtype), board.high.astype(dtype), dtype=dtype)
+        self.obs = np.zeros((num_games, *board.shape), dtype)
+        self.masks = np.ones((num_games, int(self.action_space.n)), bool)
+        self.turn = np.zeros(num_games, np.int64)
+        self.rewards = np.zeros((num_games, 2))
+        self.over = np.zeros(num_games, bool)
+        self._first = np.zeros(num_games, np.int64)  # index of the agent that moved first
+
+    def begin(self, which: np.ndarray, seeds: Sequence[int]) -> None:
+        """See `Games`."""
+        for n, seed in zip(which.tolist(), seeds, strict=True):
+            game = self._games[n]
+            game.reset(seed=seed)
+            self._first[n] = self.agents.index(game.agent_selection)
+            self.rewards[n], self.over[n] = 0.0, False
+            self._look(n)
+
+    def play(self, which: np.ndarray, actions: np.ndarray) -> None:
+        """See `Games`.
+
+        Raises:
+            UserError: if the rewards of the two seats do not add up to zero.
+        """
+        for n, action in zip(which.tolist(), actions.tolist(), strict=True):
+            game, first = self._games[n], self._first[n]
+            game.step(action)
+            rewards = [float(game.rewards[self.agents[(first + seat) % 2]]) for seat in (0, 1)]
+            if rewards[0] != -rewards[1]:
+                raise UserError(
+                    f"data.env_id: {self._name} gave the rewards {rewards[0]:g} and {rewards[1]:g} for one move; "
+                    "data.self_play plays zero-sum games"
+                )
+            self.rewards[n] = rewards
+            self.over[n] = any(game.terminations.values()) or any(game.truncations.values())
+            if not self.over[n]:
+                self._look(n)
+
+    def text(self, game: int) -> str:
+        """PettingZoo's own text, if it has one; else the observation."""
+        board = getattr(self._games[game], "board", None)
+        return str(board) if board is not None else str(self.obs[game])
+
+    def close(self) -> None:
+        """Closes the games."""
+        for game in self._games:
+            game.close()
+
+    def _look(self, n: int) -> None:
+        game = self._games[n]
+        agent = game.agent_selection
+        seen = game.observe(agent)
+        self.turn[n] = (self.agents.index(agent) - self._first[n]) % 2
+        if self._has_mask:
+            self.obs[n], self.masks[n] = seen["observation"], seen["action_mask"]
+            return
+        self.obs[n] = seen
+        info = game.infos.get(agent, {})
+        if "action_mask" in info:
+            self.masks[n] = info["action_mask"]
+
+    def _same(self, kind: str) -> Any:
+        one, other = (getattr(self._games[0], kind)(agent) for agent in self.agents)
+        if one != other:
+            raise UserError(
+                f"data.env_id: the players of {self._name} have different {kind.replace('_', ' ')}s, {one_line(one)} "
+                f"and {one_line(other)}; data.self_play needs one policy for both"
+            )
+        return one
