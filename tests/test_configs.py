@@ -8,6 +8,7 @@ from run_files import load, read_metrics
 
 from pg_lightning.envs import make_env
 from pg_lightning.errors import UserError
+from pg_lightning.games import make_games
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -22,7 +23,11 @@ def test_a_shipped_config_fixes_its_seed_and_trains_for_a_rollout(cli, tmp_path,
     assert isinstance(config["seed_everything"], int)
     data = config["data"]
     try:
-        make_env(data["env_id"], data.get("env_kwargs"), data.get("wrappers", ()), data.get("backend", "sync")).close()
+        if "self_play" in data:
+            make_games(data["env_id"], 1, data.get("env_kwargs"), data.get("backend", "sync")).close()
+        else:
+            wrappers = data.get("wrappers", ())
+            make_env(data["env_id"], data.get("env_kwargs"), wrappers, data.get("backend", "sync")).close()
     except UserError as error:
         if "pip install" in str(error):
             pytest.skip(str(error))

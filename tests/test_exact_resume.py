@@ -54,6 +54,14 @@ KINDS = {
         *("--data.wrappers", json.dumps([STACK]), "--data.env_kwargs", "{max_episode_steps: 30}"),
         *("--trainer.precision", "bf16-mixed"),
     ),
+    "self-play": (
+        *("--data.env_id", "TicTacToe-v1", "--data.num_envs", 5, "--data.num_steps", 10, "--model.memory", "gru"),
+        *("--data.self_play", json.dumps({"both_seats": 0.6, "snapshot_every_steps": 60, "sampling": "hard"})),
+    ),
+    "self-play, whole games": (
+        *("--data.env_id", "KuhnPoker-v1", "--data.whole_episodes", "true", "--data.num_envs", 5),
+        *("--data.self_play", json.dumps({"both_seats": 1.0}), "--data.overlap", "true"),
+    ),
     "Box2D, epochs": ("--data.env_id", "LunarLander-v3", "--trainer.limit_train_batches", 3),
     "MuJoCo": ("--data.env_id", "Hopper-v5", "--model.normalize_values", "true"),
 }

@@ -83,10 +83,11 @@ class PPO(PolicyGradientModule):
         if stage != "fit" or data is None:
             return
         if self.network.has_memory:
-            if data.num_envs % self.num_minibatches:
+            if data.num_columns % self.num_minibatches:
+                seats = "" if data.num_columns == data.num_envs else f", with their seats {data.num_columns}"
                 raise UserError(
                     f"model.num_minibatches: minibatches of a recurrent policy are whole sequences, and "
-                    f"{self.num_minibatches} does not divide data.num_envs {data.num_envs}"
+                    f"{self.num_minibatches} does not divide data.num_envs {data.num_envs}{seats}"
                 )
         elif (data.num_steps * data.num_envs) % self.num_minibatches and not data.whole_episodes:
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from torch import Tensor
 from pg_lightning.analysis.intervals import confidence_interval
 from pg_lightning.errors import UserError
 from pg_lightning.learning import PolicyGradientModule
+from pg_lightning.learning.metrics import game_results
 from pg_lightning.rollout import Episode
 from pg_lightning.run.files import write_file, write_json
 
@@ -98,7 +100,8 @@ class EvaluationReport(Callback):
     """Writes `validate.json` or `test.json` into a run's folder.
 
     Keys: `env_id, episodes, deterministic, seed, env_steps` (of training), `return_mean, return_std, return_ci95`
-    (Student's t, as [low, high]), `length_mean, returns, lengths`.
+    (Student's t, as [low, high]), `length_mean, returns, lengths`; for games also `games` (see `game_results`),
+    `groups` (opponents and seats) and `group_of_episode`.
     """
 
     def __init__(self, run_folder: Path) -> None:
@@ -134,14 +137,24 @@ class EvaluationReport(Callback):
             "returns": returns.tolist(),
             "lengths": lengths.astype(int).tolist(),
         }
+        names = trainer.datamodule.eval_groups
+        if names:
+            report |= {"games": game_results(pl_module.evaluation, names), "groups": names}
+            report["group_of_episode"] = pl_module.evaluation.groups.tolist()
         path = self.run_folder / f"{name}.json"
         with _writable(self.run_folder):
             write_json(path, report)
         low, high = report["return_ci95"]
         print(
             f"{name}: return {report['return_mean']:.1f} (95% interval {low:.1f} to {high:.1f}) over "
-            f"{len(returns)} episodes of {report['env_id']}\nwritten to {path}"
+            f"{len(returns)} episodes of {report['env_id']}"
         )
+        for name in names:
+            won, drawn, lost = (
+                report["games"].get(f"{what}_rate/{name}", math.nan) for what in ("win", "draw", "loss")
+            )
+            print(f"{name:>24}: won {won:7.2%}, drew {drawn:7.2%}, lost {lost:7.2%}")
+        print(f"written to {path}")
 
 
 class TrajectoryWriter(BasePredictionWriter):

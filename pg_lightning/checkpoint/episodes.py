@@ -14,7 +14,12 @@ KINDS = {"returns": torch.float64, "lengths": torch.int64, "in_reset_row": torch
 
 
 def check_collector(
-    field: str, state: Unchecked, num_envs: int, num_both: int, obs_shape: Sequence[int], memory: Sequence[int] | None
+    field: str,
+    state: Unchecked,
+    num_envs: int,
+    num_columns: int,
+    obs_shape: Sequence[int],
+    memory: Sequence[int] | None,
 ) -> None:
     """Refuses the state of a collector that is not that of the environments and the policy of this run.
 
@@ -22,7 +27,7 @@ def check_collector(
         field: for errors.
         state: from the checkpoint.
         num_envs: N, of this rank.
-        num_both: number of games that the policy plays on both seats, with an episode of each seat.
+        num_columns: of its rollouts, each with an episode; more than N if a policy plays both seats of games.
         obs_shape: of one observation.
         memory: shape `[N, S]` of the recurrent state; None without one.
 
@@ -37,7 +42,7 @@ def check_collector(
             raise Damage(f"{field}.{name}", "is missing")
     for name, dtype in KINDS.items():
         if name in state:
-            _require_tensor(f"{field}.{name}", state[name], [num_envs + num_both])
+            _require_tensor(f"{field}.{name}", state[name], [num_columns])
             if state[name].dtype != dtype:
                 raise Damage(f"{field}.{name}", f"is {kind_of(state[name])}")
     require_finite(f"{field}.lengths", state["lengths"], not_negative=True)

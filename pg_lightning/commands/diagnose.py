@@ -18,6 +18,8 @@ from pg_lightning.commands.diagnosis_report import write_report
 from pg_lightning.commands.estimators import UNBIASED, give_critic, gradients_on, train_critic
 from pg_lightning.commands.weights import load_weights
 from pg_lightning.data import RolloutCollector, RolloutDataModule
+from pg_lightning.data.datamodule import DIAGNOSE_ACTIONS, DIAGNOSE_ENVS
+from pg_lightning.envs import env_seed
 from pg_lightning.errors import UserError, require
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.rollout import Rollout
@@ -85,7 +87,7 @@ def _play_and_differentiate(
     """The gradients `[M, P]` of every estimator, and the explained variance of the critic that they used."""
     if fit_critic:
         give_critic(model.network)
-    collector = data.diagnosis_collector(episodes)
+    collector = diagnosis_collector(data, episodes)
     try:
         if fit_critic:
             train_critic(model, list(play(collector, model, estimators.CRITIC_BATCHES, "episodes for the critic")))
@@ -102,3 +104,10 @@ def play(collector: RolloutCollector, model: Any, batches: int, what: str) -> It
         if model.reward_scaler is not None:
             rollout = replace(rollout, rewards=model.reward_scaler(rollout.rewards))
         yield rollout
+
+
+def diagnosis_collector(data: RolloutDataModule, episodes: int) -> RolloutCollector:
+    """Collects rollouts of `episodes` whole episodes, one per environment, with seeds that training never uses."""
+    own = data.with_settings(num_envs=episodes, num_steps=1, whole_episodes=True)
+    seeds = [env_seed(data.seed, DIAGNOSE_ENVS, n) for n in range(episodes)]
+    return own.make_collector(seeds, env_seed(data.seed, DIAGNOSE_ACTIONS))

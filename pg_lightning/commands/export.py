@@ -229,8 +229,9 @@ def _few_steps(data: RolloutDataModule) -> RolloutCollector:
     """Collects in a few environments of evaluation, or in the one instance if there can be no others."""
     noise = env_seed(data.seed, PREDICT, 0, 0)
     seeds = [env_seed(data.seed, PREDICT, n) for n in range(NUM_ENVS)]
-    if data.instance is not None:
-        return data.with_settings(num_steps=NUM_STEPS, whole_episodes=False).make_collector(seeds, noise)
+    if data.instance is not None or data.self_play is not None:
+        some = {} if data.instance is not None else {"num_envs": NUM_ENVS}
+        return data.with_settings(num_steps=NUM_STEPS, whole_episodes=False, **some).make_collector(seeds, noise)
     backend = BACKENDS[data.backend].alone
     env = make_vector_env(data.env_id, NUM_ENVS, data.env_kwargs, data.wrappers, backend)
     return RolloutCollector(env, NUM_STEPS, seeds, noise)

@@ -152,6 +152,11 @@ class RolloutDataModule(LightningDataModule):
         return self.whole_episodes or rows_vary(self)
 
     @property
+    def num_columns(self) -> int:
+        """Columns of a rollout: one of each environment, and of a game that the policy plays on both seats two."""
+        return self.num_envs + (0 if self.self_play is None else self.self_play.num_both(self.num_envs))
+
+    @property
     def seed(self) -> int:
         """The run's seed: the one given to `seed_everything`, else torch's initial seed."""
         return torch.initial_seed()
@@ -203,12 +208,6 @@ class RolloutDataModule(LightningDataModule):
         of = rank, self.trainer.world_size
         self.episodes_go_on = saved is not None and go_on(self, self.collector, saved, *of, actor)
         return RolloutDataset(self.collector, actor, strategy, length)
-
-    def diagnosis_collector(self, episodes: int) -> RolloutCollector:
-        """Collects rollouts of `episodes` whole episodes, one per environment, with seeds that training never uses."""
-        own = self.with_settings(num_envs=episodes, num_steps=1, whole_episodes=True)
-        seeds = [env_seed(self.seed, DIAGNOSE_ENVS, n) for n in range(episodes)]
-        return own.make_collector(seeds, env_seed(self.seed, DIAGNOSE_ACTIONS))
 
     def with_settings(self, **settings: Any) -> RolloutDataModule:
         """A copy with other settings, for use besides training; it makes its own environments, if there can be several.

@@ -72,9 +72,8 @@ def go_on(
         return False
     field = f"ckpt_path: RolloutDataModule.ranks[{rank}]"
     try:
-        both = 0 if data.self_play is None else data.self_play.num_both(data.num_envs)
-        memory = actor.initial_state(data.num_envs + both)
-        shapes = data.num_envs, both, data.observation_space.shape, None if memory is None else memory.shape
+        memory = actor.initial_state(data.num_columns)
+        shapes = data.num_envs, data.num_columns, data.observation_space.shape, None if memory is None else memory.shape
         if isinstance(collector, CollectorProcess):
             check_collector(f"{field}.collector", state.get("collector"), *shapes)
             reason = collector.load_state_dict(state, actor)

@@ -12,7 +12,7 @@ from pg_lightning.algorithms import A2C, PPO, REINFORCE
 from pg_lightning.analysis.gradient_noise import between, compare, inner_products, is_seen, least_noisy
 from pg_lightning.commands import diagnose as command
 from pg_lightning.commands import diagnosis_report, estimators
-from pg_lightning.commands.diagnose import play
+from pg_lightning.commands.diagnose import diagnosis_collector, play
 from pg_lightning.commands.estimators import LEARNED_BASELINE, TD, give_critic, gradients_on, train_critic, weights_of
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs.tasks.gridworld import CORRIDOR, GreyCells, walls
@@ -49,7 +49,7 @@ def grey_cells():
     for parameter in module.network.parameters():
         torch.nn.init.normal_(parameter, std=0.8)
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    collector = data.diagnosis_collector(6)
+    collector = diagnosis_collector(data, 6)
     gradients, explained = gradients_on(module, play(collector, module, 200, ""), LAMBDAS)
     collector.close()
     return module, gradients, explained
@@ -172,7 +172,7 @@ def test_rewards_are_scaled_as_in_training(quiet_trainer):
     module = A2C(**spaces_of(data), scale_rewards=True, hidden_sizes=[])
     module.reward_scaler.statistics.merge(10, torch.tensor(0.0), torch.tensor(16.0))
     module.trainer = quiet_trainer()
-    collector = data.diagnosis_collector(2)
+    collector = diagnosis_collector(data, 2)
     (rollout,) = play(collector, module, 1, "")
     collector.close()
     torch.testing.assert_close(rollout.rewards[rollout.valid], torch.full((rollout.env_steps,), 0.25))
@@ -262,7 +262,7 @@ def test_a_fitted_critic_knows_the_value_beyond_a_time_limit_too(quiet_trainer, 
     module = REINFORCE(**spaces_of(data), hidden_sizes=[8], gamma=0.8)
     module.trainer = quiet_trainer()
     give_critic(module.network)
-    collector = data.diagnosis_collector(8)
+    collector = diagnosis_collector(data, 8)
     train_critic(module, list(play(collector, module, 2, "")))
     collector.close()
     seen = torch.tensor(obs).view(2, 1) if env == "ObservedReward" else torch.eye(2)
@@ -284,7 +284,7 @@ def test_fitting_a_critic_leaves_the_policy_alone(quiet_trainer, tmp_path, quick
 
 def test_the_datamodule_of_a_diagnosis_is_left_as_it_is():
     data = RolloutDataModule("CartPole-v1", num_envs=3, num_steps=7)
-    data.diagnosis_collector(2).close()
+    diagnosis_collector(data, 2).close()
     changed = data.with_settings(num_envs=1)
     assert (data.num_envs, data.num_steps, data.whole_episodes, data.collector) == (3, 7, False, None)
     assert (changed.num_envs, changed.num_steps, changed.env_id) == (1, 7, "CartPole-v1")

@@ -15,6 +15,7 @@ from simulators import Pole
 
 from pg_lightning import RolloutDataModule
 from pg_lightning.algorithms import PPO
+from pg_lightning.commands.diagnose import diagnosis_collector
 from pg_lightning.errors import UserError
 from pg_lightning.strategies import HogwildStrategy
 
@@ -197,9 +198,9 @@ def test_workers_with_environments_of_their_own_are_refused_in_one_line() -> Non
 def test_episodes_of_a_diagnosis_are_one_for_each_environment() -> None:
     data = data_of()
     with pytest.raises(UserError, match="has 3 environments, not 5; for diagnose, set episodes to this number"):
-        data.diagnosis_collector(5)
+        diagnosis_collector(data, 5)
     _, _, module = evaluate(data)
-    assert len(data.diagnosis_collector(N).collect(module.actor).episode_lengths) == N
+    assert len(diagnosis_collector(data, N).collect(module.actor).episode_lengths) == N
 
 
 def test_evaluations_that_leave_no_time_for_long_episodes_are_reported(quiet_trainer: Any) -> None:
