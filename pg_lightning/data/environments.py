@@ -58,7 +58,8 @@ def spaces_for(data: RolloutDataModule) -> Spaces:
         return data.instance.env.single_observation_space, data.instance.env.single_action_space
     if data.self_play is not None:
         games = games_of(data, 1)
-        games.close()
+        for arena_of in (training_arena, evaluation_arena):  # which refuse opponents that cannot be made
+            arena_of(games, data.self_play, 0).close()
         return games.observation_space, games.action_space
     spaces = spaces_of(data.env_id, data.env_kwargs, data.wrappers, data.backend, data.env_timeout)
     if data.train_env_kwargs or data.train_wrappers:

@@ -28,9 +28,9 @@ class ActorCritic(nn.Module):
     Args:
         observation_space: a `Box`.
         action_space: see `make_head`.
-        torso: maps observations to features: `mlp`, `nature_cnn` for images, or the class path of a module. Its
-            constructor gets the observation space (a `Box` of floats if observations are normalised); it maps
-            `[B, *obs]` floats to `[B, F]` features and has F as `out_features`.
+        torso: maps observations to features: `mlp`, `nature_cnn` for images, `board_cnn` for boards, or the class path
+            of a module. Its constructor gets the observation space (a `Box` of floats if observations are normalised);
+            it maps `[B, *obs]` floats to `[B, F]` features and has F as `out_features`.
         hidden_sizes: widths of the hidden layers of actor and critic (`mlp`).
         activation: of the hidden layers (`mlp`).
         layer_norm: normalise the units of every hidden layer (`mlp`).

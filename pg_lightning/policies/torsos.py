@@ -17,7 +17,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.functional import linear
 
 from pg_lightning.class_path import ClassPath, resolve
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, require
 
 Activation = Literal["tanh", "relu", "silu", "elu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -181,7 +181,44 @@ class NatureCNN(nn.Module):
         return obs / 255 if self.bytes else obs
 
 
-TORSOS: dict[str, type[nn.Module]] = {"mlp": MLP, "nature_cnn": NatureCNN}
+class BoardCNN(nn.Module):
+    """3×3 convolutions that keep the size of a board, and one fully connected layer, all ReLU.
+
+    Args:
+        observation_space: a board `[H, W, C]` of C planes, whose numbers are used as they are.
+        channels: of every convolution.
+        num_layers: number of convolutions.
+        features: width of the fully connected layer.
+
+    Raises:
+        UserError: if the observations are no board, or a size is not at least 1.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Box, channels: int = 32, num_layers: int = 2, features: int = 128
+    ) -> None:
+        super().__init__()
+        for name, size in (("channels", channels), ("num_layers", num_layers), ("features", features)):
+            require(f"model.torso: board_cnn {name}", size, 1)
+        shape = observation_space.shape
+        if len(shape) != 3:
+            raise UserError(f"model.torso: board_cnn needs boards [H, W, C], data.env_id has {list(shape)}; use mlp")
+        height, width, planes = shape
+        sizes = [planes, *[channels] * num_layers]
+        self.convolutions = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(sizes))
+        self.linear = nn.Linear(channels * height * width, features)
+        self.out_features = features
+        orthogonal_(self, math.sqrt(2))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Features `[B, features]` of boards `[B, H, W, C]`."""
+        x = obs.permute(0, 3, 1, 2)
+        for convolution in self.convolutions:
+            x = torch.relu(convolution(x))
+        return torch.relu(self.linear(x.flatten(1)))
+
+
+TORSOS: dict[str, type[nn.Module]] = {"mlp": MLP, "nature_cnn": NatureCNN, "board_cnn": BoardCNN}
 
 
 def make_torso(

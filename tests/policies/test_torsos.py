@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pg_lightning.algorithms import PPO
 from pg_lightning.errors import UserError
 from pg_lightning.policies import MLP, ActorCritic, NatureCNN
-from pg_lightning.policies.torsos import FirstOrderTanh, rational_tanh
+from pg_lightning.policies.torsos import BoardCNN, FirstOrderTanh, rational_tanh
 from pg_lightning.rollout import Rollout
 
 ENV_ID = "tests/Blinking-v0"
@@ -191,7 +191,9 @@ def test_a_named_torso_is_trained_with_all_its_parameters(fit: Any) -> None:
 
 
 def test_a_torso_that_does_not_exist_is_named_with_those_that_do() -> None:
-    with pytest.raises(UserError, match=r"^model\.torso: cannot import 'cnn'.*short names are mlp, nature_cnn"):
+    with pytest.raises(
+        UserError, match=r"^model\.torso: cannot import 'cnn'.*names are mlp, nature_cnn, board_cnn"
+    ):
         ActorCritic(spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(3), torso="cnn")
 
 
@@ -263,3 +265,30 @@ def test_only_compiled_float32_on_a_cpu_computes_tanh_so(monkeypatch: pytest.Mon
     assert torch.equal(exact, torch.tanh(torso.linears[0](obs.double())))
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
     assert torch.equal(torso.float()(obs), eager)
+
+
+def test_a_board_moves_with_its_stones():
+    """Every convolution keeps the board, so that a shifted position gives shifted features away from the border."""
+    torso = BoardCNN(spaces.Box(0, 1, (9, 8, 2), np.uint8), channels=4, num_layers=3, features=5)
+    board = torch.zeros(1, 9, 8, 2)
+    board[0, 4, 3, 1] = 1
+    x, shifted = (one.permute(0, 3, 1, 2) for one in (board, board.roll(1, 2)))
+    for convolution in torso.convolutions:
+        x, shifted = (torch.relu(convolution(one)) for one in (x, shifted))
+    assert x.shape == (1, 4, 9, 8)
+    assert x.any()
+    torch.testing.assert_close(x[..., 1:6], shifted[..., 2:7])
+    assert torso(board).shape == (1, 5)
+    assert torso(torch.zeros(0, 9, 8, 2)).shape == (0, 5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 3), (2, 3, 3, 2)])
+def test_a_board_network_needs_a_board(shape):
+    with pytest.raises(UserError, match=r"^model\.torso: board_cnn needs boards \[H, W, C\].*; use mlp$"):
+        ActorCritic(spaces.Box(0, 1, shape, np.uint8), spaces.Discrete(2), torso="board_cnn")
+
+
+def test_sizes_of_a_board_network_are_checked():
+    torso = {"class_path": "board_cnn", "init_args": {"channels": 0}}
+    with pytest.raises(UserError, match=r"^model\.torso: board_cnn channels: must be at least 1, got 0$"):
+        ActorCritic(spaces.Box(0, 1, (3, 3, 2), np.uint8), spaces.Discrete(2), torso=torso)
