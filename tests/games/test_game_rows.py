@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from doubles import ActsBy
+from doubles import ActsBy, WatchedActor, actor_for
 from scripted_games import ScriptedGames, Transition, Turn, legal, rows_of, transitions
 from torch import Tensor
 
 from pg_lightning.data import RolloutCollector
 from pg_lightning.games import SelfPlay, training_arena
+from pg_lightning.learning.actor import PolicyActor
 from pg_lightning.rollout import Rollout
 
 G, T, ROLLOUTS = 5, 7, 6
@@ -24,6 +25,18 @@ class Player(ActsBy):
 
     def act(self, obs: Tensor, generator: Any, deterministic: bool, mask: Tensor, state: Any) -> tuple[Tensor, None]:
         return legal(obs, mask), None
+
+
+class Watched(WatchedActor):
+    """Also notes what it saw."""
+
+    def __init__(self, actor: PolicyActor) -> None:
+        super().__init__(actor)
+        self.seen: list[tuple[float, ...]] = []
+
+    def act(self, obs: Tensor, *args: Any) -> Any:
+        self.seen += map(tuple, obs.tolist())
+        return super().act(obs, *args)
 
 
 def played(both: float, alternates: bool, **how: Any) -> tuple[ScriptedGames, list[Rollout]]:
@@ -107,3 +120,23 @@ def test_a_transition_is_what_it_says():
         Transition((2.0,), 2, 4.0, True, 1, None),
         Transition((1.0,), 1, -6.0, True, 0, None),
     ]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("memory", ["lstm", None])
+@pytest.mark.parametrize("both", [1.0, 0.4])
+def test_each_seat_has_a_memory_of_its_own(both, memory, whole):
+    """Unrolled over the columns of a rollout, the policy gives the actions the probabilities that they were drawn with:
+    only if the state of a seat goes from its turn to its own next turn, and starts at zero with a game."""
+    games = ScriptedGames(G, alternates=False)
+    arena = training_arena(games, SelfPlay(both_seats=both), 0)
+    collector = RolloutCollector(arena, T, list(range(G)), 0, whole)
+    actor = Watched(actor_for(arena, memory=memory, memory_size=4))
+    with torch.no_grad():
+        actor.policy.actor_head.linear.weight *= 100  # so that the state matters
+    for _ in range(ROLLOUTS):
+        rollout = collector.collect(actor)
+        log_probs = actor.log_probs(rollout)
+        acted = dict(zip(actor.seen, torch.cat(actor.acted).tolist(), strict=True))
+        for t, n in rollout.valid.nonzero().tolist():
+            assert log_probs[t, n].item() == pytest.approx(acted[tuple(rollout.obs[t, n].tolist())], abs=1e-5)

@@ -191,9 +191,7 @@ def test_a_named_torso_is_trained_with_all_its_parameters(fit: Any) -> None:
 
 
 def test_a_torso_that_does_not_exist_is_named_with_those_that_do() -> None:
-    with pytest.raises(
-        UserError, match=r"^model\.torso: cannot import 'cnn'.*names are mlp, nature_cnn, board_cnn"
-    ):
+    with pytest.raises(UserError, match=r"^model\.torso: cannot import 'cnn'.*names are mlp, nature_cnn, board_cnn"):
         ActorCritic(spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(3), torso="cnn")
 
 
