@@ -1,5 +1,6 @@
 """Environments whose own code fails, where and how it is asked to. Importing this module registers them."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -73,6 +74,21 @@ class Naps(Bandit):
         return super().step(action)
 
 
+class StopsWorker(Bandit):
+    """Stops one of the workers of the hogwild strategy, at its third step."""
+
+    total = 0
+
+    def __init__(self, worker: int) -> None:
+        self.stops = multiprocessing.current_process().name.endswith(f"worker {worker}")
+
+    def step(self, action: Any) -> Any:
+        self.total += 1
+        if self.stops and self.total == 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().step(action)
+
+
 class FailsTogether(VectorEnv[Any, Any, Any]):
     """The same in vectorised code."""
 
@@ -121,4 +137,5 @@ class WrapsBadly(gym.Wrapper[Any, Any, Any, Any]):
 
 gym.register("Fails-v0", entry_point=Fails, vector_entry_point=FailsTogether)
 gym.register("Naps-v0", entry_point=Naps)
+gym.register("StopsWorker-v0", entry_point=StopsWorker)
 gym.register("FailsAsSimulator-v0", entry_point=Fails, vector_entry_point=FailsAsSimulator)

@@ -65,8 +65,8 @@ class RolloutDataModule(LightningDataModule):
             tensors, of which one instance serves training and evaluation, `auto` measures and reports its choice.
         env_timeout: with `async`, the seconds that a step or a reset may take; for the first reset, including the start
             of the process. An environment that takes longer is replaced, as is one whose process dies. With every
-            back-end also the seconds that `close` may take, and that the process of `overlap` may be stopped. `inf`: no
-            limit.
+            back-end also the seconds that `close` may take, and that the process of `overlap` or a worker of the
+            strategy `hogwild` may be stopped. `inf`: no limit.
         max_env_restarts: with `async`, the number of replacements after which the next failure ends the run, counted
             separately for training and evaluation environments of a process; with 0 the first failure ends it.
         autoreset_mode: when a finished episode is reset: `same_step`, `next_step` or `disabled` (the collector resets);
