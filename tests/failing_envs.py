@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
@@ -24,11 +25,18 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
+def _hang() -> None:
+    """As a loop over a connection does that handles all errors."""
+    while True:
+        with suppress(Exception):
+            time.sleep(1000)
+
+
 DEEDS: dict[str, Callable[[], object]] = {
     "raises": _raise,
     "leaves": lambda: sys.exit(0),
     "interrupts": _interrupt,
-    "hangs": lambda: time.sleep(1000),
+    "hangs": _hang,
     "stops": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "exits": lambda: os._exit(0),
 }

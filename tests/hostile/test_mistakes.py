@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mistakes import Mistake, all_mistakes
+
+from pg_lightning.data.evaluation import EvaluationDataset
 
 MISTAKES = all_mistakes()
 MOST_SECONDS = 10.0
@@ -53,12 +56,18 @@ def test_too_many_open_files_are_named(capsys: Any) -> None:
     assert capsys.readouterr().err.startswith("error: this process may open no more files (ulimit -n); raise the limit")
 
 
-@pytest.mark.parametrize(("command", "blocked"), [("predict", "predict"), ("test", ".")])
+@pytest.mark.parametrize(("command", "blocked"), [("predict", "predict"), ("test", "."), ("validate", ".")])
 @pytest.mark.parametrize("fault", ["read-only", "in the way"])
 def test_results_that_cannot_be_written_are_named_before_the_first_episode(
     command: str, blocked: str, fault: str, run: Path, cli: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Permissions do not bind root, so the answer of the system is replaced."""
+
+    def too_late(dataset: object) -> Iterator[object]:
+        pytest.fail("too late")
+        yield
+
+    monkeypatch.setattr(EvaluationDataset, "__iter__", too_late)
     copy = shutil.copytree(run, tmp_path / "got")
     folder = (copy / blocked).resolve()
     if fault == "read-only":
