@@ -28,7 +28,7 @@ from pg_lightning.data.environments import (
 )
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
-from pg_lightning.data.resume import episodes_under_way, go_on
+from pg_lightning.data.resume import check_episodes, episodes_under_way, go_on
 from pg_lightning.data.size import MOST, require_space
 from pg_lightning.envs import BACKENDS, AutoresetName, Backend, choose_backend, env_seed
 from pg_lightning.envs.failures import closes_within
@@ -288,9 +288,11 @@ class RolloutDataModule(LightningDataModule):
         """Refuses the checkpoint of another environment; keeps the episodes until training starts.
 
         Raises:
-            UserError: naming both environments.
+            UserError: naming both environments, or what is damaged.
         """
         trained_on = state_dict["env_id"]
         if (new_name(trained_on) or trained_on) != self.env_id:
             raise UserError(f"data.env_id: the checkpoint was trained on {trained_on!r}, not on {self.env_id!r}")
+        if self.trainer is not None and self.trainer.state.fn == "fit" and not self.is_asynchronous:
+            check_episodes(self, state_dict, self.trainer)
         self._resumed = state_dict
