@@ -19,6 +19,7 @@ from pg_lightning.callbacks import (
     EnvStepProgress,
     EvaluateEverySteps,
     EvaluationReport,
+    LeakWatch,
     LearningCurve,
     RandomStates,
     RankWatch,
@@ -112,7 +113,7 @@ class FitAssembly:
         if saving := [x for x in given if isinstance(x, ModelCheckpoint)]:
             callbacks.append(SaveTimes(saving))
         if not trainer.fast_dev_run:
-            callbacks += [SaveConfig(parser, self._saved_config), LearningCurve()]
+            callbacks += [SaveConfig(parser, self._saved_config), LearningCurve(), LeakWatch()]
             callbacks.append(ContinuedMetrics(self.metrics, self._continued))
         if trainer.enable_checkpointing is not False:
             best = {"filename": "best", "monitor": "val/return_mean", "mode": "max"}
