@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,15 +38,16 @@ def test_a_mistake_ends_in_one_line(mistake: Mistake, cli: Any, tiny: Path, tmp_
     assert time.monotonic() - begin < MOST_SECONDS
 
 
-def test_a_working_folder_that_is_gone_is_named(cli: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    def gone() -> str:
-        raise FileNotFoundError(2, "No such file or directory")
-
-    monkeypatch.setattr(os, "getcwd", gone)
-    from pg_lightning.cli import errors
-
-    with pytest.raises(errors.UserError, match="the working folder is gone"):
-        errors.require_working_folder()
+def test_a_working_folder_that_is_gone_is_named_before_the_imports(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    gone = 'mkdir gone && cd gone && rmdir "$PWD" && exec "$0" -m pg_lightning fit --config ppo_cartpole'
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    finished = subprocess.run(
+        ["sh", "-c", gone, sys.executable], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == "error: the working folder is gone; change to one that exists\n"
+    assert time.monotonic() - begin < 2
 
 
 def test_too_many_open_files_are_named(capsys: Any) -> None:
