@@ -10,13 +10,13 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from pg_lightning.checkpoint.values import Damage, Unchecked, kind_of, require_count, require_finite, require_mapping
-from pg_lightning.rollout import Rollout
+from pg_lightning.rollout import Actor, Rollout
 
 Shape = Sequence[int | None]  # None stands for any size
 
 
 def check_ahead(
-    field: str, ahead: Unchecked, after: Unchecked, action_space: Space, memory: Tensor | None, version: int
+    field: str, ahead: Unchecked, after: Unchecked, action_space: Space, actor: Actor, versions: range
 ) -> None:
     """Refuses the fields of a `Rollout` that do not fit together, or not to this run.
 
@@ -25,8 +25,8 @@ def check_ahead(
         ahead: the fields, from the checkpoint.
         after: the state of the collector after the rollout, which is known to fit.
         action_space: of one environment.
-        memory: the initial recurrent state `[N, S]`; None without one.
-        version: of the policy that collected it.
+        actor: of the policy that learns from it.
+        versions: those that the policy may have had that collected it.
 
     Raises:
         Damage: naming the field.
@@ -44,12 +44,11 @@ def check_ahead(
         "rewards": ((T, N), torch.float32),
         "log_probs": ((T, N), None),
         "obs": ((T + 1, N, *one), obs.dtype),
-        "actions": ((T, N, *(action_space.shape or ())), None),
         "final_obs": ((None, *one), obs.dtype),
         "final_rows": ((None,), torch.int64),
         **dict.fromkeys(("episode_returns", "episode_lengths"), ((None,), None)),
     }
-    if memory is not None:
+    if (memory := actor.initial_state(N)) is not None:
         rows["state"] = memory.shape, None
     if after["action_mask"] is not None:
         rows["action_mask"] = (T, *after["action_mask"].shape), None
@@ -59,14 +58,14 @@ def check_ahead(
         if ahead[name] is not None:
             raise Damage(f"{field}.{name}", f"is {kind_of(ahead[name])}, not None")
     _require_below(f"{field}.final_rows", ahead["final_rows"], T * N)
-    _check_actions(f"{field}.actions", ahead["actions"], action_space)
+    _check_actions(f"{field}.actions", ahead["actions"], [T, N], action_space, actor)
     for one_of, other in (("final_rows", "final_obs"), ("episode_returns", "episode_lengths")):
         if len(ahead[one_of]) != len(ahead[other]):
             raise Damage(f"{field}.{other}", f"are not as many as {one_of}")
-    known = {"policy_version": version, "env_steps": int(ahead["valid"].sum())}
-    for name, value in known.items():
-        if type(ahead[name]) is not int or ahead[name] != value:
-            raise Damage(f"{field}.{name}", f"is {kind_of(ahead[name])}, not {value}")
+    steps = int(ahead["valid"].sum())
+    for name, known in {"policy_version": versions, "env_steps": range(steps, steps + 1)}.items():
+        if type(ahead[name]) is not int or ahead[name] not in known:
+            raise Damage(f"{field}.{name}", f"is {kind_of(ahead[name])}, which does not fit")
     require_count(f"{field}.env_restarts", ahead["env_restarts"] or 0)
     if not isinstance(ahead["bootstrap_is_approximate"], (bool, type(None))):
         raise Damage(f"{field}.bootstrap_is_approximate", "is not a bool")
@@ -82,18 +81,21 @@ def _require_tensor(field: str, value: object, shape: Shape, dtype: torch.dtype 
     require_finite(field, value)
 
 
-def _check_actions(field: str, actions: Tensor, space: Space) -> None:
-    if actions.is_floating_point() or isinstance(space, spaces.Box):
-        if actions.is_floating_point() != isinstance(space, spaces.Box):
-            raise Damage(field, f"is {kind_of(actions)}")
-    elif isinstance(space, spaces.Discrete):
-        _require_below(field, actions, int(space.n))
-    elif isinstance(space, spaces.MultiDiscrete):
-        _require_below(field, actions, torch.as_tensor(space.nvec.astype("int64")))
-    else:
-        _require_below(field, actions, 2)
+def _check_actions(field: str, actions: object, rows: list[int], space: Space, actor: Actor) -> None:
+    """Refuses what the environment would not have got from the policy; numbers may be outside a `Box`."""
+    if not isinstance(actions, Tensor) or [*actions.shape[:2]] != rows:
+        raise Damage(field, f"is {kind_of(actions)}, not a tensor of {rows} actions")
+    require_finite(field, actions)
+    try:
+        played = actor.env_actions(actions.flatten(0, 1)).cpu().numpy()
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise Damage(field, f"is {kind_of(actions)}, which are no actions: {error}") from error
+    if played.shape != (rows[0] * rows[1], *(space.shape or ())):
+        raise Damage(field, f"is {kind_of(actions)}, which are no actions of {space}")
+    if not isinstance(space, spaces.Box) and not all(map(space.contains, played)):
+        raise Damage(field, f"has actions that are not in {space}")
 
 
-def _require_below(field: str, value: Tensor, limit: int | Tensor) -> None:
+def _require_below(field: str, value: Tensor, limit: int) -> None:
     if bool(((value < 0) | (value >= limit)).any()):
         raise Damage(field, "has numbers out of range")

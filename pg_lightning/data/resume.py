@@ -59,7 +59,8 @@ def check_episodes(data: RolloutDataModule, saved: Mapping[str, Unchecked], trai
     if _what_differs(data, saved, trainer.world_size):
         return
     module = cast("PolicyGradientModule", trainer.lightning_module)
-    memory = module.actor.initial_state(data.num_envs)
+    actor = cast(Actor, module.actor)
+    memory = actor.initial_state(data.num_envs)
     shapes = data.num_envs, data.observation_space.shape or (), None if memory is None else memory.shape
     try:
         for rank, state in enumerate(saved["ranks"]):
@@ -68,9 +69,11 @@ def check_episodes(data: RolloutDataModule, saved: Mapping[str, Unchecked], trai
                 continue
             if data.overlap:
                 check_collector(f"{field}.collector", state.get("collector"), *shapes)
-                after = state["collector"]
-                version = module.progress.previous
-                check_ahead(f"{field}.ahead", state.get("ahead"), after, data.action_space, memory, version)
+                after, previous = state["collector"], module.progress.previous
+                versions = range(previous, previous + 1)
+                if module.corrects_any_lag:
+                    versions = range(module.progress.updates + 1)
+                check_ahead(f"{field}.ahead", state.get("ahead"), after, data.action_space, actor, versions)
             else:
                 check_collector(field, state, *shapes)
     except Damage as damage:
