@@ -16,7 +16,7 @@ PROC = Path("/proc")
 TIMES = 5  # evaluations in a row at which a number must have grown
 MIB = 2**20
 # What is counted, and by how much it must have grown in that time.
-LEAST = {"processes": 5, "threads": 5, "open files": 5, "MiB of memory": 500}
+LEAST = {"processes": 10, "threads": 10, "open files": 10, "MiB of memory": 500}
 
 
 class LeakWatch(Callback):
