@@ -1,11 +1,13 @@
 """Environments whose own code fails, where and how it is asked to. Importing this module registers them."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
@@ -23,11 +25,18 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
+def _hang() -> None:
+    """As a loop over a connection does that handles all errors."""
+    while True:
+        with suppress(Exception):
+            time.sleep(1000)
+
+
 DEEDS: dict[str, Callable[[], object]] = {
     "raises": _raise,
     "leaves": lambda: sys.exit(0),
     "interrupts": _interrupt,
-    "hangs": lambda: time.sleep(1000),
+    "hangs": _hang,
     "stops": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "exits": lambda: os._exit(0),
 }
@@ -69,6 +78,21 @@ class Naps(Bandit):
         self.total += 1
         if self.total in (10, 25, 40, 55):
             subprocess.Popen(["sh", "-c", f"sleep 0.6; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().step(action)
+
+
+class StopsWorker(Bandit):
+    """Stops one of the workers of the hogwild strategy, at its third step."""
+
+    total = 0
+
+    def __init__(self, worker: int) -> None:
+        self.stops = multiprocessing.current_process().name.endswith(f"worker {worker}")
+
+    def step(self, action: Any) -> Any:
+        self.total += 1
+        if self.stops and self.total == 3:
             os.kill(os.getpid(), signal.SIGSTOP)
         return super().step(action)
 
@@ -121,4 +145,5 @@ class WrapsBadly(gym.Wrapper[Any, Any, Any, Any]):
 
 gym.register("Fails-v0", entry_point=Fails, vector_entry_point=FailsTogether)
 gym.register("Naps-v0", entry_point=Naps)
+gym.register("StopsWorker-v0", entry_point=StopsWorker)
 gym.register("FailsAsSimulator-v0", entry_point=Fails, vector_entry_point=FailsAsSimulator)

@@ -1,5 +1,6 @@
 """Environments that are hard on a trainer. Importing this module registers them."""
 
+import ctypes
 import os
 import random
 import signal
@@ -159,6 +160,7 @@ FAULTS = {
     "exits": lambda: os._exit(3),
     "is killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "hangs": _hang,
+    "hangs in C": lambda: ctypes.PyDLL(None).sleep(1000),  # which keeps the interpreter's lock, so no Python code runs
     "is stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
 }
 

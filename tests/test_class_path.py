@@ -1,10 +1,13 @@
 """Classes and environments by name: those that have moved are refused with their new name."""
 
 import importlib
+from collections.abc import Callable
+from typing import Any, Optional
 
+import numpy as np
 import pytest
 
-from pg_lightning.class_path import MOVED, new_name, resolve
+from pg_lightning.class_path import MOVED, new_name, resolve, with_functions
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs import make_env
 from pg_lightning.errors import UserError
@@ -45,3 +48,31 @@ def test_a_checkpoint_of_an_environment_that_has_moved_is_that_environments():
     data.load_state_dict({"env_id": "pg_lightning.envs.toy:pg_lightning/Recall-v0"})
     with pytest.raises(UserError, match=r"trained on .*Endless-v0.*, not on"):
         data.load_state_dict({"env_id": "pg_lightning.envs.toy:pg_lightning/Endless-v0"})
+
+
+def wraps(
+    env: Any,
+    plain: Callable,
+    exact: Callable[[int], int],
+    optional: Callable[[int], int] | None,
+    older: Optional[Callable[[int], int]],  # noqa: UP045
+    text: str,
+    either: Callable | str,
+    *,
+    without_hint=None,
+) -> None:
+    """A wrapper as a function; a path is a function's where nothing else can be meant."""
+
+
+class Wraps:
+    """The same as a class."""
+
+    __init__ = wraps
+
+
+@pytest.mark.parametrize("wrap", [wraps, Wraps])
+def test_a_path_is_a_functions_where_only_a_function_is_taken(wrap):
+    functions, others = ("plain", "exact", "optional", "older"), ("text", "either", "without_hint", "unknown")
+    found = with_functions("data.wrappers", wrap, dict.fromkeys((*functions, *others), "numpy.sign"))
+    assert found == dict.fromkeys(functions, np.sign) | dict.fromkeys(others, "numpy.sign")
+    assert with_functions("data.wrappers", wrap, {"plain": np.sign, "exact": 3}) == {"plain": np.sign, "exact": 3}

@@ -5,6 +5,7 @@ from pg_lightning.callbacks.config import SaveConfig
 from pg_lightning.callbacks.continued_metrics import ContinuedMetrics
 from pg_lightning.callbacks.curve import LearningCurve
 from pg_lightning.callbacks.evaluation import EvaluateEverySteps, EvaluationReport, TrajectoryWriter
+from pg_lightning.callbacks.leaks import LeakWatch
 from pg_lightning.callbacks.progress import EnvStepProgress
 from pg_lightning.callbacks.randomness import RandomStates
 from pg_lightning.callbacks.ranks import RankWatch
@@ -18,6 +19,7 @@ __all__ = [
     "EvaluateEverySteps",
     "EvaluationReport",
     "EvaluationVideo",
+    "LeakWatch",
     "LearningCurve",
     "RandomStates",
     "RankWatch",

@@ -27,14 +27,15 @@ class SaveConfig(Callback):
         self.parser = parser
         self.config = config
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Before the environments start; with the back-end that `auto` chose, so that the run can be repeated.
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a checkpoint has been accepted, before the environments start; with the back-end that `auto` chose, so
+        that the run can be repeated.
 
         Raises:
             UserError: if the file cannot be written.
         """
         folder = trainer.log_dir  # a collective: all ranks must read it
-        if stage != "fit" or not trainer.is_global_zero or folder is None:
+        if not trainer.is_global_zero or folder is None:
             return
         self.config.data.backend = trainer.datamodule.backend  # type: ignore[attr-defined]
         for key in set(vars(self.config)) - {"seed_everything", "trainer", "model", "data"}:

@@ -112,6 +112,10 @@ class EvaluationReport(Callback):
         with _writable(self.run_folder):
             pass
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As before `test`."""
+        self.on_test_start(trainer, pl_module)
+
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """After `validate`."""
         if trainer.state.fn == "validate":

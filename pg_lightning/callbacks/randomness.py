@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from pg_lightning.collectives import all_gather_object
-from pg_lightning.processes import order_generator
+from pg_lightning.processes import global_states, order_generator, set_global_states
 from pg_lightning.strategies import HogwildStrategy
 
 
@@ -44,25 +43,23 @@ class RandomStates(Callback):
 
 def random_state() -> dict[str, object]:
     """The generators of this process, in plain types and tensors."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - environments may draw from it
+    python, (name, keys, position, has_gauss, gauss), torchs = global_states()
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     return {
         "seed": torch.initial_seed(),
-        "torch": torch.get_rng_state(),
+        "torch": torchs,
         "order": None if (order := order_generator()) is None else order.get_state(),
         "numpy": (name, torch.from_numpy(np.array(keys)), int(position), int(has_gauss), float(gauss)),
-        "python": random.getstate(),
+        "python": python,
         "cuda": torch.cuda.get_rng_state() if cuda else None,
     }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
     """Restores the result of `random_state` in this process."""
-    torch.set_rng_state(state["torch"])
+    name, keys, *rest = state["numpy"]
+    set_global_states((state["python"], (name, keys.numpy(), *rest), state["torch"]))
     if (order := order_generator()) is not None and state.get("order") is not None:
         order.set_state(state["order"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy(), *rest))  # noqa: NPY002
-    random.setstate(state["python"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

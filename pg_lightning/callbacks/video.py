@@ -69,6 +69,8 @@ class EvaluationVideo(Callback):
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
         name = f"env_steps_{pl_module.env_steps:010d}"
+        video = folder / f"{name}-episode-0.mp4"
+        video.unlink(missing_ok=True)  # it may be a link to another file
         env = self.make_env(data, folder, name)
         try:
             seed = data.seed
@@ -83,7 +85,7 @@ class EvaluationVideo(Callback):
             next(iter(episode))
         finally:
             env.close()
-        return folder / f"{name}-episode-0.mp4"
+        return video
 
     def make_env(self, data: RolloutDataModule, folder: Path, name: str) -> VectorEnv:
         """The environment of the evaluations, with a recorder that writes into a folder."""

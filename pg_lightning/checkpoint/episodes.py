@@ -58,7 +58,7 @@ def check_collector(
 
 
 def compare_ranks(own: Unchecked, data: Unchecked) -> None:
-    """Refuses returns of another number of environments than the episodes of the same rank.
+    """Refuses returns of another number of ranks, or of environments, than the episodes.
 
     Args:
         own: the module's part of a checkpoint.
@@ -67,7 +67,13 @@ def compare_ranks(own: Unchecked, data: Unchecked) -> None:
     Raises:
         Damage: naming the rank.
     """
-    for i, (rank, episodes) in enumerate(zip(own.get("ranks", []), data.get("ranks", []), strict=False)):
+    if not own.get("ranks"):
+        raise Damage("pg_lightning.ranks", "is empty" if "ranks" in own else "is missing")
+    if len(data.get("ranks", own["ranks"])) != len(own["ranks"]):
+        raise Damage(
+            "RolloutDataModule.ranks", f"has {len(data['ranks'])} entries, pg_lightning.ranks {len(own['ranks'])}"
+        )
+    for i, (rank, episodes) in enumerate(zip(own["ranks"], data.get("ranks", []), strict=False)):
         running = rank["discounted_returns"] if isinstance(rank, Mapping) else None
         found = episodes.get("collector", episodes) if isinstance(episodes, Mapping) else {}
         returns = found.get("returns") if isinstance(found, Mapping) else None

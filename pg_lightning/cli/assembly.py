@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from pg_lightning.callbacks import (
@@ -21,6 +19,7 @@ from pg_lightning.callbacks import (
     EnvStepProgress,
     EvaluateEverySteps,
     EvaluationReport,
+    LeakWatch,
     LearningCurve,
     RandomStates,
     RankWatch,
@@ -33,11 +32,8 @@ from pg_lightning.callbacks import (
 from pg_lightning.cli.accelerator import choose_accelerator
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.data.size import require_space
-from pg_lightning.lightning_private import process_group_timeout, set_process_group_timeout
-from pg_lightning.processes import signals
 from pg_lightning.run import MetricsFile, SafeCheckpointIO, run_folder
 from pg_lightning.run.folder import LAST_CHECKPOINT
-from pg_lightning.torch_private import DEFAULT_TIMEOUT
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "runs",
@@ -46,8 +42,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
-# How long ranks wait for a rank that hangs, unless the strategy has its own timeout.
-RANK_TIMEOUT = timedelta(minutes=5)
 REPORTS: dict[str, type[EvaluationReport | TrajectoryWriter]] = {
     "validate": EvaluationReport,
     "test": EvaluationReport,
@@ -119,7 +113,7 @@ class FitAssembly:
         if saving := [x for x in given if isinstance(x, ModelCheckpoint)]:
             callbacks.append(SaveTimes(saving))
         if not trainer.fast_dev_run:
-            callbacks += [SaveConfig(parser, self._saved_config), LearningCurve()]
+            callbacks += [SaveConfig(parser, self._saved_config), LearningCurve(), LeakWatch()]
             callbacks.append(ContinuedMetrics(self.metrics, self._continued))
         if trainer.enable_checkpointing is not False:
             best = {"filename": "best", "monitor": "val/return_mean", "mode": "max"}
@@ -145,14 +139,6 @@ def add_reports(trainer: Any, subcommand: str, ckpt_path: str | None) -> None:
     trainer.logger = False
     if not sys.stdout.isatty():
         trainer.enable_progress_bar = False
-
-
-def prepare_launch(trainer: Trainer) -> None:
-    """Sets the timeout for other ranks, and forwards signals to the ranks that the Trainer will launch."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy) and process_group_timeout(strategy) == DEFAULT_TIMEOUT:
-        set_process_group_timeout(strategy, RANK_TIMEOUT)
-    signals.launches(strategy.launcher)
 
 
 def _write_into(folder: Path, logger: Any, checkpoint: str | None) -> None:

@@ -77,18 +77,6 @@ def _refusing(error: Exception) -> str:
     return ours[-1].rpartition(".")[2] if ours and ours[-1].startswith(CALLBACKS) else ""
 
 
-def require_working_folder() -> None:
-    """Refuses to start in a folder that has been removed, where no relative path can be found.
-
-    Raises:
-        UserError: with the cure.
-    """
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise UserError("the working folder is gone; change to one that exists") from error
-
-
 def requeue() -> None:
     """Requeues the SLURM job, if there is one."""
     job = os.environ.get("SLURM_JOB_ID")

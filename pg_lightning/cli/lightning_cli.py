@@ -12,8 +12,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pg_lightning.algorithms import PolicyGradientModule
 from pg_lightning.callbacks import EvaluateEverySteps, RunCheckpoint
-from pg_lightning.cli.assembly import TRAINER_DEFAULTS, FitAssembly, add_reports, prepare_launch
+from pg_lightning.cli.assembly import TRAINER_DEFAULTS, FitAssembly, add_reports
 from pg_lightning.cli.configs import no_checkpoint
+from pg_lightning.cli.launch import prepare_launch, require_cores
 from pg_lightning.cli.parser import Parser
 from pg_lightning.commands.trainer import PolicyTrainer
 from pg_lightning.data import RolloutDataModule
@@ -97,6 +98,7 @@ class CLI(OpenCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the run's loggers and callbacks to those of the config."""
         config = self.trainer_config
+        require_cores(config.devices)
         if self._fit is not None:
             self._fit.choose_accelerator(config, self.model, self.datamodule)
             self._fit.add_to(config, self.parser_of("fit"))

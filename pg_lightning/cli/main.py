@@ -12,7 +12,7 @@ import torch
 
 from pg_lightning.cli.commands import COMMANDS
 from pg_lightning.cli.configs import config_name, expand_arguments
-from pg_lightning.cli.errors import end_by_error, end_by_signal, require_working_folder
+from pg_lightning.cli.errors import end_by_error, end_by_signal
 from pg_lightning.cli.lightning_cli import CLI, SUBCOMMANDS
 from pg_lightning.cli.parser import SUGGESTION
 from pg_lightning.cli.streams import outlive_readers
@@ -42,7 +42,6 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    require_working_folder()
     name = "".join(arguments[:1])
     if name in COMMANDS:
         COMMANDS[name](arguments[1:])

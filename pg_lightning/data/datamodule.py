@@ -30,7 +30,7 @@ from pg_lightning.data.environments import (
 )
 from pg_lightning.data.evaluation import EvaluationDataset
 from pg_lightning.data.overlap import CollectorProcess
-from pg_lightning.data.resume import episodes_under_way, go_on
+from pg_lightning.data.resume import check_episodes, episodes_under_way, go_on
 from pg_lightning.data.size import require_counts, require_space
 from pg_lightning.envs import BACKENDS, AutoresetName, Backend, choose_backend, env_seed
 from pg_lightning.envs.failures import closes_within
@@ -68,8 +68,8 @@ class RolloutDataModule(LightningDataModule):
             tensors, of which one instance serves training and evaluation, `auto` measures and reports its choice.
         env_timeout: with `async`, the seconds that a step or a reset may take; for the first reset, including the start
             of the process. An environment that takes longer is replaced, as is one whose process dies. With every
-            back-end also the seconds that `close` may take, and that the process of `overlap` may be stopped. `inf`: no
-            limit.
+            back-end also the seconds that `close` may take, and that the process of `overlap` or a worker of the
+            strategy `hogwild` may be stopped. `inf`: no limit.
         max_env_restarts: with `async`, the number of replacements after which the next failure ends the run, counted
             separately for training and evaluation environments of a process; with 0 the first failure ends it.
         autoreset_mode: when a finished episode is reset: `same_step`, `next_step` or `disabled` (the collector resets);
@@ -291,9 +291,11 @@ class RolloutDataModule(LightningDataModule):
         """Refuses the checkpoint of another environment; keeps the episodes until training starts.
 
         Raises:
-            UserError: naming both environments.
+            UserError: naming both environments, or what is damaged.
         """
         trained_on = state_dict["env_id"]
         if (new_name(trained_on) or trained_on) != self.env_id:
             raise UserError(f"data.env_id: the checkpoint was trained on {trained_on!r}, not on {self.env_id!r}")
+        if self.trainer is not None and self.trainer.state.fn == "fit" and not self.is_asynchronous:
+            check_episodes(self, state_dict, self.trainer)
         self._resumed = state_dict

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from pg_lightning.checkpoint.episodes import check_collector
-from pg_lightning.checkpoint.values import Damage
+from pg_lightning.checkpoint.values import Damage, Unchecked
 from pg_lightning.collectives import all_gather_object
+from pg_lightning.data.ahead import check_ahead
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.errors import UserError, named_cause_of
 from pg_lightning.processes import WorkerError
 from pg_lightning.rollout import Actor
 from pg_lightning.run.secrets import without_secrets
+
+if TYPE_CHECKING:
+    from pg_lightning.data.datamodule import RolloutDataModule
+    from pg_lightning.learning import PolicyGradientModule
 
 # Settings that must be unchanged for the episodes to continue after a resume.
 SETTINGS = (
@@ -39,6 +46,42 @@ def episodes_under_way(data: Any, collector: RolloutCollector | CollectorProcess
     }
 
 
+def check_episodes(data: RolloutDataModule, saved: Mapping[str, Unchecked], trainer: Trainer) -> None:
+    """Refuses the damaged episodes of any rank, on all ranks: none may wait for one that refuses.
+
+    Args:
+        data: the datamodule.
+        saved: its part of the checkpoint.
+        trainer: whose module is already restored.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if _what_differs(data, saved, trainer.world_size):
+        return
+    module = cast("PolicyGradientModule", trainer.lightning_module)
+    actor = cast(Actor, module.actor)
+    memory = actor.initial_state(data.num_columns)
+    sizes = data.num_envs, data.num_columns
+    shapes = *sizes, data.observation_space.shape or (), None if memory is None else memory.shape
+    try:
+        for rank, state in enumerate(saved["ranks"]):
+            field = f"RolloutDataModule.ranks[{rank}]"
+            if state is None:
+                continue
+            if data.overlap:
+                check_collector(f"{field}.collector", state.get("collector"), *shapes)
+                after, previous = state["collector"], module.progress.previous
+                versions = range(previous, previous + 1)
+                if module.corrects_any_lag:
+                    versions = range(module.progress.updates + 1)
+                check_ahead(f"{field}.ahead", state.get("ahead"), after, data.action_space, actor, versions)
+            else:
+                check_collector(field, state, *shapes)
+    except Damage as damage:
+        raise damage.in_file(trainer.ckpt_path) from None
+
+
 def go_on(
     data: Any,
     collector: RolloutCollector | CollectorProcess,
@@ -52,7 +95,7 @@ def go_on(
     Args:
         data: the datamodule, whose settings must be unchanged.
         collector: new, with environments that were just reset.
-        saved: the datamodule's part of the checkpoint.
+        saved: the datamodule's part of the checkpoint, which `check_episodes` has accepted.
         rank: of this process.
         world_size: number of processes.
         actor: the policy that continues to play.
@@ -61,7 +104,7 @@ def go_on(
         Whether the episodes continue.
 
     Raises:
-        UserError: if the state is damaged.
+        UserError: if the environments cannot read their state.
     """
     if why := _what_differs(data, saved, world_size):
         rank_zero_info(f"ckpt_path: {why}; new episodes start")
@@ -70,22 +113,16 @@ def go_on(
     if state is None:
         rank_zero_info("ckpt_path: the checkpoint was saved during a rollout; new episodes start")
         return False
-    field = f"ckpt_path: RolloutDataModule.ranks[{rank}]"
     try:
-        memory = actor.initial_state(data.num_columns)
-        shapes = data.num_envs, data.num_columns, data.observation_space.shape, None if memory is None else memory.shape
         if isinstance(collector, CollectorProcess):
-            check_collector(f"{field}.collector", state.get("collector"), *shapes)
             reason = collector.load_state_dict(state, actor)
         else:
-            check_collector(field, state, *shapes)
             reason = collector.load_state_dict(state)
     except (UserError, WorkerError):
         raise
-    except Damage as damage:
-        raise UserError(f"{damage}; the checkpoint is damaged, give another one") from None
-    except Exception as error:  # a damaged state may raise anything
-        raise UserError(f"{field} cannot be restored: {named_cause_of(error)}; give another checkpoint") from error
+    except Exception as error:  # a damaged state of an environment may raise anything
+        field, cause = f"ckpt_path: RolloutDataModule.ranks[{rank}]", named_cause_of(error)
+        raise UserError(f"{field} cannot be restored: {cause}; give another checkpoint") from error
     if reason:
         rank_zero_warn(
             f"{data.env_id} with data.backend {data.backend} cannot be restored to its state in the checkpoint: "
@@ -99,16 +136,16 @@ def _written(data: object, name: str) -> str:
     return repr(without_secrets(getattr(data, name), name))
 
 
-def _what_differs(data: Any, saved: dict[str, Any], world_size: int) -> str:
+def _what_differs(data: object, saved: Mapping[str, Unchecked], world_size: int) -> str:
     """The reason why the episodes of a checkpoint cannot continue in this run, or an empty string."""
     ranks, settings = saved.get("ranks"), saved.get("settings", {})
     if ranks is None:
         return "the checkpoint contains no unfinished episodes"
     for name in SETTINGS:
-        if settings.get(name) != _written(data, name):
+        if settings.get(name, "None") != _written(data, name):  # it may be older than the setting
             return f"data.{name} was {settings.get(name)} and is {_written(data, name)}"
     if len(ranks) != world_size:
         return f"the checkpoint was saved by {len(ranks)} processes, this run has {world_size}"
-    if settings["seed"] != repr(data.seed):
-        return f"seed_everything was {settings['seed']} and is {data.seed}"
+    if settings.get("seed") != _written(data, "seed"):
+        return f"seed_everything was {settings.get('seed')} and is {_written(data, 'seed')}"
     return ""

@@ -18,9 +18,11 @@ from pg_lightning.processes.generators import (
     OwnStream,
     enter_process,
     enter_rank,
+    global_states,
     name_process,
     order_generator,
     seed_generators,
+    set_global_states,
 )
 
 __all__ = [
@@ -35,11 +37,13 @@ __all__ = [
     "ended_with",
     "enter_process",
     "enter_rank",
+    "global_states",
     "left_to_parent",
     "name_process",
     "order_generator",
     "require_fork",
     "seed_generators",
+    "set_global_states",
     "signals_held",
     "watch_children",
 ]

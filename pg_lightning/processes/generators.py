@@ -16,7 +16,8 @@ import torch
 
 from pg_lightning.torch_private import seed_keeping_initial
 
-States = tuple[tuple[object, ...], dict[str, object], torch.Tensor]  # of the three generators
+NumpyState = tuple[str, np.ndarray, int, int, float]  # name, keys, position, and a second normal number
+States = tuple[tuple[object, ...], NumpyState, torch.Tensor]  # of the three generators
 GLOBALS = 7  # the stream of these seeds, after the streams of the datamodule
 
 
@@ -96,28 +97,30 @@ class OwnStream:
     """
 
     def __init__(self, seed: int) -> None:
-        outer = _states()
+        outer = global_states()
         seed_generators(seed)
-        self._states = _states()
-        _set_states(outer)
+        self._states = global_states()
+        set_global_states(outer)
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within this context, Python's, NumPy's and torch's global generators continue this stream."""
-        outer = _states()
-        _set_states(self._states)
+        outer = global_states()
+        set_global_states(self._states)
         try:
             yield
         finally:
-            self._states = _states()
-            _set_states(outer)
+            self._states = global_states()
+            set_global_states(outer)
 
 
-def _states() -> States:
-    return random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()  # noqa: NPY002
+def global_states() -> States:
+    """The states of Python's, NumPy's and torch's global generators."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # type: ignore[return-value]  # noqa: NPY002
 
 
-def _set_states(states: States) -> None:
+def set_global_states(states: States) -> None:
+    """Restores the result of `global_states`."""
     ours, numpys, torchs = states
     random.setstate(ours)
     np.random.set_state(numpys)  # noqa: NPY002

@@ -7,6 +7,7 @@ workers share only what the module put into shared memory before the fork. Only 
 from __future__ import annotations
 
 import io
+import math
 import signal
 import threading
 import time
@@ -104,7 +105,8 @@ class HogwildLauncher(Launcher):
         """Runs one of the Trainer's entry points: `fit` in the workers, any other in this process.
 
         Raises:
-            WorkerError: if a worker died or failed. The other workers have ended by then.
+            WorkerError: if a worker died, failed, or was stopped for longer than the `env_timeout` of the datamodule.
+                The other workers have ended by then.
             UserError: if a worker raised it; likewise Lightning's `MisconfigurationException`.
         """
         self._strategy.handed_over = False
@@ -115,7 +117,10 @@ class HogwildLauncher(Launcher):
         self._strategy.launched_at = time.monotonic_ns()
         with _sigterm_raises():
             try:
-                self._start(trainer, partial(function, *args, **kwargs))
+                # The datamodule is one of the arguments; Lightning attaches it later.
+                parts = (*args, *kwargs.values())
+                limit = min((getattr(part, "env_timeout", math.inf) for part in parts), default=math.inf)
+                self._start(trainer, partial(function, *args, **kwargs), limit)
                 outcomes = self._outcomes()
                 deadline = time.monotonic() + TEARDOWN_GRACE_S
                 for worker in self._workers:
@@ -132,7 +137,7 @@ class HogwildLauncher(Launcher):
         for worker in self._workers:
             worker.send_signal(signum)
 
-    def _start(self, trainer: Any, fit: Callable[[], Any]) -> None:
+    def _start(self, trainer: Any, fit: Callable[[], Any], stopped_limit_s: float) -> None:
         with signals_held():  # until all workers are started and can be ended
             for rank in range(self._strategy.num_workers):
                 worker = ForkedWorker(
@@ -150,6 +155,7 @@ class HogwildLauncher(Launcher):
                     relays=(UserError, WorkerError, MisconfigurationException),
                     siblings=self._workers,
                     key=(rank,),
+                    stopped_limit_s=stopped_limit_s,
                 )
                 self._workers.append(worker)
 

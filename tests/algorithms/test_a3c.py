@@ -1,5 +1,6 @@
 """Workers that share one set of weights: with one worker A3C is A2C, with more nothing is lost, torn or left behind."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -279,6 +280,21 @@ def test_a_run_has_one_log_with_staleness_and_the_steps_of_all_workers(a3c_run):
     assert all(row["train/staleness"] >= 0 for row in rows if "train/staleness" in row)
     assert any("train/staleness" in row for row in rows)
     assert {"best.ckpt", "last.ckpt"} <= {path.name for path in (a3c_run / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_a_worker_that_is_stopped_is_named_within_the_limit(worker, cli, tmp_path):
+    (tmp_path / "a3c.yaml").write_text(CONFIG)
+    env = ("--data.env_id", "failing_envs:StopsWorker-v0", "--data.env_kwargs", f"{{worker: {worker}}}")
+    begin = time.monotonic()
+    finished = cli(tmp_path, "fit", "--config", "a3c.yaml", *env, "--data.env_timeout", 1.5)
+    assert finished.returncode == 2
+    assert finished.stderr.splitlines()[-1] == (
+        f"error: strategy hogwild: worker {worker} was stopped by a signal and did not continue within "
+        "data.env_timeout, 1.5 s"
+    )
+    assert time.monotonic() - begin < 10
+    assert multiprocessing.active_children() == []
 
 
 def test_a_run_is_resumed_with_the_moments_of_its_optimizers(a3c_run, cli, tmp_path):

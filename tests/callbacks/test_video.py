@@ -1,6 +1,7 @@
 """Videos of evaluations: there where they are asked for, and training does not notice."""
 
 import importlib.util
+import shutil
 import signal
 from functools import partial
 
@@ -38,6 +39,21 @@ def test_every_evaluation_has_a_video_of_its_first_episode(run, train, tmp_path)
     assert [file.name for file in files] == [f"env_steps_{step:010d}-episode-0.mp4" for step in steps]
     assert moviepy.VideoFileClip(str(files[-1])).size == [600, 400]
     assert_same_weights(ours / "checkpoints/last.ckpt", run / "checkpoints/last.ckpt")
+
+
+def test_a_video_is_not_written_through_a_link(run, cli, tiny, tmp_path):
+    """In a received folder in which a run goes on."""
+    pytest.importorskip("moviepy")
+    victim, videos = tmp_path / "victim", shutil.copytree(run, tmp_path / "runs/tiny/version_0") / "videos"
+    victim.write_text("content")
+    videos.mkdir()
+    for step in range(704, 1000, 64):
+        (videos / f"env_steps_{step:010d}-episode-0.mp4").symlink_to(victim)
+    finished = cli(tmp_path, "fit", "--config", tiny, *VIDEO, "--ckpt_path", "last", "--data.total_steps", 800)
+    assert finished.returncode == 0, finished.stderr
+    assert victim.read_text() == "content"
+    (written,) = [path for path in videos.iterdir() if not path.is_symlink()]
+    assert written.stat().st_size > 1000
 
 
 def test_a_video_that_fails_ends_the_videos_and_not_the_run(run, train, tmp_path, monkeypatch):

@@ -90,6 +90,8 @@ def test_on_several_nodes_none_measures_for_itself(cli, tiny, tmp_path, monkeypa
     chosen = []
     monkeypatch.setattr("pg_lightning.cli.assembly.choose_accelerator", lambda *_: (chosen.append(1) or "cpu", ""))
     monkeypatch.setattr(Trainer, "fit", wraps(Trainer.fit)(lambda *_, **__: None))
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500"), ("NODE_RANK", "0")):
+        monkeypatch.setenv(name, value)
     for nodes in (1, 2):
         options = ("--trainer.accelerator", "auto", "--trainer.devices", 1, "--trainer.num_nodes", nodes)
         finished = cli(tmp_path, "fit", "--config", tiny, *options)

@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -449,3 +449,52 @@ def test_it_learns(fit: Any, overlap: bool) -> None:
     torch.manual_seed(1)
     module = fit("CartPole-v1", data, lr=3e-3, lr_schedule="linear", num_epochs=8, gamma=0.98, gae_lambda=0.9)
     assert module.evaluation[0].mean() > 150
+
+
+class Acts(Bandit):
+    """Takes actions of some space; cuts episodes, so that there are final observations."""
+
+    SPACES: ClassVar[dict[str, Any]] = {
+        "discrete": spaces.Discrete(3, start=-1),
+        "multi_discrete": spaces.MultiDiscrete([[2, 3], [4, 2]]),
+        "multi_binary": spaces.MultiBinary([2, 3]),
+        "box": spaces.Box(-1.0, 1.0, (2, 2), np.float32),
+    }
+
+    def __init__(self, kind: str) -> None:
+        self.action_space = self.SPACES[kind]
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        obs, reward, ends, _, info = super().step(action)
+        return obs, reward, False, ends, info
+
+
+gym.register("Acts-v0", entry_point=Acts)
+EARLIER = ("--data.num_envs", 2, "--data.num_steps", 8, "--data.eval_every_steps", 32, "--data.overlap", "true")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("--data.env_id", "Acts-v0", "--data.env_kwargs", f"{{kind: {kind}}}") for kind in Acts.SPACES),
+        ("--data.env_id", MASKED),
+        ("--data.env_id", MASKED, "--data.env_kwargs", "{action: multi_discrete}"),
+        ("--data.env_id", "Picture-v0"),
+        ("--data.env_id", "CartPole-v1", "--model.memory", "gru"),
+        ("--data.env_id", "CartPole-v1", "--trainer.precision", "64-true"),
+        ("--data.env_id", "CartPole-v1", "--data.whole_episodes", "true", "--data.num_steps", 1),
+        ("--data.env_id", "CartPole-v1", "--data.autoreset_mode", "next_step"),
+        ("--data.env_id", "CartPole-v1", "--model.class_path", "VTrace"),
+    ],
+    ids=lambda arguments: " ".join(map(str, arguments[1:])),
+)
+def test_a_rollout_ahead_of_any_kind_is_that_of_its_checkpoint(
+    arguments: Any, cli: Any, tiny: Path, tmp_path: Path, caplog: Any
+) -> None:
+    """It is checked when the run goes on: none that a run has saved may be refused."""
+    for steps in (32, 64):
+        budget = ("--data.total_steps", steps, "--ckpt_path", "last", "--trainer.enable_progress_bar", "false")
+        finished = cli(tmp_path, "fit", "--config", tiny, *EARLIER, *arguments, *budget)
+        assert finished.returncode == 0, finished.stderr
+        assert "ew episodes start" not in caplog.text

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
+from odd_envs import Bandit
 from run_files import complaint
 
 from pg_lightning.data import RolloutDataModule
@@ -48,11 +51,30 @@ def test_an_estimate_is_that_of_the_arrays(monkeypatch: Any) -> None:
                 require_space(data)
 
 
-class Heavy(gym.Env[Any, Any]):
+@pytest.mark.parametrize(("limit", "is_less"), [("1000000\n", True), ("max\n", False), (None, False)])
+def test_the_memory_of_a_container_is_its_limit(
+    limit: str | None, is_less: bool, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(room, "CGROUP_LIMIT", tmp_path / "memory.max")
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert room.memory_of_machine() == (1e6 if is_less else physical)
+
+
+class Heavy(Bandit):
     """Takes 2 MB."""
+
+    closed = 0
 
     def __init__(self) -> None:
         self.memory = bytearray(b"1" * 2_000_000)
+
+    def close(self) -> None:
+        Heavy.closed += 1
+
+
+gym.register("Heavy-v0", entry_point=Heavy)
 
 
 def test_environments_that_are_too_many_for_memory_are_refused_with_an_estimate(monkeypatch: Any) -> None:
@@ -62,6 +84,9 @@ def test_environments_that_are_too_many_for_memory_are_refused_with_an_estimate(
     ):
         room.require_room(Heavy, 5000)
     room.require_room(Heavy, 999)  # few are not measured
+    assert Heavy.closed >= room.SAMPLE
+    with pytest.raises(UserError, match=r"^data.num_envs: 5000 environments take about "):
+        require_space(RolloutDataModule("Heavy-v0", num_envs=5000, num_steps=1))
 
 
 def test_environments_that_take_long_are_announced(monkeypatch: Any, caplog: Any) -> None:

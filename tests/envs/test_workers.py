@@ -37,6 +37,7 @@ CAUSES = {
     "exits": "exited with code 3",
     "is killed": "was killed by SIGKILL",
     "hangs": "did not answer within data.env_timeout, 1.5 s",
+    "hangs in C": "did not answer within data.env_timeout, 1.5 s",
     "is stopped": "did not answer within data.env_timeout, 1.5 s",
 }
 
@@ -63,7 +64,8 @@ def _no_process_is_left() -> Any:
     ("fault", "mode", "step"),
     [(fault, mode, 3) for fault in ("raises", "is killed") for mode in MODES]
     + [("leaves", "same_step", 3), ("exits", "same_step", 3), ("raises", "same_step", 0), ("exits", "next_step", 0)]
-    + [("hangs", "same_step", 3), ("hangs", "next_step", 0), ("is stopped", "disabled", 3)],
+    + [("hangs", "same_step", 3), ("hangs", "next_step", 0), ("hangs in C", "same_step", 3)]
+    + [("is stopped", "disabled", 3)],
 )
 def test_what_breaks_is_replaced_and_the_others_notice_nothing(fault: str, mode: str, step: int, caplog: Any) -> None:
     """In the second episode of the victim, at a step or in the reset before it."""

@@ -269,6 +269,8 @@ def own() -> Iterator[Case]:
     yield at("pg_lightning/obs_groups", 3, **NOT_LOAD)
     for value in (None, {}, [None], [[]], "x"):
         yield at("pg_lightning/ranks", value)
+    for value in ([], ..., lambda x: [*x, *x]):
+        yield at("pg_lightning/ranks", value, **FIT_ONLY)
     rank = "pg_lightning/ranks/0"
     for value in (EMPTY, nan, listed, whole_numbers):
         yield at(f"{rank}/discounted_returns", value, **(FIT_ONLY if value is EMPTY else EVERYWHERE))
@@ -294,6 +296,7 @@ def data() -> Iterator[Case]:
         yield at(f"{part}/env_id", value, **NOT_LOAD)
     yield at(f"{part}/settings", [1], **NOT_LOAD)
     yield at(f"{part}/settings/num_envs", 2, **NOT_LOAD)
+    yield at(f"{part}/settings/seed", ..., fit=UNHARMED, **FIT_ONLY)  # then new episodes start
     for value in ("x", [1], {}):
         yield at(f"{part}/ranks", value, **NOT_LOAD)
     for key in ("obs", "returns", "lengths", "in_reset_row", "generator", "envs"):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mistakes import Mistake, all_mistakes
+
+from pg_lightning.data.evaluation import EvaluationDataset
 
 MISTAKES = all_mistakes()
 MOST_SECONDS = 10.0
@@ -33,15 +38,16 @@ def test_a_mistake_ends_in_one_line(mistake: Mistake, cli: Any, tiny: Path, tmp_
     assert time.monotonic() - begin < MOST_SECONDS
 
 
-def test_a_working_folder_that_is_gone_is_named(cli: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    def gone() -> str:
-        raise FileNotFoundError(2, "No such file or directory")
-
-    monkeypatch.setattr(os, "getcwd", gone)
-    from pg_lightning.cli import errors
-
-    with pytest.raises(errors.UserError, match="the working folder is gone"):
-        errors.require_working_folder()
+def test_a_working_folder_that_is_gone_is_named_before_the_imports(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    gone = 'mkdir gone && cd gone && rmdir "$PWD" && exec "$0" -m pg_lightning fit --config ppo_cartpole'
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    finished = subprocess.run(
+        ["sh", "-c", gone, sys.executable], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == "error: the working folder is gone; change to one that exists\n"
+    assert time.monotonic() - begin < 2
 
 
 def test_too_many_open_files_are_named(capsys: Any) -> None:
@@ -53,12 +59,18 @@ def test_too_many_open_files_are_named(capsys: Any) -> None:
     assert capsys.readouterr().err.startswith("error: this process may open no more files (ulimit -n); raise the limit")
 
 
-@pytest.mark.parametrize(("command", "blocked"), [("predict", "predict"), ("test", ".")])
+@pytest.mark.parametrize(("command", "blocked"), [("predict", "predict"), ("test", "."), ("validate", ".")])
 @pytest.mark.parametrize("fault", ["read-only", "in the way"])
 def test_results_that_cannot_be_written_are_named_before_the_first_episode(
     command: str, blocked: str, fault: str, run: Path, cli: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Permissions do not bind root, so the answer of the system is replaced."""
+
+    def too_late(dataset: object) -> Iterator[object]:
+        pytest.fail("too late")
+        yield
+
+    monkeypatch.setattr(EvaluationDataset, "__iter__", too_late)
     copy = shutil.copytree(run, tmp_path / "got")
     folder = (copy / blocked).resolve()
     if fault == "read-only":

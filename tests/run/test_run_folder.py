@@ -110,6 +110,15 @@ def test_a_folder_that_takes_no_file_is_named_before_environments_start(run, cli
     assert sorted(os.listdir(stopped)) == ["checkpoints", "config.yaml", "learning_curve.png", "metrics.csv"]
 
 
+def test_a_folder_that_cannot_be_locked_is_named(run, cli, tiny, tmp_path):
+    (shutil.copytree(run, tmp_path / "runs/tiny/version_0") / ".lock").unlink(missing_ok=True)
+    (tmp_path / "runs/tiny/version_0/.lock").mkdir()
+    said = complaint(cli(tmp_path, "fit", "--config", tiny, "--ckpt_path", "last", "--data.total_steps", 1000))
+    assert said == (
+        "trainer.default_root_dir: cannot write 'runs/tiny/version_0': Is a directory; give a writable folder"
+    )
+
+
 def test_config_yaml_holds_every_key(run, cli, tiny, tmp_path):
     printed = yaml.safe_load(cli(tmp_path, "fit", "--config", tiny, "--print_config").stdout)
     saved = yaml.safe_load((run / "config.yaml").read_text())
