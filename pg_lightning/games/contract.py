@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 BOTH = -1  # as a learner's seat: the learner plays both
+RESIGNS = -1  # as a move of an opponent: it loses 1, and the game is over
 
 
 class Matchup(NamedTuple):
@@ -89,7 +90,7 @@ class Opponent(Protocol):
         moves: Sequence[Sequence[int]],
         generator: torch.Generator,
     ) -> np.ndarray:
-        """Its moves `[K]` in the games `which` `[K]`.
+        """Its moves `[K]` in the games `which` `[K]`, or `RESIGNS`.
 
         Args:
             which: indices of the games.
