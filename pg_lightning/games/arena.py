@@ -154,6 +154,8 @@ class Arena:
         known = self._league.load_state_dict(saved["league"])
         self._keys, self._numbers = list(saved["keys"]), list(saved["numbers"])
         self._seats = np.array(saved["seats"])
+        if missing := {name for name in saved["opponents"] if name is not None} - known.keys():
+            return f"it was played against {', '.join(sorted(missing))}, who is no opponent of the config"
         self.opponents = [None if name is None else known[name] for name in saved["opponents"]]
         self._steps = saved["steps"]
         self._generator.set_state(saved["generator"])
@@ -223,13 +225,18 @@ class Arena:
                 if (gone := moves == RESIGNS).any():
                     self._resign(some[gone], rewards)
                     some, moves = some[~gone], moves[~gone]
-                legal = games.masks[some, moves]
-                if not legal.all():
-                    raise UserError(
-                        f"data.self_play: opponent {opponent.name} played the illegal move {moves[~legal][0]}; legal "
-                        f"were {', '.join(map(str, np.flatnonzero(games.masks[some[~legal][0]])))}"
-                    )
+                self._require_legal(opponent, some, moves)
                 self._play(some, moves, rewards)
+
+    def _require_legal(self, opponent: Opponent, which: np.ndarray, moves: np.ndarray) -> None:
+        masks = self._games.masks[which]
+        legal = (moves >= 0) & (moves < masks.shape[1])
+        legal[legal] = masks[legal, moves[legal]]
+        if not legal.all():
+            raise UserError(
+                f"data.self_play: opponent {opponent.name} played the illegal move {moves[~legal][0]}; legal were "
+                f"{', '.join(map(str, np.flatnonzero(masks[~legal][0])))}"
+            )
 
     def _resign(self, which: np.ndarray, rewards: np.ndarray) -> None:
         self._resigned[which] = True

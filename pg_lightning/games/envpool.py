@@ -40,6 +40,11 @@ class PoolGames:
         self._env_id = env_id
         self._pool: Any = self._made(seed)
         self.num_games = num_games
+        players = getattr(self._pool.spec.config, "max_num_players", 1)
+        if players != 2:
+            raise UserError(
+                f"data.env_id: {env_id} has {players} player{'s' if players > 1 else ''}; data.self_play needs two"
+            )
         board, self.action_space = self._pool.observation_space, self._pool.action_space
         if not isinstance(self.action_space, spaces.Discrete) or not board.shape:
             raise UserError(f"data.env_id: {env_id} has no discrete actions; data.self_play plays games that have")
@@ -111,3 +116,5 @@ class PoolGames:
             self.turn[n] = (player - first) % 2
             self.rewards[n] = rewards[first], rewards[1 - first]
             self.over[n] = (terminated | truncated)[0]
+            if not self.over[n] and not self.masks[n].any():
+                raise UserError(f"data.env_id: {self._env_id} forbids every action in a position; it cannot be played")
