@@ -68,7 +68,7 @@ class ScriptedGames:
             self.turn[n] = 1 - seat if self.alternates else random.integers(2)
             self._show(n)
 
-    def text(self, game: int) -> str:
+    def text(self, game: int, seat: int | None = None) -> str:
         return str(self.obs[game])
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class PlainGo:
         self.over[which] = (self._passes[which] == 2) | (self.masks[which].sum(1) == 1)
         self.turn[which] = 1 - self.turn[which]
 
-    def text(self, game: int) -> str:
+    def text(self, game: int, seat: int | None = None) -> str:
         return str(self.masks[game])
 
     def close(self) -> None:

@@ -179,10 +179,6 @@ class Arena:
         self._games.close()
         self._matches.close()
 
-    def text(self, game: int) -> str:
-        """The position of a game, for a reader."""
-        return self._games.text(game)
-
     def _begin(self, which: np.ndarray, keys: Sequence[int | None]) -> None:
         """Starts games, and plays on to the learner's first turn; a game that ends before it is drawn again."""
         for n, key in zip(which, keys, strict=True):

@@ -60,8 +60,8 @@ class Games(Protocol):
         """Plays one legal move, `actions` `[K]`, in the games `which` `[K]`, which are not over."""
         ...
 
-    def text(self, game: int) -> str:
-        """The position of a game, for a reader."""
+    def text(self, game: int, seat: int | None = None) -> str:
+        """The position of a game for a reader: all of it, or what a seat may see."""
         ...
 
     def close(self) -> None:

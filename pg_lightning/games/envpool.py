@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from pg_lightning.envs.contract import EnvKwargs
 from pg_lightning.errors import UserError, cause_of
+from pg_lightning.games.text import position
 
 
 class PoolGames:
@@ -58,6 +59,7 @@ class PoolGames:
         self.rewards = np.zeros((num_games, 2))
         self.over = np.zeros(num_games, bool)
         self._first = np.zeros(num_games, np.int64)  # EnvPool's number of the player that began
+        self._views: list[np.ndarray] = [np.zeros(0)] * num_games  # what both players see
         self._start()
 
     def begin(self, which: np.ndarray, seeds: Sequence[int]) -> None:
@@ -80,9 +82,17 @@ class PoolGames:
         self._send(which, actions)
         self._receive(len(which))
 
-    def text(self, game: int) -> str:
-        """The observation of the seat to move."""
-        return str(self.obs[game])
+    def text(self, game: int, seat: int | None = None) -> str:
+        """The board; in Kuhn's poker the cards, or that of a seat, and the chips of both; else a seat's observation."""
+        first = int(self._first[game])
+        views = [self._views[game][first], self._views[game][1 - first]]
+        if self._env_id.startswith("KuhnPoker"):
+            cards = ["JQK"[view[:3].argmax()] for view in views]
+            chips = [1 + int(view[4]) for view in views]
+            seen = f"{cards[0]} against {cards[1]}" if seat is None else f"{cards[seat]} against an unknown card"
+            return f"{seen}: {chips[0]} and {chips[1]} chips"
+        seat = int(self.turn[game]) if seat is None else seat
+        return position(views[seat], seat, self.masks.shape[1])
 
     def close(self) -> None:
         """Ends the threads."""
@@ -111,7 +121,7 @@ class PoolGames:
             if are_first:
                 self._first[n] = player
             first = self._first[n]
-            self.obs[n] = obs[player]
+            self.obs[n], self._views[n] = obs[player], obs
             self.masks[n] = info["legal_action_mask"][0]
             self.turn[n] = (player - first) % 2
             self.rewards[n] = rewards[first], rewards[1 - first]

@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from pg_lightning.envs import failures
 from pg_lightning.errors import UserError, cause_of, one_line
+from pg_lightning.games.text import position
 
 
 class PettingZooGames:
@@ -90,13 +91,13 @@ class PettingZooGames:
                     )
                 self.rewards[n] = rewards
                 self.over[n] = any(game.terminations.values()) or any(game.truncations.values())
-                if not self.over[n]:
-                    self._look(n)
+                self._look(n)
 
-    def text(self, game: int) -> str:
-        """PettingZoo's own text, if it has one; else the observation."""
-        board = getattr(self._games[game], "board", None)
-        return str(board) if board is not None else str(self.obs[game])
+    def text(self, game: int, seat: int | None = None) -> str:
+        """The board that the seat to move sees, if the observation is one; else its numbers."""
+        # In `go_v5` the first plane shows the stones of the seat that has just moved.
+        mover = int(self.turn[game]) ^ self._name.startswith("go_")
+        return position(self.obs[game], mover, self.masks.shape[1])
 
     def close(self) -> None:
         """Closes the games."""
@@ -114,7 +115,7 @@ class PettingZooGames:
             self.obs[n] = seen
             info = game.infos.get(agent, {})
             self.masks[n] = info.get("action_mask", True)
-        if not self.masks[n].any():
+        if not self.over[n] and not self.masks[n].any():
             raise UserError(
                 f"data.env_id: {self._name} forbids every action of {agent} after {self._moves[n]} moves; a player who "
                 "cannot move needs an action to pass"
