@@ -16,6 +16,7 @@ from pg_lightning.errors import UserError
 from pg_lightning.games.contract import BOTH, RESIGNS, Games, Opponent
 from pg_lightning.games.exam import Exam
 from pg_lightning.games.league import League
+from pg_lightning.games.opponents import require_legal
 from pg_lightning.rollout import Actor
 
 Step = VectorStep[np.ndarray]
@@ -221,18 +222,8 @@ class Arena:
                 if (gone := moves == RESIGNS).any():
                     self._resign(some[gone], rewards)
                     some, moves = some[~gone], moves[~gone]
-                self._require_legal(opponent, some, moves)
+                require_legal(opponent, games.masks[some], moves)
                 self._play(some, moves, rewards)
-
-    def _require_legal(self, opponent: Opponent, which: np.ndarray, moves: np.ndarray) -> None:
-        masks = self._games.masks[which]
-        legal = (moves >= 0) & (moves < masks.shape[1])
-        legal[legal] = masks[legal, moves[legal]]
-        if not legal.all():
-            raise UserError(
-                f"data.self_play: opponent {opponent.name} played the illegal move {moves[~legal][0]}; legal were "
-                f"{', '.join(map(str, np.flatnonzero(masks[~legal][0])))}"
-            )
 
     def _resign(self, which: np.ndarray, rewards: np.ndarray) -> None:
         self._resigned[which] = True
