@@ -68,7 +68,7 @@ class ScriptedGames:
             self.turn[n] = 1 - seat if self.alternates else random.integers(2)
             self._show(n)
 
-    def text(self, game: int) -> str:
+    def text(self, game: int, seat: int | None = None) -> str:
         return str(self.obs[game])
 
     def close(self) -> None:
@@ -131,3 +131,38 @@ def legal(obs: Tensor, mask: Tensor) -> Tensor:
     """Some legal action that depends on the observation."""
     scores = mask.double() * (1 + torch.rand(mask.shape, generator=torch.Generator().manual_seed(int(obs.sum()))))
     return scores.argmax(1)
+
+
+class PlainGo:
+    """Go without captures: see `Games`. Two passes in a row, or a full board, are a draw."""
+
+    can_replay = True
+
+    def __init__(self, num_games: int, size: int) -> None:
+        self.num_games = num_games
+        points = size**2
+        self.observation_space = spaces.Box(0, 1, (points,), np.uint8)
+        self.action_space = spaces.Discrete(points + 1)
+        self.obs = np.zeros((num_games, points), np.uint8)
+        self.masks = np.ones((num_games, points + 1), bool)
+        self.turn = np.zeros(num_games, np.int64)
+        self.rewards = np.zeros((num_games, 2))
+        self.over = np.zeros(num_games, bool)
+        self._passes = np.zeros(num_games, np.int64)
+
+    def begin(self, which: np.ndarray, seeds: Sequence[int]) -> None:
+        self.masks[which], self.turn[which], self.over[which], self._passes[which] = True, 0, False, 0
+
+    def play(self, which: np.ndarray, actions: np.ndarray) -> None:
+        assert self.masks[which, actions].all()
+        passes = actions == self.masks.shape[1] - 1
+        self.masks[which[~passes], actions[~passes]] = False
+        self._passes[which] = np.where(passes, self._passes[which] + 1, 0)
+        self.over[which] = (self._passes[which] == 2) | (self.masks[which].sum(1) == 1)
+        self.turn[which] = 1 - self.turn[which]
+
+    def text(self, game: int, seat: int | None = None) -> str:
+        return str(self.masks[game])
+
+    def close(self) -> None:
+        pass

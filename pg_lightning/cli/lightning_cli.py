@@ -26,7 +26,7 @@ from pg_lightning.run.found_config import options_to_trust
 from pg_lightning.run.secrets import refuse_hidden
 
 # The sub-commands of Lightning and of `PolicyTrainer`, each with the arguments that the user does not set.
-ADDED = ("record", "export", "diagnose")
+ADDED = ("record", "play", "export", "diagnose")
 SUBCOMMANDS = {**OpenCLI.subcommands(), **{name: {"model", "datamodule"} for name in ADDED}}
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
+from pg_lightning.commands.record_games import record_games
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs import BACKENDS
 from pg_lightning.envs.filming import camera, rendering, require_pictures
@@ -30,16 +31,20 @@ def record(
 ) -> list[Path]:
     """Plays episodes and writes each as a video, and `record.json` with their returns and lengths.
 
+    Games of self-play are written as text: see `record_games`.
+
     Its keys: `env_id, seed, env_steps` (of training), `deterministic`, and `episodes`, each with `file, return,
     length`.
 
     Returns:
-        The videos.
+        The videos or texts.
 
     Raises:
         UserError: if the environment cannot be rendered, or the folder cannot be written.
     """
     require("episodes", episodes, 1)
+    if data.self_play is not None:
+        return record_games(trainer, model, data, ckpt_path, episodes, folder)
     require_pictures("record", data.env_id, data.env_kwargs, data.wrappers, data.backend)
     filmed = data.with_settings(
         env_kwargs=rendering(data.env_kwargs),

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 
 from pg_lightning.commands.diagnose import diagnose
 from pg_lightning.commands.export import export
+from pg_lightning.commands.play import Seat, play
 from pg_lightning.commands.policy_graph import PolicyFormat
 from pg_lightning.commands.record import VideoFormat, record
 from pg_lightning.data import RolloutDataModule
@@ -16,7 +17,7 @@ from pg_lightning.run.folder import run_folder
 
 
 class PolicyTrainer(Trainer):
-    """A Trainer that can also record videos of a policy, export it, and diagnose its gradient."""
+    """A Trainer that can also record videos of a policy, play against it, export it, and diagnose its gradient."""
 
     def record(
         self,
@@ -27,7 +28,7 @@ class PolicyTrainer(Trainer):
         format: VideoFormat = "mp4",
         output: Path | None = None,
     ) -> None:
-        """Plays episodes and writes each as a video.
+        """Plays episodes and writes each as a video, or games of self-play as text.
 
         Args:
             model: the policy.
@@ -35,10 +36,30 @@ class PolicyTrainer(Trainer):
             ckpt_path: the weights.
             episodes: number of episodes.
             format: mp4 or gif.
-            output: folder of the videos; by default `record` in the run folder.
+            output: folder of the files; by default `record` in the run folder.
         """
         assert ckpt_path is not None
         record(self, model, datamodule, ckpt_path, episodes, format, output or run_folder(Path(ckpt_path)) / "record")
+
+    def play(
+        self,
+        model: PolicyGradientModule,
+        datamodule: RolloutDataModule,
+        ckpt_path: str | None = None,
+        seat: Seat = "first",
+        games: int = 1,
+    ) -> None:
+        """A person plays a game against the policy in the terminal.
+
+        Args:
+            model: the policy.
+            datamodule: the game; `data.eval_deterministic` selects the mode of the policy, or samples.
+            ckpt_path: the weights.
+            seat: of the person; the first makes the first move.
+            games: number of games.
+        """
+        assert ckpt_path is not None
+        play(self, model, datamodule, ckpt_path, seat, games)
 
     def export(
         self,

@@ -13,9 +13,10 @@ from torch import Tensor
 from pg_lightning.envs.contract import Capabilities, EnvState, VectorStep
 from pg_lightning.envs.seeds import env_seed
 from pg_lightning.errors import UserError
-from pg_lightning.games.contract import BOTH, Games, Opponent
+from pg_lightning.games.contract import BOTH, RESIGNS, Games, Opponent
 from pg_lightning.games.exam import Exam
 from pg_lightning.games.league import League
+from pg_lightning.games.opponents import require_legal
 from pg_lightning.rollout import Actor
 
 Step = VectorStep[np.ndarray]
@@ -65,6 +66,7 @@ class Arena:
         self._seats = np.full(self.num_envs, BOTH)
         self.opponents: list[Opponent | None] = [None] * self.num_envs
         self._moves: list[list[int]] = [[] for _ in range(self.num_envs)]  # of the current games
+        self._resigned = np.zeros(self.num_envs, bool)  # games that ended so, in the midst of play
         self._steps = 0
         self.seats = games.turn
         self.exam = matches if isinstance(matches, Exam) else None
@@ -111,7 +113,7 @@ class Arena:
         rewards = np.zeros((self.num_envs, 2))
         self._play(self._all, actions.cpu().numpy(), rewards)
         self._opponents_move(self._all, rewards)
-        over = games.over.copy()
+        over = games.over | self._resigned
         own = rewards[self._all, movers]
         return Step(
             games.obs,
@@ -153,6 +155,8 @@ class Arena:
         known = self._league.load_state_dict(saved["league"])
         self._keys, self._numbers = list(saved["keys"]), list(saved["numbers"])
         self._seats = np.array(saved["seats"])
+        if missing := {name for name in saved["opponents"] if name is not None} - known.keys():
+            return f"it was played against {', '.join(sorted(missing))}, who is no opponent of the config"
         self.opponents = [None if name is None else known[name] for name in saved["opponents"]]
         self._steps = saved["steps"]
         self._generator.set_state(saved["generator"])
@@ -176,10 +180,6 @@ class Arena:
         self._games.close()
         self._matches.close()
 
-    def text(self, game: int) -> str:
-        """The position of a game, for a reader."""
-        return self._games.text(game)
-
     def _begin(self, which: np.ndarray, keys: Sequence[int | None]) -> None:
         """Starts games, and plays on to the learner's first turn; a game that ends before it is drawn again."""
         for n, key in zip(which, keys, strict=True):
@@ -194,9 +194,13 @@ class Arena:
                 self.opponents[n], self._seats[n] = self._matches.draw(n, self._keys[n], random.random())
                 self._moves[n] = []
             self._games.begin(which, seeds)
+            self._resigned[which] = False
             for opponent, some in self._by_opponent(which):
                 opponent.begin(some, 1 - self._seats[some])
             self._opponents_move(which, np.zeros((self.num_envs, 2)))
+            if self._resigned[which].any():
+                quitter = self.opponents[which[self._resigned[which]][0]]
+                raise UserError(f"data.self_play: opponent {quitter and quitter.name} resigned before the first move")
             which = which[self._games.over[which]]
 
     def _random(self, n: int) -> tuple[np.random.Generator, int]:
@@ -208,19 +212,24 @@ class Arena:
         """Plays the opponents' moves until it is the learner's turn, or the game is over."""
         games = self._games
         while True:
-            waiting = ~games.over[which] & (self._seats[which] != BOTH) & (games.turn[which] != self._seats[which])
+            waiting = (self._seats[which] != BOTH) & (games.turn[which] != self._seats[which])
+            waiting &= ~(games.over | self._resigned)[which]
             if not waiting.any():
                 return
             for opponent, some in self._by_opponent(which[waiting]):
                 history = [self._moves[n] for n in some]
                 moves = opponent.act(some, games.obs[some], games.masks[some], history, self._generator)
-                legal = games.masks[some, moves]
-                if not legal.all():
-                    raise UserError(
-                        f"data.self_play: opponent {opponent.name} played the illegal move {moves[~legal][0]}; legal "
-                        f"were {', '.join(map(str, np.flatnonzero(games.masks[some[~legal][0]])))}"
-                    )
+                if (gone := moves == RESIGNS).any():
+                    self._resign(some[gone], rewards)
+                    some, moves = some[~gone], moves[~gone]
+                require_legal(opponent, games.masks[some], moves)
                 self._play(some, moves, rewards)
+
+    def _resign(self, which: np.ndarray, rewards: np.ndarray) -> None:
+        self._resigned[which] = True
+        seats = self._seats[which]
+        rewards[which, seats] += 1.0
+        rewards[which, 1 - seats] -= 1.0
 
     def _play(self, which: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
         self._games.play(which, actions)

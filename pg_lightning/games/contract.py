@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 BOTH = -1  # as a learner's seat: the learner plays both
+RESIGNS = -1  # as a move of an opponent: it loses 1, and the game is over
 
 
 class Matchup(NamedTuple):
@@ -59,8 +60,8 @@ class Games(Protocol):
         """Plays one legal move, `actions` `[K]`, in the games `which` `[K]`, which are not over."""
         ...
 
-    def text(self, game: int) -> str:
-        """The position of a game, for a reader."""
+    def text(self, game: int, seat: int | None = None) -> str:
+        """The position of a game for a reader: all of it, or what a seat may see."""
         ...
 
     def close(self) -> None:
@@ -89,7 +90,7 @@ class Opponent(Protocol):
         moves: Sequence[Sequence[int]],
         generator: torch.Generator,
     ) -> np.ndarray:
-        """Its moves `[K]` in the games `which` `[K]`.
+        """Its moves `[K]` in the games `which` `[K]`, or `RESIGNS`.
 
         Args:
             which: indices of the games.

@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from pg_lightning.envs.contract import EnvKwargs
 from pg_lightning.errors import UserError, cause_of
+from pg_lightning.games.text import position
 
 
 class PoolGames:
@@ -40,6 +41,11 @@ class PoolGames:
         self._env_id = env_id
         self._pool: Any = self._made(seed)
         self.num_games = num_games
+        players = getattr(self._pool.spec.config, "max_num_players", 1)
+        if players != 2:
+            raise UserError(
+                f"data.env_id: {env_id} has {players} player{'s' if players > 1 else ''}; data.self_play needs two"
+            )
         board, self.action_space = self._pool.observation_space, self._pool.action_space
         if not isinstance(self.action_space, spaces.Discrete) or not board.shape:
             raise UserError(f"data.env_id: {env_id} has no discrete actions; data.self_play plays games that have")
@@ -53,6 +59,7 @@ class PoolGames:
         self.rewards = np.zeros((num_games, 2))
         self.over = np.zeros(num_games, bool)
         self._first = np.zeros(num_games, np.int64)  # EnvPool's number of the player that began
+        self._views: list[np.ndarray] = [np.zeros(0)] * num_games  # what both players see
         self._start()
 
     def begin(self, which: np.ndarray, seeds: Sequence[int]) -> None:
@@ -75,9 +82,17 @@ class PoolGames:
         self._send(which, actions)
         self._receive(len(which))
 
-    def text(self, game: int) -> str:
-        """The observation of the seat to move."""
-        return str(self.obs[game])
+    def text(self, game: int, seat: int | None = None) -> str:
+        """The board; in Kuhn's poker the cards, or that of a seat, and the chips of both; else a seat's observation."""
+        first = int(self._first[game])
+        views = [self._views[game][first], self._views[game][1 - first]]
+        if self._env_id.startswith("KuhnPoker"):
+            cards = ["JQK"[view[:3].argmax()] for view in views]
+            chips = [1 + int(view[4]) for view in views]
+            seen = f"{cards[0]} against {cards[1]}" if seat is None else f"{cards[seat]} against an unknown card"
+            return f"{seen}: {chips[0]} and {chips[1]} chips"
+        seat = int(self.turn[game]) if seat is None else seat
+        return position(views[seat], seat, self.masks.shape[1])
 
     def close(self) -> None:
         """Ends the threads."""
@@ -106,8 +121,10 @@ class PoolGames:
             if are_first:
                 self._first[n] = player
             first = self._first[n]
-            self.obs[n] = obs[player]
+            self.obs[n], self._views[n] = obs[player], obs
             self.masks[n] = info["legal_action_mask"][0]
             self.turn[n] = (player - first) % 2
             self.rewards[n] = rewards[first], rewards[1 - first]
             self.over[n] = (terminated | truncated)[0]
+            if not self.over[n] and not self.masks[n].any():
+                raise UserError(f"data.env_id: {self._env_id} forbids every action in a position; it cannot be played")

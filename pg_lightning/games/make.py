@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from pg_lightning.class_path import ClassPath, resolve
 from pg_lightning.envs import Backend
 from pg_lightning.envs.contract import EnvKwargs
-from pg_lightning.errors import UserError, named_cause_of
+from pg_lightning.errors import UserError, named_cause_of, one_line
 from pg_lightning.games.arena import Arena
 from pg_lightning.games.contract import Games, Opponent
 from pg_lightning.games.envpool import PoolGames
@@ -66,42 +67,62 @@ def make_games(env_id: str, num_games: int, env_kwargs: EnvKwargs | None, backen
     return PettingZooGames(name, lambda: make(**(env_kwargs or {})), num_games)
 
 
-def make_opponents(field: str, specs: Sequence[ClassPath], num_games: int) -> list[Opponent]:
+def make_opponents(field: str, specs: Sequence[ClassPath], games: Games) -> list[Opponent]:
     """The opponents that a config names.
 
     Args:
         field: of the config, for errors.
         specs: `random`, a checkpoint or the folder of a run, or the class path of an `Opponent`, whose constructor gets
             `num_games` and its `init_args`.
-        num_games: G.
+        games: that they play.
 
     Raises:
-        UserError: if one cannot be made.
+        UserError: if one cannot be made, has learned another game, or two have the same name.
     """
-    return [_opponent(field, spec, num_games) for spec in specs]
+    made: list[Opponent] = []
+    try:
+        for spec in specs:
+            made.append(_opponent(field, spec, games))
+            if made[-1].name in [opponent.name for opponent in made[:-1]]:
+                raise UserError(
+                    f"{field}: two opponents are called {made[-1].name!r}, which metrics could not tell apart; remove "
+                    "one, or give it another name"
+                )
+    except UserError:
+        for opponent in made:
+            opponent.close()
+        raise
+    return made
 
 
 def training_arena(games: Games, settings: SelfPlay, seed: int) -> Arena:
     """Games in which the learner plays both seats, or one against the opponents of training; see `Arena`."""
-    fixed = make_opponents("data.self_play.opponents", settings.opponents, games.num_games)
+    fixed = make_opponents("data.self_play.opponents", settings.opponents, games)
     return Arena(games, League(settings, fixed, games.num_games), seed)
 
 
 def evaluation_arena(games: Games, settings: SelfPlay, seed: int) -> Arena:
     """Games on request against each opponent of evaluations; see `Arena`."""
-    return Arena(
-        games, Exam(make_opponents("data.self_play.eval_opponents", settings.eval_opponents, games.num_games)), seed
-    )
+    return Arena(games, Exam(make_opponents("data.self_play.eval_opponents", settings.eval_opponents, games)), seed)
 
 
-def _opponent(field: str, spec: ClassPath, num_games: int) -> Opponent:
+def _opponent(field: str, spec: ClassPath, games: Games) -> Opponent:
+    num_games = games.num_games
     if spec == "random":
         return RandomOpponent()
     if isinstance(spec, str) and (Path(spec).exists() or "/" in spec or spec.endswith(".ckpt")):
         try:
-            return PolicyOpponent(spec, load(spec).policy, num_games)
+            trained = load(spec)
         except UserError as error:
             raise UserError(f"{field}: {str(error).removeprefix('path: ')}") from error
+        for name in ("observation_space", "action_space"):
+            learned, played = getattr(trained, name), getattr(games, name)
+            if learned != played:
+                raise UserError(
+                    f"{field}: the {name.replace('_', ' ')} of {spec!r} is {one_line(learned)}, that of the game "
+                    f"{one_line(played)}; give a checkpoint of this game"
+                )
+        return PolicyOpponent(spec, trained.policy, num_games)
     make, arguments = resolve(field, spec, {"random": RandomOpponent})
     try:
         made: Opponent = make(num_games=num_games, **arguments)
@@ -115,6 +136,7 @@ def _opponent(field: str, spec: ClassPath, num_games: int) -> Opponent:
 
 
 def _game_module(module: str, name: str) -> Any:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # pygame greets on stdout
     try:
         return importlib.import_module(f"{module}.{name}")
     except ModuleNotFoundError as error:

@@ -8,7 +8,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pg_lightning.errors import UserError
+from pg_lightning.games.contract import Opponent
 from pg_lightning.policies import Policy
+
+
+def require_legal(opponent: Opponent, masks: np.ndarray, moves: np.ndarray) -> None:
+    """Refuses an illegal move of an opponent.
+
+    Args:
+        opponent: for the message.
+        masks: `[K, A]` bool, the legal actions.
+        moves: `[K]` of the opponent.
+
+    Raises:
+        UserError: naming the opponent, the move and the legal ones.
+    """
+    legal = (moves >= 0) & (moves < masks.shape[1])
+    legal[legal] = masks[legal, moves[legal]]
+    if not legal.all():
+        raise UserError(
+            f"data.self_play: opponent {opponent.name} played the illegal move {moves[~legal][0]}; legal were "
+            f"{', '.join(map(str, np.flatnonzero(masks[~legal][0])))}"
+        )
 
 
 class RandomOpponent:

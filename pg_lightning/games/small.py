@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from gymnasium import spaces
 
+from pg_lightning.games.text import board
+
 
 class SmallGames:
     """What the games of this file share: see `Games` for arguments and attributes.
@@ -65,17 +67,16 @@ class TicTacToe(SmallGames):
         self.turn[which] = 1 - movers
         self._show(which)
 
-    def text(self, game: int) -> str:
+    def text(self, game: int, seat: int | None = None) -> str:
         """The board: x moves first."""
-        first, second = self._stones[game]
-        cells = np.where(first, "x", np.where(second, "o", "."))
-        return "\n".join(" ".join(row) for row in cells.reshape(3, 3))
+        first, second = self._stones[game].reshape(2, 3, 3)
+        return board(first, second, num_actions=9)
 
     def _show(self, which: np.ndarray) -> None:
         stones, turn = self._stones[which], self.turn[which]
         own = np.arange(len(which))
-        board = np.stack([stones[own, turn], stones[own, 1 - turn]], -1)
-        self.obs[which] = board.reshape(-1, 3, 3, 2)
+        planes = np.stack([stones[own, turn], stones[own, 1 - turn]], -1)
+        self.obs[which] = planes.reshape(-1, 3, 3, 2)
         self.masks[which] = ~stones.any(1)
 
 
@@ -119,11 +120,12 @@ class KuhnPoker(SmallGames):
         self.turn[which] = (count + 1) % 2
         self._show(which)
 
-    def text(self, game: int) -> str:
-        """The cards and the moves."""
+    def text(self, game: int, seat: int | None = None) -> str:
+        """The cards, or that of a seat, and the moves."""
         cards = ["JQK"[card] for card in self.cards[game]]
         moves = [["pass", "bet"][move - 1] for move in self._moves[game] if move]
-        return f"{cards[0]} against {cards[1]}: {', '.join(moves) or 'no move'}"
+        seen = f"{cards[0]} against {cards[1]}" if seat is None else f"{cards[seat]} against an unknown card"
+        return f"{seen}: {', '.join(moves) or 'no move'}"
 
     def _show(self, which: np.ndarray) -> None:
         turn = self.turn[which]
@@ -161,7 +163,7 @@ class MatchingPennies(SmallGames):
         self.turn[which] = 1 - self.turn[which]
         self._show(which)
 
-    def text(self, game: int) -> str:
+    def text(self, game: int, seat: int | None = None) -> str:
         """Whose turn it is."""
         return f"seat {self.turn[game]} chooses"
 

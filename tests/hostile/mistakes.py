@@ -26,7 +26,7 @@ REWARD = "gymnasium.wrappers.TransformReward"
 
 def all_mistakes() -> list[Mistake]:
     """Every mistake, in a fixed order."""
-    return [*_numbers(), *_names(), *_environments(), *_wrappers(), *_callbacks(), *_trainer()]
+    return [*_numbers(), *_names(), *_environments(), *_wrappers(), *_callbacks(), *_trainer(), *_games()]
 
 
 def _numbers() -> Iterator[Mistake]:
@@ -135,3 +135,22 @@ def _trainer() -> Iterator[Mistake]:
             yield Mistake((f"--trainer.{name}", value), "trainer")
     yield Mistake(("--trainer.gradient_clip_val", "1"), "Automatic gradient clipping is not supported")
     yield Mistake(("--trainer.accumulate_grad_batches", "2"), "Automatic gradient accumulation is not supported")
+
+
+def _games() -> Iterator[Mistake]:
+    program = '{"class_path": "pg_lightning.games.gtp.GTPOpponent", "init_args": {"command": "no-such"}}'
+    tictactoe = "--data.env_id", "TicTacToe-v1", "--data.self_play"
+    yield Mistake(("--data.self_play", "{}"), "data.env_id: no game 'CartPole-v1'; with data.self_play it is ")
+    settings = [
+        ('{"both_seats": 1.5}', "data.self_play.both_seats: must be between 0 and 1, got 1.5"),
+        ('{"snapshot_every_steps": 0}', "data.self_play.snapshot_every_steps: must be at least 1, got 0"),
+        ('{"eval_opponents": []}', "data.self_play.eval_opponents: name at least one opponent"),
+        ('{"eval_opponents": ["nobody"]}', "data.self_play.eval_opponents: cannot import 'nobody'"),
+        ('{"opponents": ["runs/none"]}', "data.self_play.opponents: no "),
+        ('{"sampling": "best"}', "data.self_play"),
+        (f'{{"opponents": [{program}]}}', "data.self_play: cannot start 'no-such': no program 'no-such'"),
+    ]
+    for value, line in settings:
+        yield Mistake((*tictactoe, value), line)
+    for option, value in (("wrappers", f"[{REWARD}]"), ("backend", "async"), ("autoreset_mode", "next_step")):
+        yield Mistake((*tictactoe, "{}", f"--data.{option}", value), f"data.{option}: data.self_play plays games ")
