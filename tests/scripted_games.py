@@ -28,9 +28,8 @@ class Turn(NamedTuple):
 class ScriptedGames:
     """See `Games`. Without `alternates`, a seat may have several turns in a row."""
 
-    can_replay = True
-
-    def __init__(self, num_games: int, alternates: bool = True) -> None:
+    def __init__(self, num_games: int, alternates: bool = True, can_replay: bool = True) -> None:
+        self.can_replay = can_replay
         self.num_games, self.alternates = num_games, alternates
         self.observation_space = spaces.Box(0, 2**20, (4,), np.float32)
         self.action_space = spaces.Discrete(3)
@@ -71,6 +70,9 @@ class ScriptedGames:
     def text(self, game: int, seat: int | None = None) -> str:
         return str(self.obs[game])
 
+    def reseed(self, seed: int) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -102,7 +104,8 @@ def transitions(turns: Sequence[Turn]) -> dict[tuple[float, ...], Transition]:
             own = [i for i, turn in enumerate(played) if turn.seat == seat]
             for k, i in enumerate(own):
                 stop = own[k + 1] if k + 1 < len(own) else len(played)
-                reward = sum(turn.rewards[seat] for turn in played[i:stop])
+                begin = i if k else 0  # the first also has what came before it
+                reward = sum(turn.rewards[seat] for turn in played[begin:stop])
                 over = k + 1 == len(own) and played[-1].ends
                 after = played[own[k + 1]].obs if k + 1 < len(own) else None
                 found[played[i].obs] = Transition(played[i].obs, played[i].action, reward, over, k, after)
@@ -163,6 +166,9 @@ class PlainGo:
 
     def text(self, game: int, seat: int | None = None) -> str:
         return str(self.masks[game])
+
+    def reseed(self, seed: int) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -136,8 +136,7 @@ class RolloutDataModule(LightningDataModule):
         self.autoreset_mode = autoreset_mode
         self.eval_every_steps, self.save_every_steps = eval_every_steps, save_every_steps
         self.eval_episodes, self.eval_deterministic = eval_episodes, eval_deterministic
-        self.eval_max_episode_steps = eval_max_episode_steps
-        self.self_play = self_play
+        self.eval_max_episode_steps, self.self_play = eval_max_episode_steps, self_play
         self.collector: RolloutCollector | CollectorProcess | None = None
         self.episodes_go_on = False
         self._resumed: dict[str, Any] | None = None

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from pg_lightning.class_path import ClassPath
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.shared import EvaluationTurn, SharedCollector, SharedInstance
-from pg_lightning.envs import BACKENDS, AutoresetName, Backend, make_vector_env
+from pg_lightning.envs import BACKENDS, AutoresetName, Backend, env_seed, make_vector_env
 from pg_lightning.envs.autoreset import environments
 from pg_lightning.envs.contract import Environments, EnvKwargs
 from pg_lightning.envs.spaces import Spaces, require_same_spaces, spaces_of
@@ -58,6 +58,12 @@ def spaces_for(data: RolloutDataModule) -> Spaces:
         return data.instance.env.single_observation_space, data.instance.env.single_action_space
     if data.self_play is not None:
         games = games_of(data, 1)
+        data.self_play.require_use(data.num_envs)
+        if data.num_steps < 2 and not data.whole_episodes and data.self_play.num_both(data.num_envs):
+            raise UserError(
+                "data.num_steps: must be at least 2 where the policy plays both seats: in a rollout of one turn its "
+                "result is not known"
+            )
         for arena_of in (training_arena, evaluation_arena):  # which refuse opponents that cannot be made
             arena_of(games, data.self_play, 0).close()
         return games.observation_space, games.action_space
@@ -83,7 +89,8 @@ def new_collector(data: RolloutDataModule, seeds: list[int], action_seed: int) -
             )
         return SharedCollector(data.instance, *settings)
     if data.self_play is not None:
-        arena = training_arena(games_of(data, data.num_envs, action_seed), data.self_play, action_seed)
+        seed = env_seed(action_seed, 0)  # not that of the policy's own samples
+        arena = training_arena(games_of(data, data.num_envs, seed), data.self_play, seed)
         return RolloutCollector(arena, data.num_steps, seeds, *settings[2:], computes_in_double(data))
     env = _made(data, data.num_envs, *training_settings(data), data.backend, data.autoreset_mode)
     one_seed = BACKENDS[data.backend].capabilities.seeds == "one"
@@ -128,7 +135,7 @@ def enter_episodes(env: VectorEnv | Environments, episodes: Mapping[int, int]) -
     """
     if not isinstance(env, Arena) or env.exam is None:
         return []
-    env.exam.episodes = episodes
+    env.exam.episodes, env.exam.seed = episodes, env_seed(min(episodes), 0)
     return env.exam.groups
 
 

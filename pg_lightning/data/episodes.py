@@ -108,6 +108,10 @@ class GameEpisodes(HostEpisodes):
         super().clear()
         self._returns, self._lengths = np.zeros((2, self.num_envs)), np.zeros((2, self.num_envs), np.int64)
 
+    def early_rewards(self) -> np.ndarray:
+        """`[G]` the rewards that the seat whose turn it is has had before its first turn in the game, if this is it."""
+        return np.where(self.lengths == 0, self._returns[self.seat, self._all], 0.0)
+
     def look(self, seats: np.ndarray) -> None:
         """Notes whose turn it is, `[G]`; a learner with one seat is counted as the first, whichever its seat is."""
         self.seat = np.where(self._is_both, seats, 0)

@@ -66,7 +66,9 @@ class GameRows(HostRows):
         assert step.seat_rewards is not None
         t, mover, playing = self.t, self.episodes.seat, self.episodes.playing.copy()
         self._movers.append(mover)
+        early = self.episodes.early_rewards()
         super().add(step)
+        self._rewards[t] += early * playing
         if step.done.any() or step.seat_rewards.any():
             waiting = self._pending[1 - mover, self._all]
             of = np.flatnonzero(self._is_both & playing & (waiting >= 0))

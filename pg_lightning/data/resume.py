@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from pg_lightning.checkpoint.episodes import check_collector
-from pg_lightning.checkpoint.values import Damage, Unchecked
+from pg_lightning.checkpoint.league import check_league
+from pg_lightning.checkpoint.values import Damage, Unchecked, require_mapping
 from pg_lightning.collectives import all_gather_object
 from pg_lightning.data.ahead import check_ahead
 from pg_lightning.data.collector import RolloutCollector
@@ -69,6 +71,8 @@ def check_episodes(data: RolloutDataModule, saved: Mapping[str, Unchecked], trai
             field = f"RolloutDataModule.ranks[{rank}]"
             if state is None:
                 continue
+            if data.self_play is not None:
+                _check_games(data, field, state)
             if data.overlap:
                 check_collector(f"{field}.collector", state.get("collector"), *shapes)
                 after, previous = state["collector"], module.progress.previous
@@ -80,6 +84,16 @@ def check_episodes(data: RolloutDataModule, saved: Mapping[str, Unchecked], trai
                 check_collector(field, state, *shapes)
     except Damage as damage:
         raise damage.in_file(trainer.ckpt_path) from None
+
+
+def _check_games(data: RolloutDataModule, field: str, state: Unchecked) -> None:
+    """Refuses damaged games of self-play."""
+    require_mapping(field, state)
+    collector = state.get("collector") if data.overlap else state
+    require_mapping(field, collector)
+    assert data.self_play is not None
+    num_both, most = data.num_columns - data.num_envs, data.self_play.max_snapshots
+    check_league(f"{field}.envs", collector.get("envs"), data.num_envs, num_both, most)
 
 
 def go_on(
@@ -120,6 +134,8 @@ def go_on(
             reason = collector.load_state_dict(state)
     except (UserError, WorkerError):
         raise
+    except Damage as damage:
+        raise UserError(f"ckpt_path: RolloutDataModule.ranks[{rank}].{damage}; give another checkpoint") from damage
     except Exception as error:  # a damaged state of an environment may raise anything
         field, cause = f"ckpt_path: RolloutDataModule.ranks[{rank}]", named_cause_of(error)
         raise UserError(f"{field} cannot be restored: {cause}; give another checkpoint") from error
@@ -133,7 +149,10 @@ def go_on(
 
 def _written(data: object, name: str) -> str:
     """A setting as it is in a checkpoint: without passwords, keys and tokens."""
-    return repr(without_secrets(getattr(data, name), name))
+    value = getattr(data, name)
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value) if field.repr}
+    return repr(without_secrets(value, name))
 
 
 def _what_differs(data: object, saved: Mapping[str, Unchecked], world_size: int) -> str:

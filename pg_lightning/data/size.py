@@ -39,17 +39,19 @@ def require_space(data: RolloutDataModule) -> None:
         UserError: naming the sizes.
     """
     spec = BACKENDS[data.backend]
-    if spec.capabilities.device is not None or data.instance is not None or data.self_play is not None:
+    if spec.capabilities.device is not None or data.instance is not None:
         return
     obs, actions = data.observation_space, data.action_space
     item = np.dtype(obs.dtype).itemsize if np.dtype(obs.dtype).kind in "iub" else 4
     row = math.prod(obs.shape or ()) * item + math.prod(actions.shape or ()) * 8 + ROW_BYTES
-    needed, there = data.num_envs * (data.num_steps + 1) * row, memory_of_machine()
+    needed, there = data.num_columns * (data.num_steps + 1) * row, memory_of_machine()
     if needed > there:
         raise UserError(
             f"data.num_steps: a rollout of {data.num_steps} steps in {data.num_envs} environments (data.num_envs) "
             f"takes about {in_gb(needed)}, and this machine has {in_gb(there)} of memory; lower one of them"
         )
+    if data.self_play is not None:
+        return
     if spec.capabilities.supervises:
         require_processes(data.num_envs)
     elif spec.make_one is None and spec.make is BACKENDS[spec.alone].make:

@@ -20,6 +20,7 @@ from pg_lightning.games.opponents import require_legal
 from pg_lightning.rollout import Actor
 
 Step = VectorStep[np.ndarray]
+MOST_DRAWS = 1000  # of a game, until one reaches the learner's first turn
 
 
 class Arena:
@@ -67,6 +68,8 @@ class Arena:
         self.opponents: list[Opponent | None] = [None] * self.num_envs
         self._moves: list[list[int]] = [[] for _ in range(self.num_envs)]  # of the current games
         self._resigned = np.zeros(self.num_envs, bool)  # games that ended so, in the midst of play
+        self._opening = np.zeros((self.num_envs, 2))  # rewards of moves before the learner's first
+        self._totals = np.zeros((self.num_envs, 2))  # rewards of the current games
         self._steps = 0
         self.seats = games.turn
         self.exam = matches if isinstance(matches, Exam) else None
@@ -83,7 +86,9 @@ class Arena:
         if isinstance(seeds, int):
             seeds = [env_seed(seeds, n) for n in range(self.num_envs)]
         if seeds is not None:
-            self._generator.manual_seed(self._seed)
+            seed = self._seed if self.exam is None else self.exam.seed
+            self._generator.manual_seed(seed)
+            self._games.reseed(seed)
         self._begin(self._all, [None] * self.num_envs if seeds is None else seeds)
         return self._games.obs, self._games.masks
 
@@ -102,7 +107,7 @@ class Arena:
         ended = np.flatnonzero(step.done)
         for n in ended:
             if (opponent := self.opponents[n]) is not None:
-                self._matches.count(opponent, step.rewards[n])
+                self._matches.count(opponent, self._totals[n, self._seats[n]])
         self._begin(ended, [None] * len(ended))
         return step._replace(obs=self._games.obs, begins=step.done, action_mask=self._games.masks)
 
@@ -110,9 +115,10 @@ class Arena:
         """See `ResettableEnvironments`."""
         games = self._games
         movers = games.turn.copy()
-        rewards = np.zeros((self.num_envs, 2))
+        rewards, self._opening = self._opening, np.zeros((self.num_envs, 2))
         self._play(self._all, actions.cpu().numpy(), rewards)
         self._opponents_move(self._all, rewards)
+        self._totals += rewards
         over = games.over | self._resigned
         own = rewards[self._all, movers]
         return Step(
@@ -130,45 +136,59 @@ class Arena:
         """Nothing to do: only the moves of the current games are kept."""
 
     def state_dict(self, lengths: Tensor) -> EnvState:
-        """See `Environments`: seeds, moves and opponents of the current games, and the league."""
-        if self._league is None or not self._games.can_replay:
+        """See `Environments`: the league; seeds, moves and opponents of the current games, if they can be replayed."""
+        if self._league is None:
             return {"envs": None}
-        in_play = [x for x in self.opponents if x is not None]
-        return {
-            "envs": {
-                "keys": list(self._keys),
-                "numbers": list(self._numbers),
-                "moves": [list(moves) for moves in self._moves],
-                "seats": self._seats.tolist(),
-                "opponents": [None if x is None else x.name for x in self.opponents],
-                "generator": self._generator.get_state(),
-                "steps": self._steps,
-                "league": self._league.state_dict(in_play),
-            }
+        games = {
+            "keys": list(self._keys),
+            "numbers": list(self._numbers),
+            "moves": [list(moves) for moves in self._moves],
+            "seats": self._seats.tolist(),
+            "opponents": [None if x is None else x.name for x in self.opponents],
+            "totals": torch.from_numpy(self._totals.copy()),
+            "opening": torch.from_numpy(self._opening.copy()),
+            "generator": self._generator.get_state(),
         }
+        in_play = [x for x in self.opponents if x is not None]
+        league = self._league.state_dict(in_play if self._games.can_replay else [])
+        return {"envs": {"steps": self._steps, "league": league, "games": games if self._games.can_replay else None}}
 
     def load_state_dict(self, state: EnvState, obs: Tensor, returns: Tensor, lengths: Tensor) -> str:
-        """See `Environments`."""
-        saved = state["envs"]
-        if saved is None or self._league is None:
-            return "its games cannot be restored"
-        known = self._league.load_state_dict(saved["league"])
-        self._keys, self._numbers = list(saved["keys"]), list(saved["numbers"])
-        self._seats = np.array(saved["seats"])
+        """See `Environments`; restores the league also where the games cannot be."""
+        if self._league is None or state["envs"] is None:
+            return "there are no games in it"
+        league, saved = state["envs"]["league"], state["envs"]["games"]
+        try:
+            known = self._league.load_state_dict(league, (self.single_observation_space, self.single_action_space))
+        except UserError as error:  # of a policy that cannot be made from plain types
+            return f"its snapshots cannot be made ({error})"
+        self._steps = state["envs"]["steps"]
+        if saved is None:
+            return "the positions of these games cannot be restored"
         if missing := {name for name in saved["opponents"] if name is not None} - known.keys():
             return f"it was played against {', '.join(sorted(missing))}, who is no opponent of the config"
         self.opponents = [None if name is None else known[name] for name in saved["opponents"]]
-        self._steps = saved["steps"]
+        self._keys, self._numbers, self._seats = [*saved["keys"]], [*saved["numbers"]], np.array(saved["seats"])
+        if reason := self._replay(saved["moves"]):
+            return reason
+        self._league.restore_memories(league, known)
+        self._totals, self._opening = (saved[name].numpy().copy() for name in ("totals", "opening"))
         self._generator.set_state(saved["generator"])
-        self._moves = [[] for _ in range(self.num_envs)]
-        self._games.begin(self._all, [self._random(n)[1] for n in range(self.num_envs)])
-        for played in range(max(map(len, saved["moves"]))):
-            which = np.array([n for n, moves in enumerate(saved["moves"]) if played < len(moves)])
-            moves = np.array([saved["moves"][n][played] for n in which])
-            if self._games.over[which].any() or not self._games.masks[which, moves].all():
-                return "its moves are not legal"
-            self._play(which, moves, np.zeros((self.num_envs, 2)))
         return "" if np.array_equal(self._games.obs, obs.numpy()) else "its moves lead to other positions"
+
+    def _replay(self, moves: Sequence[Sequence[int]]) -> str:
+        """Begins the current games and plays their moves; returns an empty string, or the reason for failure."""
+        self._moves = [[] for _ in range(self.num_envs)]
+        self._games.begin(self._all, self._draws(self._all)[0].tolist())
+        for opponent, some in self._by_opponent(self._all):
+            opponent.begin(some, 1 - self._seats[some])
+        for played in range(max(map(len, moves))):
+            which = np.array([n for n, of_game in enumerate(moves) if played < len(of_game)])
+            actions = np.array([moves[n][played] for n in which])
+            if self._games.over[which].any() or not self._games.masks[which, actions].all():
+                return "its moves are not legal"
+            self._play(which, actions, np.zeros((self.num_envs, 2)))
+        return ""
 
     @property
     def restarts(self) -> int:
@@ -185,28 +205,34 @@ class Arena:
         for n, key in zip(which, keys, strict=True):
             if key is not None:
                 self._keys[n], self._numbers[n] = key, -1
-        while len(which):
-            seeds = []
+        for _ in range(MOST_DRAWS):
+            if not len(which):
+                return
             for n in which.tolist():
                 self._numbers[n] += 1
-                random, seed = self._random(n)
-                seeds.append(seed)
-                self.opponents[n], self._seats[n] = self._matches.draw(n, self._keys[n], random.random())
+            seeds, chances = self._draws(which)
+            for n, chance in zip(which.tolist(), chances.tolist(), strict=True):
+                self.opponents[n], self._seats[n] = self._matches.draw(n, self._keys[n], chance)
                 self._moves[n] = []
-            self._games.begin(which, seeds)
-            self._resigned[which] = False
+            self._games.begin(which, seeds.tolist())
+            self._resigned[which], self._totals[which], self._opening[which] = False, 0.0, 0.0
             for opponent, some in self._by_opponent(which):
                 opponent.begin(some, 1 - self._seats[some])
-            self._opponents_move(which, np.zeros((self.num_envs, 2)))
+            self._opponents_move(which, self._opening)
             if self._resigned[which].any():
                 quitter = self.opponents[which[self._resigned[which]][0]]
                 raise UserError(f"data.self_play: opponent {quitter and quitter.name} resigned before the first move")
             which = which[self._games.over[which]]
+        raise UserError(
+            f"data.env_id: {MOST_DRAWS} games in a row ended before the first turn of the policy, which cannot learn so"
+        )
 
-    def _random(self, n: int) -> tuple[np.random.Generator, int]:
-        """The random numbers of the current game in a place, after the seed of the game, which is their first."""
-        random = np.random.default_rng([self._keys[n], self._numbers[n]])
-        return random, int(random.integers(2**31))
+    def _draws(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Seeds `[K]` of 31 bits and uniform random numbers `[K]` in [0, 1) of the current games in `which` `[K]`."""
+        keys, numbers = (np.array([x[n] for n in which.tolist()], np.uint64) for x in (self._keys, self._numbers))
+        games = (keys << np.uint64(32)) + numbers
+        seeds, chances = (split_mix(games * np.uint64(2) + np.uint64(i)) for i in (0, 1))
+        return (seeds >> np.uint64(33)).astype(np.int64), (chances >> np.uint64(11)) * 2.0**-53
 
     def _opponents_move(self, which: np.ndarray, rewards: np.ndarray) -> None:
         """Plays the opponents' moves until it is the learner's turn, or the game is over."""
@@ -244,3 +270,11 @@ class Arena:
             if (opponent := self.opponents[n]) is not None:
                 groups.setdefault(id(opponent), (opponent, []))[1].append(n)
         return [(opponent, np.array(some)) for opponent, some in groups.values()]
+
+
+def split_mix(x: np.ndarray) -> np.ndarray:
+    """A hash of 64-bit integers `[K]`, whose bits are random for consecutive ones (SplitMix64, Steele et al. 2014)."""
+    x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -52,6 +52,10 @@ class Games(Protocol):
     over: np.ndarray
     can_replay: bool
 
+    def reseed(self, seed: int) -> None:
+        """Restarts the chance of games that cannot take a seed each; all games must begin then."""
+        ...
+
     def begin(self, which: np.ndarray, seeds: Sequence[int]) -> None:
         """Starts new games where `which` `[K]` int says, with a seed for each."""
         ...

@@ -62,12 +62,14 @@ class PoolGames:
         self._views: list[np.ndarray] = [np.zeros(0)] * num_games  # what both players see
         self._start()
 
+    def reseed(self, seed: int) -> None:
+        """See `Games`."""
+        self._pool = self._made(seed)
+        self._start()
+
     def begin(self, which: np.ndarray, seeds: Sequence[int]) -> None:
-        """See `Games`. Seeds are only used if all games begin and some are unfinished."""
+        """See `Games`. The seeds are not used; games that are not over are played to their end first."""
         unfinished = which[~(self._is_new | self.over)[which]]
-        if len(unfinished) and len(which) == self.num_games:
-            self._pool = self._made(seeds[0])
-            self._start()
         while len(unfinished):
             self.play(unfinished, self.masks[unfinished].argmax(1))
             unfinished = unfinished[~self.over[unfinished]]

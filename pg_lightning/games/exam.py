@@ -17,6 +17,7 @@ class Exam:
         groups: names of the groups of episodes, an opponent and a seat; an episode is in the group of its number modulo
             their number.
         episodes: the numbers of the episodes of an evaluation, by their seeds; to be set before it.
+        seed: of the moves that opponents sample in it; to be set likewise.
     """
 
     num_both = 0
@@ -25,6 +26,7 @@ class Exam:
         self._opponents = [*opponents]
         self.groups = [f"{opponent.name}/{seat}" for opponent in opponents for seat in ("first", "second")]
         self.episodes: Mapping[int, int] = {}
+        self.seed = 0
 
     def draw(self, place: int, key: int, number: float) -> Matchup:
         """The opponent and the learner's seat in the episode with the seed `key`."""

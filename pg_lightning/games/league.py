@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import Space
 from torch import Tensor
 
+from pg_lightning.checkpoint.values import Damage, kind_of
 from pg_lightning.games.contract import BOTH, Matchup, Opponent
 from pg_lightning.games.opponents import PolicyOpponent, RandomOpponent
 from pg_lightning.games.settings import SelfPlay
 from pg_lightning.policies import Policy
-from pg_lightning.policies.description import described_policy, made_policy, require_fitting
+from pg_lightning.policies.description import described_policy, made_policy, made_space, require_fitting
 
 FLOOR = 0.01  # the least weight of an opponent with `hard`, so that none is forgotten
 
@@ -75,12 +77,14 @@ class League:
     def state_dict(self, in_play: Sequence[Opponent]) -> dict[str, Any]:
         """The snapshots, also those that are only still in play, and the results."""
         extra = {x.name: x for x in in_play if isinstance(x, PolicyOpponent) and x not in self._fixed}
+        memories = {x.name: x.state for x in self._fixed if isinstance(x, PolicyOpponent) and x.state is not None}
         kept = {x.name: x for x in self._snapshots}
         return {
             "steps": self._steps_then,
             "since": self._since.tolist(),
             "scores": {name: score.tolist() for name, score in self.scores.items()},
             "kept": list(kept),
+            "memories": {name: state.clone() for name, state in memories.items()},  # of opponents of the config
             "snapshots": {
                 name: {
                     "policy": described_policy(x.policy),  # type: ignore[arg-type]
@@ -91,26 +95,52 @@ class League:
             },
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> dict[str, Opponent]:
-        """Restores the result of `state_dict`.
+    def load_state_dict(self, state: dict[str, Any], spaces: tuple[Space[Any], Space[Any]]) -> dict[str, Opponent]:
+        """Restores the result of `state_dict`, except recurrent states: see `restore_memories`.
+
+        Args:
+            state: see there; it must have passed `checkpoint.league.check_league`.
+            spaces: of the game, for observations and actions.
 
         Returns:
             All opponents that may be in play, by name.
 
         Raises:
-            Damage: if the weights of a snapshot do not fit its policy.
+            Damage: if a snapshot has learned another game, or its weights do not fit it.
         """
         found: dict[str, PolicyOpponent] = {}
         for name, saved in state["snapshots"].items():
+            arguments = saved["policy"].get("init_args", {})
+            learned = tuple(made_space(arguments.get(f"{kind}_space")) for kind in ("observation", "action"))
+            if learned != spaces:
+                raise Damage(f"league.snapshots.{name}", "has learned another game")
             require_fitting(saved["policy"], saved["weights"])
             policy = made_policy(saved["policy"])
             policy.load_state_dict(saved["weights"])
             found[name] = PolicyOpponent(name, policy.requires_grad_(False), self._num_games)
-            found[name].state = saved["state"]
         self._snapshots = [found[name] for name in state["kept"]]
         self._steps_then, self._since = state["steps"], np.array(state["since"])
         self.scores = {name: np.array(score) for name, score in state["scores"].items()}
         return {**{x.name: x for x in (self._nobody, *self._fixed)}, **found}
+
+    def restore_memories(self, state: dict[str, Any], known: Mapping[str, Opponent]) -> None:
+        """Restores the recurrent states of opponents, after their games have begun.
+
+        Args:
+            state: see `state_dict`.
+            known: the opponents by name.
+
+        Raises:
+            Damage: if one is not of its policy.
+        """
+        states = {name: saved["state"] for name, saved in state["snapshots"].items()} | state["memories"]
+        for name, saved in states.items():
+            opponent = known.get(name)
+            if isinstance(opponent, PolicyOpponent):
+                found, own = (None if x is None else x.shape for x in (saved, opponent.state))
+                if found != own:
+                    raise Damage(f"league: the state of {name}", f"is {kind_of(saved)}, which is not of its policy")
+                opponent.state = None if saved is None else saved.clone()
 
     def close(self) -> None:
         """Closes the opponents."""

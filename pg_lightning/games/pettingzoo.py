@@ -99,6 +99,9 @@ class PettingZooGames:
         mover = int(self.turn[game]) ^ self._name.startswith("go_")
         return position(self.obs[game], mover, self.masks.shape[1])
 
+    def reseed(self, seed: int) -> None:
+        """Nothing to do: each game has its own seed."""
+
     def close(self) -> None:
         """Closes the games."""
         for game in self._games:

@@ -36,7 +36,8 @@ class SelfPlay:
     snapshot_score: float = 0.0
     max_snapshots: int = 20
     sampling: Sampling = "uniform"
-    eval_opponents: list[ClassPath] = field(default_factory=lambda: ["random"])
+    # Not in the text of the settings that must be equal in a resumed run.
+    eval_opponents: list[ClassPath] = field(default_factory=lambda: ["random"], repr=False)
 
     def __post_init__(self) -> None:
         require("data.self_play.both_seats", self.both_seats, 0, 1)
@@ -46,6 +47,21 @@ class SelfPlay:
             require("data.self_play.snapshot_every_steps", self.snapshot_every_steps, 1)
         if not self.eval_opponents:
             raise UserError("data.self_play.eval_opponents: name at least one opponent, for example random")
+
+    def require_use(self, num_games: int) -> None:
+        """Refuses opponents for which no game is left.
+
+        Raises:
+            UserError: naming them.
+        """
+        if self.num_both(num_games) < num_games:
+            return
+        for name in ("opponents", "snapshot_every_steps"):
+            if getattr(self, name):
+                raise UserError(
+                    f"data.self_play.{name}: with both_seats {self.both_seats:g} the policy plays both seats of all "
+                    f"{num_games} games (data.num_envs), and no opponent is ever met; lower both_seats"
+                )
 
     def num_both(self, num_games: int) -> int:
         """The number of games in which the learner plays both seats."""

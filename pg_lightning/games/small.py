@@ -31,6 +31,9 @@ class SmallGames:
         self.rewards = np.zeros((num_games, 2))
         self.over = np.zeros(num_games, bool)
 
+    def reseed(self, seed: int) -> None:
+        """Nothing to do: each game has its own seed."""
+
     def close(self) -> None:
         """Nothing to end."""
 
@@ -98,7 +101,7 @@ class KuhnPoker(SmallGames):
 
     def begin(self, which: np.ndarray, seeds: Sequence[int]) -> None:
         """See `Games`; the seed deals the cards."""
-        self.cards[which] = self.DEALS[[np.random.default_rng(seed).integers(6) for seed in seeds]]
+        self.cards[which] = self.DEALS[np.asarray(seeds) % 6]
         self._moves[which], self._count[which] = 0, 0
         self.turn[which], self.over[which], self.rewards[which] = 0, False, 0.0
         self._show(which)

@@ -32,6 +32,10 @@ class WrittenGames:
         self.pages: list[list[str]] = [[] for _ in range(games.num_games)]
         self.moves: list[list[int]] = [[] for _ in range(games.num_games)]
 
+    def reseed(self, seed: int) -> None:
+        """See `Games`."""
+        self._games.reseed(seed)
+
     def begin(self, which: np.ndarray, seeds: Sequence[int]) -> None:
         """See `Games`."""
         self._games.begin(which, seeds)

@@ -84,12 +84,25 @@ def test_invalid_rows_are_at_the_end_of_a_column():
         assert (rollout.valid.int().diff(dim=0) <= 0).all()
 
 
-def test_whole_episodes_have_no_loss():
-    _, rollouts = played(0.6, False, whole_episodes=True)
+@pytest.mark.parametrize("both", [1.0, 0.6, 0.0])
+def test_whole_episodes_have_no_loss(both):
+    """Every turn of the policy in a game that counts is a row; the games that are played while others wait are none."""
+    games, rollouts = played(both, False, whole_episodes=True)
+    expected, num_both = transitions(games.turns), round(both * G)
+    seats: dict[tuple[float, float], set[float]] = {}
     for rollout in rollouts:
         last = rollout.valid.long().sum(0) - 1
         columns = torch.arange(rollout.valid.shape[1])[last >= 0]
         assert rollout.terminated[last[columns], columns].all()
+        for row in rows_of(rollout):
+            assert row == expected[row.obs]
+            place, game, _, seat = row.obs
+            seats.setdefault((place, game), set()).add(seat)
+    for obs in expected:
+        place, game, _, seat = obs
+        of_game = seats.get((place, game), set())
+        if of_game and (place < num_both or seat in of_game):
+            assert any(row.obs == obs for rollout in rollouts for row in rows_of(rollout))
 
 
 def test_returns_of_both_seats_are_opposite():
@@ -118,7 +131,7 @@ def test_a_transition_is_what_it_says():
     assert list(transitions(turns).values()) == [
         Transition((0.0,), 0, 3.0, False, 0, (2.0,)),
         Transition((2.0,), 2, 4.0, True, 1, None),
-        Transition((1.0,), 1, -6.0, True, 0, None),
+        Transition((1.0,), 1, -7.0, True, 0, None),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from doubles import GradientOnly
@@ -26,6 +27,26 @@ WHOLE = {"num_envs": 8, "num_steps": 1, "whole_episodes": True}
 ALGORITHMS = [(REINFORCE, WHOLE), (REINFORCEBaseline, WHOLE), (PPO, WHOLE)] + [
     (algorithm, ONE_BY_ONE) for algorithm in (OneStepActorCritic, A2C, PPO, TRPO, VTrace)
 ]
+
+
+class Often:
+    """Chooses 1 with a probability of 0.9."""
+
+    name = "often"
+
+    def __init__(self, num_games: int) -> None:
+        pass
+
+    def begin(self, which: np.ndarray, seats: np.ndarray) -> None:
+        pass
+
+    def act(
+        self, which: np.ndarray, obs: np.ndarray, masks: np.ndarray, moves: Any, generator: torch.Generator
+    ) -> np.ndarray:
+        return (torch.rand(len(which), generator=generator) < 0.9).long().numpy()
+
+    def close(self) -> None:
+        pass
 
 
 def module_for(algorithm: type[Any], data: RolloutDataModule, **model: Any) -> Any:
@@ -75,7 +96,7 @@ def test_the_gradient_of_self_play_is_that_of_the_payoff(both, quiet_trainer):
     p, q, games = 0.8, 0.3, 20_000
     data = RolloutDataModule(
         "MatchingPennies-v0", num_envs=games, num_steps=1, whole_episodes=True, total_steps=1, eval_episodes=1,
-        self_play=SelfPlay(both_seats=both),
+        self_play=SelfPlay(both_seats=both, opponents=[] if both else [f"{__name__}.Often"]),
     )  # fmt: skip
     module = module_for(REINFORCE, data, gamma=1.0, hidden_sizes=[])
     weights = module.network.actor_head.linear
@@ -96,6 +117,6 @@ def test_the_gradient_of_self_play_is_that_of_the_payoff(both, quiet_trainer):
     assert rows_per_game == (2 if both else 1)
     if both:
         expected = torch.tensor([2 * (2 * q - 1) * p * (1 - p), -2 * (2 * p - 1) * q * (1 - q)]) / rows_per_game
-    else:  # against a random opponent nothing is to be won; each game has one learner's seat
-        expected = torch.zeros(2)
+    else:  # against one who chooses 1 with 0.9, from each seat in half of the games
+        expected = torch.tensor([2 * 0.8 * p * (1 - p), -2 * 0.8 * q * (1 - q)]) / 2
     torch.testing.assert_close(gradient, expected, rtol=0, atol=4 * 0.5 / math.sqrt(games))
