@@ -12,6 +12,7 @@ from gymnasium import Space
 from torch import Tensor
 
 from pg_lightning.checkpoint.values import Damage, kind_of
+from pg_lightning.envs.contract import EnvState
 from pg_lightning.games.contract import BOTH, Matchup, Opponent
 from pg_lightning.games.opponents import PolicyOpponent, RandomOpponent
 from pg_lightning.games.settings import SelfPlay
@@ -74,7 +75,7 @@ class League:
         self.scores[opponent.name] = self.scores.get(opponent.name, np.zeros(2)) + result
         self._since += result
 
-    def state_dict(self, in_play: Sequence[Opponent]) -> dict[str, Any]:
+    def state_dict(self, in_play: Sequence[Opponent]) -> EnvState:
         """The snapshots, also those that are only still in play, and the results."""
         extra = {x.name: x for x in in_play if isinstance(x, PolicyOpponent) and x not in self._fixed}
         memories = {x.name: x.state for x in self._fixed if isinstance(x, PolicyOpponent) and x.state is not None}
@@ -95,7 +96,7 @@ class League:
             },
         }
 
-    def load_state_dict(self, state: dict[str, Any], spaces: tuple[Space[Any], Space[Any]]) -> dict[str, Opponent]:
+    def load_state_dict(self, state: EnvState, spaces: tuple[Space[Any], Space[Any]]) -> dict[str, Opponent]:
         """Restores the result of `state_dict`, except recurrent states: see `restore_memories`.
 
         Args:
@@ -123,7 +124,7 @@ class League:
         self.scores = {name: np.array(score) for name, score in state["scores"].items()}
         return {**{x.name: x for x in (self._nobody, *self._fixed)}, **found}
 
-    def restore_memories(self, state: dict[str, Any], known: Mapping[str, Opponent]) -> None:
+    def restore_memories(self, state: EnvState, known: Mapping[str, Opponent]) -> None:
         """Restores the recurrent states of opponents, after their games have begun.
 
         Args:
