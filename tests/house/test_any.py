@@ -54,7 +54,7 @@ MOST = {
     "envs/autoreset.py": 6,
     "games/arena.py": 3,
     "games/envpool.py": 4,
-    "games/league.py": 4,
+    "games/league.py": 3,
     "games/make.py": 2,
     "games/pettingzoo.py": 3,
     "envs/backends/jax_programs.py": 1,
