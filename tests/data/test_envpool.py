@@ -19,6 +19,7 @@ from pg_lightning.envs.backends.pool import PoolEnv
 from pg_lightning.rollout import Rollout
 
 pytest.importorskip("envpool")
+pytestmark = pytest.mark.envpool
 
 
 class CoinTosser:

@@ -17,6 +17,8 @@ from pg_lightning.envs.backends.pool_ids import SAME_AS_GYMNASIUM
 from pg_lightning.errors import UserError
 from pg_lightning.spaces import FlattenedBox
 
+pytestmark = pytest.mark.envpool
+
 
 @pytest.fixture
 def envpool() -> Any:
