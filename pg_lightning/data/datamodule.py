@@ -295,6 +295,6 @@ class RolloutDataModule(LightningDataModule):
             UserError: naming both environments.
         """
         trained_on = state_dict["env_id"]
-        if (new_name(trained_on) or trained_on) != self.env_id:
+        if (new_name(trained_on) or trained_on).rpartition(":")[2] != self.env_id.rpartition(":")[2]:
             raise UserError(f"data.env_id: the checkpoint was trained on {trained_on!r}, not on {self.env_id!r}")
         self._resumed = state_dict
