@@ -357,7 +357,8 @@ def test_one_environment_lives_through_what_the_same_of_many_does(envpool: Any, 
         ("KuhnPoker-v1", "data.self_play"),
         ("SparrowMahjong-v1", "3 players"),
         ("intersection-multi-agent-v0", "one agent"),
-        ("MuJoCoPlayground/CartpoleBalance-v1", "'CartpoleBalance-v1'"),
+        ("MuJoCoPlayground/Go1JoystickFlat-v1", "set 'MuJoCoPlayground/Go1JoystickFlatTerrain-v1'"),
+        ("highway_fast-v0", "set 'highway-fast-v0'"),
     ],
 )
 def test_games_and_crowds_are_refused(envpool: Any, env_id: str, cure: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -139,7 +140,9 @@ def _names_ends(env_id: str) -> bool:
     elif family == _GAMES and (players := made("make_spec", env_id, [0], {}).config.max_num_players) > 1:
         why = _of_players(env_id, players)
     else:
-        why = f"backend 'envpool' has {_SUPPORTED}, not {env_id!r}; use another data.backend"
+        known = [*SAME_AS_GYMNASIUM, *(name for name, spec in specs.items() if spec[0] in _FAMILIES)]
+        near = "".join(f"set {name!r}, or " for name in get_close_matches(env_id, sorted(known), 1, 0.8))
+        why = f"backend 'envpool' has {_SUPPORTED}, not {env_id!r}; {near}use another data.backend"
     raise UserError(f"data.env_id: {why}")
 
 
