@@ -267,10 +267,11 @@ def raw(envpool: Any, env_id: str, **env_kwargs: Any) -> Any:
 
 
 def flattened(pool: Any, obs: Any) -> np.ndarray:
-    """What Gymnasium makes of the observations of each environment."""
+    """What Gymnasium makes of the observations of each environment, with the entries of a `Dict` sorted."""
     space = pool.observation_space
     if not isinstance(space, gym.spaces.Dict):
         return np.asarray(obs)
+    space = gym.spaces.Dict({name: space[name] for name in sorted(space)})
     rows = [{name: obs[name][n].reshape(space[name].shape) for name in space} for n in range(3)]
     return np.stack([gym.spaces.flatten(space, row) for row in rows])
 
@@ -293,6 +294,15 @@ def test_environments_of_its_own_step_as_in_envpool_in_the_space_that_is_declare
         assert all(space.contains(row) for row in got[0])
         np.testing.assert_array_equal(got[1], expected[1])
         np.testing.assert_array_equal(got[2] | got[3], expected[2] | expected[3])
+
+
+def test_the_spaces_of_cars_are_those_of_the_python_package(envpool: Any) -> None:
+    pytest.importorskip("highway_env")
+    for env_id in ("highway-fast-v0", "parking-v0", "racetrack-v0", "lane-keeping-v0"):
+        ours, theirs = make_env(env_id, backend="envpool"), make_env(f"highway_env:{env_id}")
+        assert ours.observation_space == theirs.observation_space
+        assert getattr(ours.observation_space, "original", None) == getattr(theirs.observation_space, "original", None)
+        assert ours.action_space == theirs.action_space
 
 
 @pytest.mark.parametrize("env_id", OWN)

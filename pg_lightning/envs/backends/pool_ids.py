@@ -155,9 +155,12 @@ def _of_players(env_id: str, players: int) -> str:
 
 
 def _unbounded(space: Space) -> Space:
-    """The space with infinite bounds where dm_control's have the smallest and the largest positive number."""
+    """The space with infinite bounds where dm_control's have the smallest and the largest positive number.
+
+    Entries of a `Dict` are sorted, as Gymnasium does, so that a policy fits the same environment in Python.
+    """
     if isinstance(space, spaces.Dict):
-        return spaces.Dict([(name, _unbounded(part)) for name, part in space.spaces.items()])
+        return spaces.Dict([(name, _unbounded(space[name])) for name in sorted(space.spaces)])
     if isinstance(space, spaces.Box) and space.dtype.kind == "f" and (space.high == np.finfo(space.dtype).max).all():
         return spaces.Box(-np.inf, np.inf, space.shape, space.dtype.type)
     return space
