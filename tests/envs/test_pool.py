@@ -15,6 +15,7 @@ from pg_lightning.envs.backends import pool_ids
 from pg_lightning.envs.backends.pool import PoolEnv, PoolVectorEnv
 from pg_lightning.envs.backends.pool_ids import SAME_AS_GYMNASIUM
 from pg_lightning.errors import UserError
+from pg_lightning.policies.obs_groups import columns_of, resolve_groups
 from pg_lightning.spaces import FlattenedBox
 
 pytestmark = pytest.mark.envpool
@@ -303,6 +304,19 @@ def test_the_spaces_of_cars_are_those_of_the_python_package(envpool: Any) -> Non
         assert ours.observation_space == theirs.observation_space
         assert getattr(ours.observation_space, "original", None) == getattr(theirs.observation_space, "original", None)
         assert ours.action_space == theirs.action_space
+
+
+def test_the_actor_of_a_robot_sees_its_sensors_and_the_critic_what_is_privileged(envpool: Any) -> None:
+    env_id = "MuJoCoPlayground/Go1JoystickFlatTerrain-v1"
+    env = make_vector_env(env_id, 3, {"num_threads": 1}, backend="envpool")
+    obs, _ = env.reset(seed=[4, 5, 6])
+    given = raw(envpool, env_id).reset()[0]
+    groups = resolve_groups(env.single_observation_space, None, has_critic=True, shared_torso=False)
+    assert groups == {"actor": ["state"], "critic": ["privileged_state"]}
+    for role, (name,) in groups.items():
+        columns = columns_of(env.single_observation_space, groups, role)
+        assert columns is not None
+        np.testing.assert_array_equal(obs[:, columns[0]], given[name])
 
 
 @pytest.mark.parametrize("env_id", OWN)
