@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test quick lint docs learn bench gpu clean
+.PHONY: train test test-envpool quick lint docs learn bench gpu clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m pg_lightning fit --config configs/ppo_cartpole.yaml
@@ -20,6 +20,11 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-dev lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The tests and configs that need EnvPool (Python 3.11+, some 700 MB), which `make test` skips.
+test-envpool: $(VENV)/installed-dev
+	$(BIN)/pip install -q -e ".[envpool]"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m envpool
 
 # Before each commit: lint, and the tests that start no process and train nothing, in two minutes.
 quick: lint

@@ -13,11 +13,17 @@ from pg_lightning.games import make_games
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
+def case(path):
+    """With a mark for `make test-envpool`."""
+    marks = [pytest.mark.envpool] if "backend: envpool" in path.read_text() else []
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
 def test_there_are_configs():
     assert {"ppo_cartpole", "ppo_acrobot", "ppo_pendulum"} <= {path.stem for path in CONFIGS}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", map(case, CONFIGS))
 def test_a_shipped_config_fixes_its_seed_and_trains_for_a_rollout(cli, tmp_path, path):
     config = yaml.safe_load(path.read_text())
     assert isinstance(config["seed_everything"], int)

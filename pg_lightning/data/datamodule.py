@@ -293,7 +293,7 @@ class RolloutDataModule(LightningDataModule):
             UserError: naming both environments, or what is damaged.
         """
         trained_on = state_dict["env_id"]
-        if (new_name(trained_on) or trained_on) != self.env_id:
+        if (new_name(trained_on) or trained_on).rpartition(":")[2] != self.env_id.rpartition(":")[2]:
             raise UserError(f"data.env_id: the checkpoint was trained on {trained_on!r}, not on {self.env_id!r}")
         if self.trainer is not None and self.trainer.state.fn == "fit" and not self.is_asynchronous:
             check_episodes(self, state_dict, self.trainer)

@@ -160,7 +160,7 @@ def _one_by_one(order: Order) -> Callable[[], gym.Env]:
     return partial(_make_replayable, order.env_id, order.env_kwargs, order.wrappers, order.backend)
 
 
-def _serial(order: Order) -> VectorEnv:
+def _serial(order: Order) -> SerialVectorEnv:
     mode = MODES[order.autoreset_mode or "same_step"]
     return SerialVectorEnv([_one_by_one(order)] * order.num_envs, copy=False, autoreset_mode=mode)
 
@@ -202,7 +202,9 @@ def _simulator(order: Order) -> Environments:
 
 def _pool(order: Order) -> VectorEnv:
     if order.autoreset_mode not in (None, "next_step"):
-        return _serial(order)
+        env = _serial(order)
+        env.capabilities = replace(env.capabilities, can_save_state="no")  # EnvPool's random numbers are its own
+        return env
     _refuse_wrappers(order.wrappers, order.backend)
     return PoolVectorEnv(order.env_id, order.num_envs, order.env_kwargs)
 

@@ -99,6 +99,15 @@ def test_the_checkpoint_of_another_environment_is_refused(cli, run, tmp_path, co
     assert complaint(finished).startswith(message)
 
 
+def test_the_module_that_registers_an_environment_makes_no_other_of_it(cli, run, tmp_path):
+    trained = run / "checkpoints/last.ckpt"
+    finished = cli(
+        tmp_path,
+        *("test", "--ckpt_path", trained, "--data.env_id", "gymnasium:CartPole-v1", "--data.eval_episodes", 1),
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
 @pytest.mark.parametrize("what", ["reward", "observation"])
 def test_an_environment_that_breaks_down_leaves_what_was_learned_before(cli, tiny, tmp_path, what):
     """Each of 4 environments takes its 200th step in the 13th rollout, at 768 env steps."""

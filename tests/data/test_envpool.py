@@ -19,6 +19,7 @@ from pg_lightning.envs.backends.pool import PoolEnv
 from pg_lightning.rollout import Rollout
 
 pytest.importorskip("envpool")
+pytestmark = pytest.mark.envpool
 
 
 class CoinTosser:
@@ -78,13 +79,37 @@ def test_the_same_seed_gives_the_same_rollouts(whole_episodes: bool) -> None:
             assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
+class Driver(CoinTosser):
+    """Accelerates, and steers at random."""
+
+    def act(self, obs: Tensor, generator: torch.Generator, *_: Any) -> tuple[Tensor, None]:
+        return torch.tensor([1.0, 0.5]).repeat(len(obs), 1) * torch.rand((len(obs), 2), generator=generator), None
+
+
+def test_the_last_observation_before_a_time_limit_is_that_of_the_driven_car_and_not_of_the_next() -> None:
+    env = make_vector_env("parking-v0", 3, {"max_episode_steps": 5, "num_threads": 1}, backend="envpool")
+    speed = env.single_observation_space.groups["observation"].start + 2  # x, y, vx, vy, cos, sin of the heading
+    collector = RolloutCollector(env, 36, [4, 5, 6], 7)
+    rollout = collector.collect(Driver())
+    collector.close()
+    assert rollout.truncated.sum() == 18
+    assert not rollout.terminated.any()
+    last = rollout.obs[1:37][rollout.truncated]
+    first = rollout.obs[1:37][~rollout.valid[:36]]
+    assert (last[:, speed : speed + 2].norm(dim=1) > 0.1).all()
+    assert (first[:, speed : speed + 2] == 0).all()
+    assert len(first) == 18 - rollout.truncated[-1].sum()
+
+
 def test_whole_episodes_start_afresh_and_end() -> None:
     for rollout in collect(whole_episodes=True):
         assert rollout.obs[0].abs().max() <= 0.05
         assert (rollout.terminated | rollout.truncated).sum(0).min() >= 1
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize(
+    "env_id", ["CartPole-v1", "Pendulum-v1", "parking-v0", "MuJoCoPlayground/Go1JoystickFlatTerrain-v1"]
+)
 def test_it_trains_and_evaluates(env_id: str, tmp_path: Any) -> None:
     def run() -> tuple[Any, dict[str, torch.Tensor]]:
         seed_everything(3)
@@ -104,7 +129,9 @@ def test_it_trains_and_evaluates(env_id: str, tmp_path: Any) -> None:
 def test_what_only_envpool_has_is_evaluated_there() -> None:
     data = RolloutDataModule("Breakout-v5", num_envs=1, backend="envpool", eval_episodes=1)
     assert data.observation_space.shape == (4, 84, 84)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=None, precision="32-true")  # type: ignore[assignment]
+    module = SimpleNamespace(actor=None)
+    trainer = {"global_rank": 0, "world_size": 1, "lightning_module": module, "precision": "32-true"}
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device="cpu"), **trainer)  # type: ignore[assignment]
     episodes: Any = data.val_dataloader().dataset
     assert isinstance(episodes.env.vector_env.envs[0].unwrapped, PoolEnv)
     data.teardown("validate")

@@ -67,7 +67,12 @@ IMPLEMENTATIONS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
+def case(name: str) -> Any:
+    """With a mark for `make test-envpool`."""
+    return pytest.param(name, marks=[pytest.mark.envpool] if "envpool" in name else [])
+
+
+@pytest.fixture(params=map(case, IMPLEMENTATIONS))
 def env(request: pytest.FixtureRequest) -> Iterator[Any]:
     for library in ("envpool", "gymnax"):
         if library in request.param:

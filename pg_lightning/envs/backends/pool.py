@@ -1,7 +1,8 @@
-"""EnvPool: classic control, MuJoCo and Atari in C++, stepped together by a thread pool."""
+"""EnvPool: environments in C++, stepped together by a thread pool."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -10,32 +11,21 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from pg_lightning.envs.backends.pool_ids import made, task_of
 from pg_lightning.envs.contract import Capabilities, EnvKwargs, Info
-from pg_lightning.errors import UserError, require
-
-# Verified to step like Gymnasium's from the same states with the same actions. Missing are MuJoCo before v4, and of v4
-# Humanoid and HumanoidStandup, whose contact forces are all zero, and Pusher, which Gymnasium itself cannot run.
-_CLASSIC = ("CartPole-v0", "CartPole-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1")
-_MUJOCO = (
-    *("HalfCheetah", "Hopper", "Walker2d", "Ant", "Swimmer", "Reacher", "InvertedPendulum", "InvertedDoublePendulum"),
-    *("Humanoid", "HumanoidStandup", "Pusher"),
-)
-SAME_AS_GYMNASIUM = frozenset(
-    (*_CLASSIC, *(f"{name}-v5" for name in _MUJOCO), *(f"{name}-v4" for name in _MUJOCO[:-3]))
-)
-
-_FOR_EVER = 2**31 - 1
+from pg_lightning.spaces import FlattenedBox
 
 
 class PoolVectorEnv(VectorEnv):
     """`num_envs` environments of EnvPool with the interface of a Gymnasium vector environment.
 
     Differences from EnvPool's own interface: `reset` takes seeds and creates the pool again; actions are `float32`, as
-    in Gymnasium; and an episode that terminates in exactly the step of its time limit is terminated and truncated,
-    while EnvPool reports only truncated, so that a value function would bootstrap after the end.
+    in Gymnasium; `Dict` observations are flattened; and an episode that terminates in exactly the step of its time
+    limit is terminated and truncated, see `pool_ids.Task`.
 
     Args:
-        env_id: one of `SAME_AS_GYMNASIUM`, or an Atari game with EnvPool's name, `Breakout-v5`.
+        env_id: one of `pool_ids.SAME_AS_GYMNASIUM`, or EnvPool's name of an Atari game, a task of highway-env,
+            dm_control or Meta-World, or a robot of MuJoCo Playground.
         num_envs: number of environments.
         env_kwargs: arguments of `envpool.make`, including `num_threads`.
 
@@ -47,14 +37,12 @@ class PoolVectorEnv(VectorEnv):
     capabilities = Capabilities(seeds="per_env")
 
     def __init__(self, env_id: str, num_envs: int, env_kwargs: EnvKwargs | None = None) -> None:
-        self._atari = _is_atari(env_id)
-        self.env_id, self.num_envs, self.env_kwargs = env_id, num_envs, dict(env_kwargs or {})
-        spec = self._make("make_spec", [0] * num_envs)
-        self._limit = spec.config.max_episode_steps
-        require("data.env_kwargs.max_episode_steps", self._limit, 1)
-        if not self._atari:
-            self.env_kwargs["max_episode_steps"] = _FOR_EVER
-        self.single_observation_space, self.single_action_space = spec.observation_space, _single(spec.action_space)
+        self.env_id, self.num_envs = env_id, num_envs
+        self._task = task_of(env_id, num_envs, env_kwargs or {})
+        space = self._task.observation_space
+        self._names = [*space.spaces] if isinstance(space, spaces.Dict) else []
+        self.single_observation_space = FlattenedBox(space) if self._names else space
+        self.single_action_space = self._task.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._pool: Any = None
@@ -67,20 +55,22 @@ class PoolVectorEnv(VectorEnv):
             seeds = (
                 [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or [None] * self.num_envs
             )
-            self._pool = self._make("make_gymnasium", [_int32(seed) for seed in seeds])
+            self._pool = made("make_gymnasium", self.env_id, [_int32(seed) for seed in seeds], self._task.env_kwargs)
         self._out_of_time = np.zeros(self.num_envs, dtype=bool)
-        return self._pool.reset()
+        obs, infos = self._pool.reset()
+        return self._flat(obs), infos
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Info]:
         """One step; after the end of an episode, the first observation of the next one and reward 0."""
         obs, rewards, terminated, truncated, infos = self._pool.step(actions)
-        if self._atari:
+        obs = self._flat(obs)
+        if self._task.names_ends:
             return obs, rewards, terminated | (infos["terminated"] != 0), truncated, infos
         restarts = self._out_of_time
         if restarts.any():
-            obs[restarts], _ = self._pool.reset(np.flatnonzero(restarts).astype(np.int32))
+            obs[restarts] = self._flat(self._pool.reset(np.flatnonzero(restarts).astype(np.int32))[0])
             rewards[restarts], terminated[restarts] = 0.0, False
-        truncated = (infos["elapsed_step"] >= self._limit) & ~restarts
+        truncated = (infos["elapsed_step"] >= self._task.limit) & ~restarts
         self._out_of_time = truncated & ~terminated
         return obs, rewards, terminated, truncated, infos
 
@@ -88,13 +78,12 @@ class PoolVectorEnv(VectorEnv):
         """Ends the threads."""
         self._pool = None
 
-    def _make(self, how: str, seeds: list[int]) -> Any:
-        make = getattr(_envpool(), how)
-        try:
-            return make(self.env_id, num_envs=self.num_envs, batch_size=self.num_envs, seed=seeds, **self.env_kwargs)
-        except (TypeError, ValueError, AssertionError, ImportError, RuntimeError) as error:
-            why = str(error).partition("\n")[0].partition(". The following")[0] or type(error).__name__
-            raise UserError(f"data.env_kwargs: EnvPool cannot make {self.env_id!r}: {why}") from error
+    def _flat(self, obs: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
+        """`[N, D]` of a `Dict`, in the order of its space."""
+        if isinstance(obs, np.ndarray):
+            return obs
+        parts = (obs[name] for name in self._names)
+        return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
 
 class PoolEnv(gym.Env[np.ndarray, Any]):
@@ -125,40 +114,6 @@ class PoolEnv(gym.Env[np.ndarray, Any]):
     def close(self) -> None:
         """Ends the thread."""
         self._env.close()
-
-
-def _envpool() -> Any:
-    try:
-        import envpool
-    except ImportError as error:
-        raise UserError('data.backend: envpool is not installed; pip install "pg_lightning[envpool]"') from error
-    return envpool
-
-
-def _is_atari(env_id: str) -> bool:
-    """Whether the id is an Atari game; refuses ids that are neither Atari games nor equal to Gymnasium's."""
-    if env_id in SAME_AS_GYMNASIUM:
-        return False
-    specs = _envpool().registration.registry.specs
-    if specs.get(env_id, ("",))[0] == "envpool.atari":
-        return True
-    game = env_id.rpartition("/")[2]
-    if specs.get(game, ("",))[0] == "envpool.atari":
-        why = f"EnvPool has its own preprocessing, so its {game!r} differs from {env_id!r}; to use it, set {game!r}"
-    elif (newer := f"{game.rpartition('-')[0]}-v5") in SAME_AS_GYMNASIUM:
-        why = f"EnvPool lacks {env_id!r}, or it differs from Gymnasium's; use {newer!r}, or another data.backend"
-    else:
-        why = (
-            f"backend 'envpool' has classic control, MuJoCo v5 and Atari games ('Breakout-v5'), not {env_id!r}; "
-            "use another data.backend"
-        )
-    raise UserError(f"data.env_id: {why}")
-
-
-def _single(action_space: gym.Space) -> gym.Space:
-    if not isinstance(action_space, spaces.Box):
-        return action_space
-    return spaces.Box(action_space.low.astype(np.float32), action_space.high.astype(np.float32), dtype=np.float32)
 
 
 def _int32(seed: int | None) -> int:
