@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test quick lint docs learn bench gpu clean
+.PHONY: train test test-envpool quick lint docs learn bench gpu clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m pg_lightning fit --config configs/ppo_cartpole.yaml
@@ -20,6 +20,11 @@ train: $(VENV)/installed
 
 test: $(VENV)/installed-dev lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What needs EnvPool, a wheel of 53 MB that the other tests do without.
+test-envpool: $(VENV)/installed-dev
+	$(BIN)/pip install -q -e ".[envpool]"
+	$(BIN)/python -m pytest tests/games tests/data/test_envpool.py
 
 # Before each commit: lint, and the tests that start no process and train nothing, in two minutes.
 quick: lint

@@ -104,7 +104,9 @@ def test_it_trains_and_evaluates(env_id: str, tmp_path: Any) -> None:
 def test_what_only_envpool_has_is_evaluated_there() -> None:
     data = RolloutDataModule("Breakout-v5", num_envs=1, backend="envpool", eval_episodes=1)
     assert data.observation_space.shape == (4, 84, 84)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=None, precision="32-true")  # type: ignore[assignment]
+    strategy, module = SimpleNamespace(root_device=torch.device("cpu")), SimpleNamespace(actor=None)
+    alone: Any = {"global_rank": 0, "world_size": 1, "lightning_module": module, "precision": "32-true"}
+    data.trainer = SimpleNamespace(**alone, strategy=strategy)  # type: ignore[assignment]
     episodes: Any = data.val_dataloader().dataset
     assert isinstance(episodes.env.vector_env.envs[0].unwrapped, PoolEnv)
     data.teardown("validate")
