@@ -25,6 +25,7 @@ test: $(VENV)/installed-dev lint
 test-envpool: $(VENV)/installed-dev
 	$(BIN)/pip install -q -e ".[envpool]"
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m envpool
+	$(BIN)/python -m pytest tests/games
 
 # Before each commit: lint, and the tests that start no process and train nothing, in two minutes.
 quick: lint

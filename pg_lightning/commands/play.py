@@ -19,6 +19,7 @@ from pg_lightning.games.exam import Exam
 from pg_lightning.games.written import WrittenGames
 from pg_lightning.learning import PolicyGradientModule
 
+SHOWN = 30  # legal moves that are listed
 Seat = Literal["first", "second"]
 
 
@@ -67,18 +68,20 @@ class Person:
         self._known = len(moves) + 1
         print(f"\n{'The policy plays ' + ', '.join(new) if new else 'You begin'}:" if new or not moves else "")
         print(self._games.text(game, int(self._games.turn[game])))
-        legal = {self._games.name_of(action).lower(): action for action in np.flatnonzero(mask).tolist()}
-        print(f"legal moves: {' '.join(legal)}")
+        legal = {self._games.name_of(action): action for action in np.flatnonzero(mask).tolist()}
+        shown = " ".join(legal if len(legal) <= SHOWN else [*list(legal)[:5], "…", *list(legal)[-5:]])
+        print(f"legal moves: {shown}")
         while True:
             try:
-                answer = self._ask("your move (q quits): ").strip().lower()
+                answer = self._ask("your move (q quits): ").strip()
             except EOFError:
                 raise Quit from None
-            if answer == "q":
+            if answer.lower() == "q":
                 raise Quit
-            if answer in legal:
-                return legal[answer]
-            print(f"{answer!r} is not one of: {' '.join(legal)}")
+            meant = next((name for name in legal if name.lower() == answer.lower()), None)
+            if meant is not None:
+                return legal[meant]
+            print(f"{answer!r} is not one of: {shown}")
 
 
 def play(

@@ -20,6 +20,7 @@ from pg_lightning.games.contract import RESIGNS
 
 COLUMNS = "ABCDEFGHJKLMNOPQRSTUVWXYZ"  # the protocol leaves out I
 PLACES = ":/usr/local/games:/usr/games"  # where Debian installs games, which not every PATH contains
+MOST_BYTES = 2**20  # of an answer
 COLOURS = "black", "white"
 
 
@@ -243,6 +244,8 @@ class _Program:
             if not part:
                 raise self._ended(line)
             self._read = (self._read + part.replace(b"\r", b"")).lstrip(b"\n")
+            if len(self._read) > MOST_BYTES:
+                break  # it will not be an answer
         answer, _, self._read = self._read.partition(b"\n\n")
         return answer.decode(errors="replace")
 

@@ -1,8 +1,8 @@
 """A config that was found beside a checkpoint: it may come from someone else, and a config is code.
 
 A class path, a function or an environment id in it is imported, and importing a module runs it. So a config that
-nobody named on the command line may only name what this package ships and what is installed; anything else is refused
-before the first import.
+nobody named on the command line may only name what this package ships and what is installed, and start no program;
+anything else is refused before the first import.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pg_lightning.run.reading import TooLargeError, plain_yaml, read_yaml
 
 # `package.module.Class`, or `package.module:CartPole-v1` as an environment id.
 IMPORT = re.compile(r"\s*[^\W\d]\w*((\.\w+)+|(\.\w+)*:(?!//)[\w./-]+)\s*")
+PROGRAM = "command"  # the key of a program that is started, as an opponent in a game
 UNREAD = ("env_kwargs", "train_env_kwargs")  # a file named in them is the environment's, and not read as a config
 
 
 def require_harmless(config: Path) -> None:
-    """Refuses a config that imports what is not installed, or refers to another file.
+    """Refuses a config that imports what is not installed, starts a program, or refers to another file.
 
     Args:
         config: the file, found beside a checkpoint.
@@ -35,6 +36,8 @@ def require_harmless(config: Path) -> None:
     if not isinstance(content, dict):
         raise UserError(f"{beside} contains no keys")
     for key, value in _strings("", content):
+        if key.rpartition(".")[2] == PROGRAM:
+            raise UserError(f"{beside} starts the program {value[:100]!r} ({key}){allow}")
         if IMPORT.fullmatch(value) and is_importable(value.strip()) and not is_installed(value.strip()):
             raise UserError(f"{beside} names {value!r} ({key}), which is not installed{allow}")
         if not any(f".{name}" in f".{key}" for name in UNREAD) and _is_file(value, config.parent):

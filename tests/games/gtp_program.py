@@ -12,6 +12,9 @@ size, taken = 0, set()
 
 if deed == "babble":
     print("welcome\n", flush=True)
+while deed == "drip":
+    print("thinking", flush=True)
+    time.sleep(0.1)
 if deed == "not start":
     sys.exit("no such network: b40")
 for line in sys.stdin:

@@ -124,6 +124,8 @@ def test_a_game_that_is_resigned_in_training_is_counted_and_a_new_one_begins():
         (f"{PROGRAM} 0 babble", "answered 'welcome' to 'protocol_version'; it must speak the Go Text Protocol"),
         ("cat", "answered 'protocol_version' to 'protocol_version'"),
         ("true", "ended with status 0 instead of answering"),
+        ("yes", "answered 'y y y"),
+        (f"{PROGRAM} 0 drip", "gave no answer to 'protocol_version' within 0.5 s"),
         ("sleep 100", "gave no answer to 'protocol_version' within 0.5 s"),
     ],
 )

@@ -132,6 +132,14 @@ def test_state_that_does_not_lead_to_the_same_position_is_refused():
     assert "other positions" in collector_of(CASES["both seats"]).load_state_dict(state)
 
 
+def test_games_against_an_opponent_that_the_config_has_lost_are_not_restored():
+    before = SelfPlay(both_seats=0.0, opponents=["pg_lightning.games.perfect.TicTacToeMinimax"])
+    collector = collector_of(before)
+    collector.collect(actor_with(collector))
+    reason = collector_of(SelfPlay(both_seats=0.0)).load_state_dict(collector.state_dict())
+    assert reason == "it was played against minimax, who is no opponent of the config"
+
+
 GAMES, LEAGUE = ("envs", "games"), ("envs", "league")
 DAMAGES: dict[str, tuple[tuple[str, ...], Any]] = {
     "seats of nobody": ((*GAMES, "seats"), [5] * 6),

@@ -18,6 +18,8 @@ def _bomb(first: str, again: str) -> str:
 
 BOMB = _bomb("a: &a [x, x]", "[?]")
 
+PLAYER = "{class_path: pg_lightning.games.gtp.GTPOpponent, init_args: {command: touch CODE_RAN}}"
+
 # Each names code that is not installed, in another place or another form.
 CODE = {
     "model": "model: {class_path: stranger.Evil}\n" + DATA,
@@ -42,6 +44,10 @@ CODE = {
     "env_id_of_this": MODEL + 'data: {env_id: "this:CartPole-v1"}\n',
     "env_id_in_an_argument": MODEL + 'data: {env_id: CartPole-v1, env_kwargs: {id: "stranger:CartPole-v1"}}\n',
     "data_as_text": MODEL + "data: '{env_id: \"stranger:CartPole-v1\"}'\n",
+    "program": MODEL + f"data: {{env_id: TicTacToe-v1, self_play: {{eval_opponents: [{PLAYER}]}}}}\n",
+    "program_in_training": MODEL + f"data: {{env_id: TicTacToe-v1, self_play: {{opponents: [{PLAYER}]}}}}\n",
+    "program_as_text": MODEL + f"data: {{env_id: TicTacToe-v1, self_play: '{{opponents: [{PLAYER}]}}'}}\n",
+    "program_as_list": MODEL + "data: {self_play: {opponents: [{init_args: {command: [touch, CODE_RAN]}}]}}\n",
     "wrapper": MODEL + "data: {env_id: CartPole-v1, wrappers: [stranger.Evil]}\n",
     "wrapper_class": MODEL + "data: {env_id: CartPole-v1, wrappers: [{class_path: stranger.Evil}]}\n",
     "wrapper_of_os": MODEL + "data: {env_id: CartPole-v1, wrappers: [os.system]}\n",
