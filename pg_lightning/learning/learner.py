@@ -17,6 +17,7 @@ from pg_lightning.learning.compiled import Loss, Stats, compiled
 from pg_lightning.learning.compiled_step import MANY_ROWS, CompiledStep
 from pg_lightning.learning.divergence import refuse_divergence
 from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterGradient
+from pg_lightning.learning.metrics import means
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
 from pg_lightning.learning.progress import Progress
 from pg_lightning.lightning_private import count_step, step_without_hooks
@@ -229,7 +230,7 @@ class Learner:
     def mean_stats(self) -> Stats:
         """The mean of each statistic over the steps of this update that had rows; over all steps if none had rows."""
         steps = [stats for rows, stats in self.steps if rows] or [stats for _, stats in self.steps]
-        return {name: torch.stack([stats[name] for stats in steps]).mean() for name in steps[0]}
+        return means(steps, at_once=self._one_call is not None)
 
     def number(self, value: float) -> float | Tensor:
         """A changing number in a loss, as a tensor if compiled: a changing float would cause recompilation."""

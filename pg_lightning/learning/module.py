@@ -6,6 +6,7 @@ An algorithm overrides `update`, and little else.
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -28,7 +29,7 @@ from pg_lightning.learning.progress import Progress
 from pg_lightning.learning.reports import TrainingReports, report_evaluation, report_update
 from pg_lightning.learning.restoring import LoadsChecked, check_reading, prepare, restored
 from pg_lightning.learning.run_statistics import RunStatistics
-from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
+from pg_lightning.learning.targets import Normalize, gae_targets, log_probs_of, make_batch
 from pg_lightning.lightning_private import trainer_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.policies import ActorCritic, RewardScaler, make_policy
@@ -69,6 +70,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         learner: takes the gradient steps.
         progress: env steps, updates and the budget.
         evaluation: returns and lengths of the last evaluation's episodes.
+        is_logged: whether the metrics of the current update are.
 
     Raises:
         UserError: if a space is not supported or a number out of range.
@@ -124,7 +126,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         self.reports = TrainingReports()
         self.evaluation = (torch.zeros(0), torch.zeros(0))
         self.evaluation_episodes = EvaluationEpisodes()
-        self._is_logged = True
+        self.is_logged = True
         self._restored: Restored | None = None
 
     # Methods of an algorithm.
@@ -137,10 +139,19 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         """
         raise NotImplementedError
 
-    def targets(self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize) -> Batch:
-        """The valid rows with values, GAE(λ) advantages and λ-returns, from the critic before the update."""
-        targets = self.learner.compute(gae_targets, rollout, self.network, self.gamma, gae_lambda)
-        return make_batch(self.network, rollout, targets, normalize_advantage, self.learner.collectives)
+    def targets(
+        self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize, with_log_probs: bool = False
+    ) -> Batch:
+        """The valid rows with values, GAE(λ) advantages and λ-returns, from the critic before the update, and with
+        log π(a|s) of the current policy if that is asked for and the rollout has none."""
+        with_log_probs &= rollout.log_probs is None
+        at_once = with_log_probs and rollout.state is None and rollout.env_steps == rollout.valid.numel()
+        *targets, last = self.learner.compute(gae_targets, rollout, self.network, self.gamma, gae_lambda, at_once)
+        rollout, targets = (replace(rollout, log_probs=last), targets) if at_once else (rollout, [*targets, last])
+        batch = make_batch(self.network, rollout, targets, normalize_advantage, self.learner.collectives)
+        if with_log_probs and not at_once:
+            batch.old_log_probs = self.learner.compute(log_probs_of, batch, self.network)
+        return batch
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """−mean( A log π(a|s) ), the squared error of V and the entropy bonus; and the values to log.
@@ -166,7 +177,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
     @property
     def wants_metrics(self) -> bool:
         """Whether a loss should compute values that are only logged; a compiled loss always does."""
-        return self.learner.compiles or self._is_logged
+        return self.learner.compiles or self.is_logged
 
     @property
     def env_steps(self) -> int:
@@ -220,14 +231,14 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
             return
         check_rollout(self, rollout)
         self.learner.begin(seen.rows)
-        self._is_logged = self.progress.is_logged(seen.env_steps, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        self.is_logged = self.progress.is_logged(seen.env_steps, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         metrics = self.update(self.statistics.scale_rewards(rollout, seen))
         self.learner.end(metrics)
         self.statistics.normalize_next(seen)
         self.progress.advance(seen.env_steps, rollout.env_restarts)
         self.reports.episodes.add(rollout.episode_returns, rollout.episode_lengths)
         self.trainer.should_stop |= self.progress.is_over
-        if self._is_logged or self.trainer.should_stop:
+        if self.is_logged or self.trainer.should_stop:
             report_update(self, metrics, rollout)
 
     # Lightning inspects the signature for every batch; a stored one takes a third of the time.
