@@ -195,10 +195,6 @@ class Batch:
             if len(part := self.of_environments(environments)):
                 yield part
 
-    def order(self) -> Tensor:
-        """`[B]` the indices of all rows in a new random order, from torch's global generator."""
-        return torch.randperm(len(self)).to(self.advantages.device)
-
     def columns(self) -> dict[str, Tensor]:
         """The tensors by name, without those of `sequences`."""
         return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}

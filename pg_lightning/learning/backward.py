@@ -39,7 +39,7 @@ class Backward:
     """
 
     def __init__(self, compiles: bool, micro_batch_size: int | None) -> None:
-        if compiles and shutil.which(os.environ.get("CXX", "g++")) is None:
+        if compiles and not has_compiler():
             raise UserError("model.compile: there is no C++ compiler; install g++, or set it to false")
         self.compiles = compiles
         self.micro_batch_size = micro_batch_size
@@ -134,6 +134,11 @@ class Backward:
                 reason = one_line(error)[:200]
                 raise UserError(f"model.compile: cannot compile the loss: {reason}; set it to false") from error
             raise
+
+
+def has_compiler() -> bool:
+    """Whether compiled code for a CPU can be built."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def are_watched(module: LightningModule, hooks: tuple[str, ...]) -> bool:

@@ -162,7 +162,7 @@ class Learner:
             return
         steps = steps_per_call(size, num_minibatches)
         for _ in range(num_epochs):
-            for rows in batch.order().split(steps * size):
+            for rows in torch.randperm(len(batch)).to(batch.advantages.device).split(steps * size):
                 if not self._step_at_once(call, loss, batch, steps, rows):
                     for part in rows.split(size):
                         self._step(loss, batch[part])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from gymnasium import Space
@@ -19,6 +19,7 @@ from pg_lightning.class_path import ClassPath
 from pg_lightning.collectives import Alone, disconnect
 from pg_lightning.learning import checkpoint_state
 from pg_lightning.learning.actor import actor_of, as_it_is, precision_of
+from pg_lightning.learning.auto_compile import decide
 from pg_lightning.learning.checks import check_data, check_numbers, check_rollout, check_strategy
 from pg_lightning.learning.connecting import connect_ranks, episodes_go_on
 from pg_lightning.learning.learner import Learner
@@ -60,7 +61,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         vf_coef: weight of the value loss.
         scale_rewards: divide rewards by the running standard deviation of the discounted return.
         compile: compile the gradient step with `torch.compile`, and rollouts with `data.backend: device`; with a memory
-            only rollouts. This takes 10 to 60 s at the start of training: see docs/performance.md.
+            only rollouts. It takes 10 to 60 s; `auto` compiles if the budget saves more: see docs/performance.md.
         policy: the class path of your own policy, instead of `ActorCritic` and its options; see `make_policy`.
         **network: see `ActorCritic`.
 
@@ -98,7 +99,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         scale_rewards: bool = False,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = False,
         policy: ClassPath | None = None,
         **network: Any,
     ) -> None:
@@ -113,19 +114,19 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         observation_space, action_space = made_space(observation_space), made_space(action_space)
         self.network = make_policy(policy, observation_space, action_space, self.has_critic, **network)
         self.reward_scaler = RewardScaler(gamma) if scale_rewards else None
-        self.gamma = gamma
-        self.ent_coef = ent_coef
-        self.vf_coef = vf_coef
+        self.gamma, self.ent_coef, self.vf_coef = gamma, ent_coef, vf_coef
         self.spaces = checkpoint_state.described(observation_space, action_space)
         self.progress = Progress(total_steps)
         self.actor = actor_of(self.network, self.progress)
-        self.actor.compiles = compile and isinstance(self.network, ActorCritic)
-        compiles = compile and not self.network.has_memory  # a graph of T recurrent steps would take minutes to compile
+        self.compiles_if_it_pays = compile == "auto"
+        self.actor.compiles = compile is True and isinstance(self.network, ActorCritic)
+        compiles = (
+            compile is True and not self.network.has_memory
+        )  # a graph of T recurrent steps would take minutes to compile
         self.learner = Learner(settings, self.progress, max_grad_norm, compiles, micro_batch_size)
         self.statistics = RunStatistics(self.reward_scaler, self.network.normalizer)
-        self.reports = TrainingReports()
         self.evaluation = (torch.zeros(0), torch.zeros(0))
-        self.evaluation_episodes = EvaluationEpisodes()
+        self.reports, self.evaluation_episodes = TrainingReports(), EvaluationEpisodes()
         self.is_logged = True
         self._restored: Restored | None = None
 
@@ -201,7 +202,8 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         self.actor.precision = partial(precision_of, self.trainer)
         check_reading(self.trainer, stage)
         if stage == "fit":
-            check_data(self, getattr(self.trainer, "datamodule", None))
+            decide(self, data := getattr(self.trainer, "datamodule", None))
+            check_data(self, data)
             check_strategy(self)
 
     def configure_optimizers(self) -> Any:
