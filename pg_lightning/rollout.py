@@ -195,9 +195,9 @@ class Batch:
             if len(part := self.of_environments(environments)):
                 yield part
 
-    def shuffled(self) -> Batch:
-        """The rows in a new random order, of a policy without memory."""
-        return self[torch.randperm(len(self)).to(self.advantages.device)]
+    def columns(self) -> dict[str, Tensor]:
+        """The tensors by name, without those of `sequences`."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
 
     def minibatches(
         self, num_minibatches: int, keep_empty: bool = False, generator: torch.Generator | None = None

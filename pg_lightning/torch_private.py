@@ -5,7 +5,8 @@ One test for each name in `tests/test_lightning_private.py` fails when torch mov
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -78,3 +79,30 @@ def has_step_hooks(optimizer: optim.Optimizer) -> bool:
 def has_gradient_hooks(parameter: nn.Parameter) -> bool:
     """Whether a hook is registered on the gradient of a parameter, as by `wandb.watch`."""
     return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+Graph = Callable[[list[object]], Sequence[Tensor]]
+GraphCall = tuple[Graph, list[object], Sequence[Tensor]]
+
+
+@contextmanager
+def graph_calls() -> Iterator[list[GraphCall]]:
+    """Within this context, calls of compiled graphs are recorded: the function that torch's wrappers call with a list
+    of inputs, which it empties; these inputs; and its outputs."""
+    from torch._inductor.output_code import CompiledFxGraph
+
+    calls: list[GraphCall] = []
+    call = CompiledFxGraph.__call__
+
+    def recorded(graph: CompiledFxGraph, inputs: list[object]) -> Sequence[Tensor]:
+        kept = list(inputs)
+        outputs = call(graph, inputs)
+        if graph.current_callable is not None:
+            calls.append((graph.current_callable, kept, outputs))
+        return outputs
+
+    CompiledFxGraph.__call__ = recorded  # type: ignore[method-assign, assignment]
+    try:
+        yield calls
+    finally:
+        CompiledFxGraph.__call__ = call  # type: ignore[method-assign]

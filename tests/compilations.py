@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from pg_lightning.learning import compiled
+from pg_lightning.learning import compiled, direct
 
 
 def compiled_graphs() -> int:
@@ -19,3 +19,12 @@ def without_inductor(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(compiled, "OPTIONS", {})
     torch.compiler.reset()
+
+
+def refuse_usual_calls(monkeypatch: Any) -> None:
+    """Fails if a call that has been checked is not made without torch's wrappers."""
+
+    def refuse() -> None:
+        raise AssertionError("a usual call")
+
+    monkeypatch.setattr(direct, "without_guards", refuse)

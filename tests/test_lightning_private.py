@@ -307,6 +307,16 @@ def test_compiled_code_may_add_products_in_one_instruction():
     assert option in torch._inductor.list_options()
 
 
+def test_the_call_of_a_compiled_graph_can_be_recorded_and_repeated():
+    double = torch.compile(lambda x: (x * 2, x.sum()))
+    with torch_private.graph_calls() as calls:
+        double(torch.ones(3))
+    double(torch.ones(3))  # not recorded
+    ((graph, inputs, outputs),) = calls
+    assert [x.tolist() for x in (*inputs, *outputs)] == [[1.0] * 3, [2.0] * 3, 3.0]
+    assert [x.tolist() for x in graph([torch.full((3,), 2.0)])] == [[4.0] * 3, 6.0]
+
+
 def test_tensors_are_copied_in_one_call():
     targets = [torch.zeros(3), torch.zeros(2, 2)]
     views = [x.view(-1) for x in targets]

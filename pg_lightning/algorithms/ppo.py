@@ -97,15 +97,14 @@ class PPO(PolicyGradientModule):
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """`num_epochs` x `num_minibatches` gradient steps on the surrogate: eq. 9 of the paper with eq. 7 or 8."""
-        batch = self.targets(rollout, self.gae_lambda, self.normalize_advantage)
-        if batch.old_log_probs is None:
-            batch.old_log_probs = self.learner.compute(log_probs_of, batch, self.network)
+        batch = self.targets(rollout, self.gae_lambda, self.normalize_advantage, with_log_probs=True)
         clip_range = self.clip_range * (self.progress.remaining if self.clip_schedule == "linear" else 1.0)
         self._clip_range = self.learner.number(clip_range)
         limit = 1.5 * self.target_kl if self.target_kl is not None and self.kl_penalty is None else math.inf
         self.learner.passes(self.loss, batch, self.num_epochs, self.num_minibatches, "train/approx_kl", limit)
         stats = self.learner.mean_stats()
-        stats["train/explained_variance"] = explained_variance(batch.old_values, batch.returns)
+        if self.is_logged:
+            stats["train/explained_variance"] = explained_variance(batch.old_values, batch.returns)
         if self.kl_penalty is None:
             return stats | {"train/clip_range": torch.tensor(clip_range, device=self.device)}
         self._adapt_penalty(batch)

@@ -81,6 +81,37 @@ def row_of(
     return row, after
 
 
+class PlayedRows(NamedTuple):
+    """k rows of environments that reset within the step and whose rows are all valid: the columns that determine the
+    others, see `Row`, and the actions `[k, N, *action]`."""
+
+    next_obs: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    timesteps: Tensor
+    final_obs: Tensor
+    returns: Tensor
+    actions: Tensor
+
+    @classmethod
+    def of(cls, row: Row, actions: Tensor) -> PlayedRows:
+        """One row."""
+        return cls(**{name: getattr(row, name) for name in cls._fields[:-1]}, actions=actions)
+
+    def block(self) -> Row:
+        """The rows with all columns."""
+        *columns, _ = self
+        known = dict(zip(self._fields, columns, strict=False))
+        return Row(
+            **known,
+            valid=torch.ones_like(self.terminated),
+            ended=self.terminated | self.truncated,
+            cut=self.truncated & ~self.terminated,
+            lengths=self.timesteps + 1,
+        )
+
+
 class DeviceRows:
     """Rows of environments that return tensors on a device.
 
@@ -142,15 +173,15 @@ class DeviceRows:
         if self._masks is not None or step.action_mask is not None:
             self._keep_mask(step.action_mask)
 
-    def extend(self, block: Row, actions: Tensor, episodes: DeviceEpisodes) -> None:
-        """Adds k rows at once, with their actions `[k, N, *action]`, and the episodes after them."""
+    def extend(self, played: PlayedRows, returns: Tensor, lengths: Tensor) -> None:
+        """Adds k rows at once, and sets returns and lengths of the episodes after them."""
         self._close_block()
-        self._taken += [actions] if not self.actions else [torch.stack(self.actions), actions]
+        self._taken += [played.actions] if not self.actions else [torch.stack(self.actions), played.actions]
         self.actions = []
-        self._blocks.append(block)
-        self.episodes = episodes
-        self.now = block.next_obs[-1]
-        self.t += len(block.rewards)
+        self._blocks.append(played.block())
+        self.episodes = self.episodes._replace(returns=returns, lengths=lengths)
+        self.now = played.next_obs[-1]
+        self.t += len(played.rewards)
 
     @staticmethod
     def cleared(state: Tensor, begins: Tensor) -> Tensor:
@@ -186,9 +217,10 @@ class DeviceRows:
         columns, actions = self._columns(), self._all_actions()
         obs = torch.cat([self._first.unsqueeze(0), columns.next_obs])
         ended, cut, final_obs = columns.ended.flatten(), columns.cut.flatten(), columns.final_obs.flatten(0, 1)
-        finite = [x.isfinite().all().to(self.device) for x in (obs, columns.rewards, actions)]
-        finite.append((final_obs.isfinite().flatten(1).all(1) | ~cut).all())
-        counts = torch.stack([columns.valid.sum(), ended.sum(), cut.sum(), torch.stack(finite).all()])
+        # A sum is finite if its terms are, unless it overflows; then `check` finds nothing.
+        finals = final_obs.flatten(1).sum(1).masked_fill(~cut, 0.0)
+        finite = torch.stack([x.sum().to(self.device, torch.float32) for x in (obs, columns.rewards, actions, finals)])
+        counts = torch.stack([columns.valid.sum(), ended.sum(), cut.sum(), finite.isfinite().all()])
         env_steps, num_ended, num_cut, is_finite = counts.tolist()  # synchronises with the device
         if not is_finite:
             self.check()

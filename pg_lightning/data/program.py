@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from pg_lightning.data.device_rows import DeviceRows, Row, joined, row_of
+from pg_lightning.data.device_rows import DeviceRows, PlayedRows, row_of
 from pg_lightning.data.episodes import DeviceEpisodes
 from pg_lightning.envs.contract import Carry, Environments, PureEnvironments
 from pg_lightning.errors import one_line
 from pg_lightning.learning.actor import PolicyActor
-from pg_lightning.learning.compiled import compiled, without_guards
+from pg_lightning.learning.compiled import compiled
+from pg_lightning.learning.direct import Direct, Results
 from pg_lightning.policies import ActorCritic, NoiseDistribution
 from pg_lightning.rollout import Actor
 
+NUM_COLUMNS = len(PlayedRows._fields)
 MAX_STEPS = 8  # of a call: with more, compilation takes longer and a step is hardly faster
-
-Steps = Callable[
-    [Tensor, DeviceEpisodes, Carry, Tensor | None, Tensor, Tensor],
-    tuple[Row, Tensor, DeviceEpisodes, Carry, Tensor | None],
-]
 
 
 class RolloutProgram:
@@ -53,15 +49,15 @@ class RolloutProgram:
             pi.noise_like.new_empty(self._calls, self._per_call, *pi.noise_like.shape),
             pi.fill_,
         )
-        self._steps = compiled(steps_of(env, actor, self._per_call), rows.device)
+        self._steps = Direct(compiled(steps_of(env, actor, self._per_call), rows.device), rows.device)
 
     @torch.inference_mode(False)  # its tensors would need a compilation of their own
     @torch.no_grad()
     def compile(self, state: Tensor | None) -> None:
         """Compiles the steps, without any effect on environments and random numbers."""
-        state = self._made_ordinary(state)
         noise, env_noise = torch.ones_like(self._noise_like[0]), self._env.noise_like(self._per_call).zero_()
-        self._steps(self._rows.now, self._rows.episodes, self._env.carry, state, noise, env_noise)
+        arguments = noise, env_noise, *self._state(state)
+        self._steps.checked(arguments, *arguments)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -75,35 +71,41 @@ class RolloutProgram:
         Returns:
             The recurrent state after them.
         """
-        state = self._made_ordinary(state)
         rows, env = self._rows, self._env
-        noise = self._fill(torch.empty_like(self._noise_like), generator)
-        env_noise = env.noise(self._calls * self._per_call).unflatten(0, (self._calls, self._per_call))
-        with ExitStack() as after_first:
-            for call in zip(noise.unbind(), env_noise.unbind(), strict=True):
-                block, actions, episodes, env.carry, state = self._steps(
-                    rows.now, rows.episodes, env.carry, state, *call
-                )
-                rows.extend(block, actions, episodes)
-                after_first.enter_context(without_guards())
-        return state
+        noise = self._fill(torch.empty_like(self._noise_like), generator).unbind()
+        env_noise = env.noise(self._calls * self._per_call).unflatten(0, (self._calls, self._per_call)).unbind()
+        played, changing, call = [], self._state(state), self._steps.checked
+        for own in zip(noise, env_noise, strict=True):
+            arguments = *own, *changing
+            results = tuple(call(arguments, *arguments).values())
+            played.append(results[:NUM_COLUMNS])
+            changing = results[0][-1], *results[NUM_COLUMNS:]
+            call = self._steps.again
+        rows.extend(PlayedRows(*map(torch.cat, zip(*played, strict=True))), *changing[1:3])
+        num_carried = len(env.carry)
+        env.carry = changing[3 : 3 + num_carried]
+        return None if state is None else changing[-1]
 
-    def _made_ordinary(self, state: Tensor | None) -> Tensor | None:
-        """Replaces inference tensors, which single steps have made and which would need a compilation of their own; the
-        recurrent state too."""
+    def _state(self, state: Tensor | None) -> tuple[Tensor, ...]:
+        """The arguments of `steps_of` after the noise."""
         rows, env = self._rows, self._env
-        rows.now, rows.episodes = _ordinary(rows.now), DeviceEpisodes(*map(_ordinary, rows.episodes))
-        env.carry = tuple(map(_ordinary, env.carry))
-        return None if state is None else _ordinary(state)
+        tensors = rows.now, *rows.episodes[:2], *env.carry, *([] if state is None else [state])
+        return tuple(map(_ordinary, tensors))
 
 
-def steps_of(env: PureEnvironments, actor: PolicyActor, num_steps: int) -> Steps:
-    """Some steps as a pure function of observations, episodes, carry, recurrent state, and noise for both."""
+def steps_of(env: PureEnvironments, actor: PolicyActor, num_steps: int) -> Callable[..., Results]:
+    """Some steps as a pure function of noise, noise of the environments, observations, returns and lengths of the
+    episodes, the parts of the carry, and a recurrent state if there is one.
 
-    def steps(
-        obs: Tensor, episodes: DeviceEpisodes, carry: Carry, state: Tensor | None, noise: Tensor, env_noise: Tensor
-    ) -> tuple[Row, Tensor, DeviceEpisodes, Carry, Tensor | None]:
-        rows, taken = [], []
+    The function returns the columns of `PlayedRows`, and its arguments from the returns on, after the steps.
+    """
+    num_carried = len(env.carry)
+
+    def steps(noise: Tensor, env_noise: Tensor, obs: Tensor, *rest: Tensor) -> Results:
+        carry: Carry = rest[2 : 2 + num_carried]
+        state = rest[-1] if len(rest) > 2 + num_carried else None
+        episodes = DeviceEpisodes(rest[0], rest[1], torch.ones_like(rest[1], dtype=torch.bool))
+        rows = []
         for t in range(num_steps):
             pi, state = actor.distribution(obs, state)
             actions = cast(NoiseDistribution, pi).sample_at(noise[t])
@@ -112,9 +114,10 @@ def steps_of(env: PureEnvironments, actor: PolicyActor, num_steps: int) -> Steps
             obs = row.next_obs
             if state is not None:
                 state = DeviceRows.cleared(state, step.begins)
-            rows.append(row)
-            taken.append(actions)
-        return joined(rows, torch.stack), torch.stack(taken), episodes, carry, state
+            rows.append(PlayedRows.of(row, actions))
+        columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+        after = episodes.returns, episodes.lengths, *carry, *([] if state is None else [state])
+        return {str(i): x for i, x in enumerate((*columns, *after))}
 
     return steps
 
@@ -128,7 +131,7 @@ def make_program(
     """
     if not (isinstance(actor, PolicyActor) and actor.compiles and env.capabilities.is_pure):
         return None
-    if actor.device != rows.device:
+    if actor.device != rows.device or env.capabilities.autoreset != "same_step":
         return None
     started = time.perf_counter()
     try:

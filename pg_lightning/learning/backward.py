@@ -13,7 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from pg_lightning.errors import UserError, one_line
-from pg_lightning.learning.compiled import CompiledStep, Loss, Stats, compiled
+from pg_lightning.learning.compiled import Loss, Stats, compiled
+from pg_lightning.learning.compiled_step import CompiledStep
 from pg_lightning.learning.gradient import FlatGradient, Gradient
 from pg_lightning.rollout import Batch
 from pg_lightning.statistics import explained_variance
@@ -38,7 +39,7 @@ class Backward:
     """
 
     def __init__(self, compiles: bool, micro_batch_size: int | None) -> None:
-        if compiles and shutil.which(os.environ.get("CXX", "g++")) is None:
+        if compiles and not has_compiler():
             raise UserError("model.compile: there is no C++ compiler; install g++, or set it to false")
         self.compiles = compiles
         self.micro_batch_size = micro_batch_size
@@ -65,9 +66,9 @@ class Backward:
             step.begin()
         self.compiled = None if step is None or any(map(has_gradient_hooks, step.gradient.parameters)) else step
 
-    def is_at_once(self, batch: Batch, parts: int = 1) -> bool:
-        """Whether all rows of each of so many equal parts of a batch are in one backward pass."""
-        return self.micro_batch_size is None or len(batch) <= self.micro_batch_size * parts
+    def is_at_once(self, rows: int) -> bool:
+        """Whether so many rows are in one backward pass."""
+        return self.micro_batch_size is None or rows <= self.micro_batch_size
 
     def __call__(
         self, loss_of: Loss, gradient: Gradient, batch: Batch, is_refused: Callable[[Stats], bool] | None = None
@@ -81,7 +82,7 @@ class Backward:
             is_refused: is called with the statistics over all rows; if it returns True, the gradient must not be used.
         """
         gradient.zero()
-        if self.is_at_once(batch):
+        if self.micro_batch_size is None or len(batch) <= self.micro_batch_size:
             stats = self._add(loss_of, gradient, batch, is_refused=is_refused)
         else:
             stats = {}
@@ -106,7 +107,7 @@ class Backward:
         is_refused: Callable[[Stats], bool] | None = None,
     ) -> Stats | None:
         """Adds the gradient of a loss times `share`, unless its statistics are refused."""
-        found = None if self.compiled is None else self.compiled.differentiate(loss_of, part)
+        found = None if self.compiled is None else self.compiled.of_loss.differentiate(loss_of, part)
         if found is not None and self.compiled is not None:
             vector, stats = found
             if is_refused is not None and is_refused(stats):
@@ -133,6 +134,11 @@ class Backward:
                 reason = one_line(error)[:200]
                 raise UserError(f"model.compile: cannot compile the loss: {reason}; set it to false") from error
             raise
+
+
+def has_compiler() -> bool:
+    """Whether compiled code for a CPU can be built."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def are_watched(module: LightningModule, hooks: tuple[str, ...]) -> bool:

@@ -13,9 +13,11 @@ from torch import Tensor, nn, optim
 
 from pg_lightning.collectives import Alone, Collectives
 from pg_lightning.learning.backward import Backward, are_watched, loss_scaler
-from pg_lightning.learning.compiled import CompiledStep, Loss, Stats, compiled
+from pg_lightning.learning.compiled import Loss, Stats, compiled
+from pg_lightning.learning.compiled_step import MANY_ROWS, CompiledStep
 from pg_lightning.learning.divergence import refuse_divergence
 from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterGradient
+from pg_lightning.learning.metrics import means
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
 from pg_lightning.learning.progress import Progress
 from pg_lightning.lightning_private import count_step, step_without_hooks
@@ -26,7 +28,6 @@ Result = TypeVar("Result")
 STEP_HOOKS = ("on_before_optimizer_step",)
 # Several steps in a compiled call take longer to compile. With many rows, the overhead of a call does not matter.
 MAX_STEPS = 4
-FEW_ROWS = 4096
 
 
 class Learner:
@@ -152,19 +153,19 @@ class Learner:
             limit: before any step but the first, the passes end if the mean of the statistic over the rows of all ranks
                 exceeds this; with ∞ it is not computed.
         """
-        call, size, steps = self._one_call, len(batch) / num_minibatches, 1
-        if call is not None and call.network_is_ours and batch.sequences is None and limit == math.inf:
-            steps = steps_per_call(size, num_minibatches)
-        if call is None or steps == 1:
+        call, size = self._one_call, len(batch) // num_minibatches
+        has_equal_parts = size > 0 and size * num_minibatches == len(batch) and batch.sequences is None
+        if call is None or not call.network_is_ours or not has_equal_parts or limit < math.inf:
             for i, minibatch in enumerate(self.minibatches(batch, num_epochs, num_minibatches)):
                 if not self._step(loss, minibatch, name, limit if i else math.inf):
                     return
             return
+        steps = steps_per_call(size, num_minibatches)
         for _ in range(num_epochs):
-            for rows in batch.shuffled().parts(steps * int(size)):
-                if not self._step_at_once(call, loss, rows, steps):
-                    for minibatch in rows.parts(int(size)):
-                        self._step(loss, minibatch)
+            for rows in torch.randperm(len(batch)).to(batch.advantages.device).split(steps * size):
+                if not self._step_at_once(call, loss, batch, steps, rows):
+                    for part in rows.split(size):
+                        self._step(loss, batch[part])
 
     def step(self, loss: Loss, batch: Batch) -> Stats:
         """One gradient step.
@@ -196,16 +197,20 @@ class Learner:
         self.steps.append((len(batch), stats))
         return True
 
-    def _step_at_once(self, step: CompiledStep, loss: Loss, batch: Batch, num_steps: int = 1) -> bool:
-        """Takes gradient steps on equal parts of a batch in one compiled call; returns whether it could."""
-        if not self.backward.is_at_once(batch, num_steps):
+    def _step_at_once(
+        self, step: CompiledStep, loss: Loss, batch: Batch, num_steps: int = 1, rows: Tensor | None = None
+    ) -> bool:
+        """Takes gradient steps on equal parts of a batch, or of some of its rows, in one compiled call; returns whether
+        it could."""
+        size = len(batch) if rows is None else len(rows)
+        if not self.backward.is_at_once(size // num_steps):
             return False
-        stats = step.step(loss, batch, self.max_grad_norm, num_steps)
+        stats = step.step(loss, batch, self.max_grad_norm, num_steps, rows)
         if stats is None:
             return False
         for optimizer in _optimizers_of(self.module) * num_steps:
             count_step(optimizer)
-        self.steps += [(len(batch) // num_steps, stats)] * num_steps
+        self.steps += [(size // len(stats), of_part) for of_part in stats]
         return True
 
     @torch.no_grad()
@@ -225,7 +230,7 @@ class Learner:
     def mean_stats(self) -> Stats:
         """The mean of each statistic over the steps of this update that had rows; over all steps if none had rows."""
         steps = [stats for rows, stats in self.steps if rows] or [stats for _, stats in self.steps]
-        return {name: torch.stack([stats[name] for stats in steps]).mean() for name in steps[0]}
+        return means(steps, at_once=self._one_call is not None)
 
     def number(self, value: float) -> float | Tensor:
         """A changing number in a loss, as a tensor if compiled: a changing float would cause recompilation."""
@@ -288,8 +293,8 @@ def _share(batch: Batch, rows: list[int]) -> float:
     return len(batch) / max(1, sum(rows))
 
 
-def steps_per_call(rows: float, num_minibatches: int) -> int:
+def steps_per_call(rows: int, num_minibatches: int) -> int:
     """Number of gradient steps of a compiled call: it divides `num_minibatches`, which have `rows` rows each."""
-    if not 0 < rows <= FEW_ROWS or not rows.is_integer():
+    if rows > MANY_ROWS:
         return 1
     return max(k for k in range(1, MAX_STEPS + 1) if num_minibatches % k == 0)

@@ -24,6 +24,21 @@ REDUCTIONS: dict[str, Reduction] = {
 }
 
 
+def means(steps: Sequence[dict[str, Tensor]], at_once: bool) -> dict[str, Tensor]:
+    """The mean of each scalar over several steps.
+
+    Args:
+        steps: with the same names.
+        at_once: in four operations for all names, which may round differently.
+    """
+    names = [*steps[0]]
+    if not at_once:
+        return {name: torch.stack([stats[name] for stats in steps]).mean() for name in names}
+    values = torch.stack([stats[name] for stats in steps for name in names]).view(len(steps), len(names))
+    means_of_all = zip(names, values.mean(0).unbind(), strict=True)
+    return {name: mean.to(steps[0][name].dtype) for name, mean in means_of_all}
+
+
 class Evaluation(NamedTuple):
     """The episodes of an evaluation.
 

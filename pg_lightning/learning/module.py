@@ -6,8 +6,9 @@ An algorithm overrides `update`, and little else.
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from gymnasium import Space
@@ -18,6 +19,7 @@ from pg_lightning.class_path import ClassPath
 from pg_lightning.collectives import Alone, disconnect
 from pg_lightning.learning import checkpoint_state
 from pg_lightning.learning.actor import actor_of, as_it_is, precision_of
+from pg_lightning.learning.auto_compile import decide
 from pg_lightning.learning.checks import check_data, check_numbers, check_rollout, check_strategy
 from pg_lightning.learning.connecting import connect_ranks, episodes_go_on
 from pg_lightning.learning.learner import Learner
@@ -28,7 +30,7 @@ from pg_lightning.learning.progress import Progress
 from pg_lightning.learning.reports import TrainingReports, report_evaluation, report_update
 from pg_lightning.learning.restoring import LoadsChecked, check_reading, prepare, restored
 from pg_lightning.learning.run_statistics import RunStatistics
-from pg_lightning.learning.targets import Normalize, gae_targets, make_batch
+from pg_lightning.learning.targets import Normalize, gae_targets, log_probs_of, make_batch
 from pg_lightning.lightning_private import trainer_of
 from pg_lightning.losses import policy_gradient_loss, value_loss
 from pg_lightning.policies import ActorCritic, RewardScaler, make_policy
@@ -59,7 +61,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         vf_coef: weight of the value loss.
         scale_rewards: divide rewards by the running standard deviation of the discounted return.
         compile: compile the gradient step with `torch.compile`, and rollouts with `data.backend: device`; with a memory
-            only rollouts. This takes 10 to 60 s at the start of training: see docs/performance.md.
+            only rollouts. It takes 10 to 60 s; `auto` compiles if the budget saves more: see docs/performance.md.
         policy: the class path of your own policy, instead of `ActorCritic` and its options; see `make_policy`.
         **network: see `ActorCritic`.
 
@@ -69,6 +71,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         learner: takes the gradient steps.
         progress: env steps, updates and the budget.
         evaluation: the episodes of the last evaluation.
+        is_logged: whether the metrics of the current update are.
 
     Raises:
         UserError: if a space is not supported or a number out of range.
@@ -96,7 +99,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         scale_rewards: bool = False,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = False,
         policy: ClassPath | None = None,
         **network: Any,
     ) -> None:
@@ -111,20 +114,19 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         observation_space, action_space = made_space(observation_space), made_space(action_space)
         self.network = make_policy(policy, observation_space, action_space, self.has_critic, **network)
         self.reward_scaler = RewardScaler(gamma) if scale_rewards else None
-        self.gamma = gamma
-        self.ent_coef = ent_coef
-        self.vf_coef = vf_coef
+        self.gamma, self.ent_coef, self.vf_coef = gamma, ent_coef, vf_coef
         self.spaces = checkpoint_state.described(observation_space, action_space)
         self.progress = Progress(total_steps)
         self.actor = actor_of(self.network, self.progress)
-        self.actor.compiles = compile and isinstance(self.network, ActorCritic)
-        compiles = compile and not self.network.has_memory  # a graph of T recurrent steps would take minutes to compile
+        self.compiles_if_it_pays = compile == "auto"
+        self.actor.compiles = compile is True and isinstance(self.network, ActorCritic)
+        # A graph of T recurrent steps would take minutes to compile.
+        compiles = compile is True and not self.network.has_memory
         self.learner = Learner(settings, self.progress, max_grad_norm, compiles, micro_batch_size)
         self.statistics = RunStatistics(self.reward_scaler, self.network.normalizer)
-        self.reports = TrainingReports()
         self.evaluation = Evaluation(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-        self.evaluation_episodes = EvaluationEpisodes()
-        self._is_logged = True
+        self.reports, self.evaluation_episodes = TrainingReports(), EvaluationEpisodes()
+        self.is_logged = True
         self._restored: Restored | None = None
 
     # Methods of an algorithm.
@@ -137,10 +139,19 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         """
         raise NotImplementedError
 
-    def targets(self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize) -> Batch:
-        """The valid rows with values, GAE(λ) advantages and λ-returns, from the critic before the update."""
-        targets = self.learner.compute(gae_targets, rollout, self.network, self.gamma, gae_lambda)
-        return make_batch(self.network, rollout, targets, normalize_advantage, self.learner.collectives)
+    def targets(
+        self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize, with_log_probs: bool = False
+    ) -> Batch:
+        """The valid rows with values, GAE(λ) advantages and λ-returns, from the critic before the update, and with
+        log π(a|s) of the current policy if that is asked for and the rollout has none."""
+        with_log_probs &= rollout.log_probs is None
+        at_once = with_log_probs and rollout.state is None and rollout.env_steps == rollout.valid.numel()
+        *targets, last = self.learner.compute(gae_targets, rollout, self.network, self.gamma, gae_lambda, at_once)
+        rollout, targets = (replace(rollout, log_probs=last), targets) if at_once else (rollout, [*targets, last])
+        batch = make_batch(self.network, rollout, targets, normalize_advantage, self.learner.collectives)
+        if with_log_probs and not at_once:
+            batch.old_log_probs = self.learner.compute(log_probs_of, batch, self.network)
+        return batch
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """−mean( A log π(a|s) ), the squared error of V and the entropy bonus; and the values to log.
@@ -166,7 +177,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
     @property
     def wants_metrics(self) -> bool:
         """Whether a loss should compute values that are only logged; a compiled loss always does."""
-        return self.learner.compiles or self._is_logged
+        return self.learner.compiles or self.is_logged
 
     @property
     def env_steps(self) -> int:
@@ -190,7 +201,8 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         self.actor.precision = partial(precision_of, self.trainer)
         check_reading(self.trainer, stage)
         if stage == "fit":
-            check_data(self, getattr(self.trainer, "datamodule", None))
+            decide(self, data := getattr(self.trainer, "datamodule", None))
+            check_data(self, data)
             check_strategy(self)
 
     def configure_optimizers(self) -> Any:
@@ -220,14 +232,14 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
             return
         check_rollout(self, rollout)
         self.learner.begin(seen.rows)
-        self._is_logged = self.progress.is_logged(seen.env_steps, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        self.is_logged = self.progress.is_logged(seen.env_steps, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         metrics = self.update(self.statistics.scale_rewards(rollout, seen))
         self.learner.end(metrics)
         self.statistics.normalize_next(seen)
         self.progress.advance(seen.env_steps, rollout.env_restarts)
         self.reports.episodes.add(rollout.episode_returns, rollout.episode_lengths)
         self.trainer.should_stop |= self.progress.is_over
-        if self._is_logged or self.trainer.should_stop:
+        if self.is_logged or self.trainer.should_stop:
             report_update(self, metrics, rollout)
 
     # Lightning inspects the signature for every batch; a stored one takes a third of the time.

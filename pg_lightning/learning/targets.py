@@ -19,9 +19,10 @@ Normalize = bool | Literal["per_rank"]
 
 @torch.no_grad()
 def gae_targets(
-    rollout: Rollout, network: ActorCritic, gamma: float, gae_lambda: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """GAE(λ) advantages, λ-returns and values, `[T, N]` each, from the critic before the update."""
+    rollout: Rollout, network: ActorCritic, gamma: float, gae_lambda: float, with_log_probs: bool = False
+) -> tuple[Tensor, ...]:
+    """GAE(λ) advantages, λ-returns and values, from the critic before the update, and log π(a|s) if asked for, `[T, N]`
+    each."""
     values, next_values = network.values(rollout)
     advantages = gae(
         rollout.rewards,
@@ -33,7 +34,10 @@ def gae_targets(
         gamma,
         gae_lambda,
     )
-    return advantages, advantages + values, values
+    targets = advantages, advantages + values, values
+    if not with_log_probs:
+        return targets
+    return *targets, log_probs_of(Batch.of(rollout, *targets), network).view_as(values)
 
 
 def log_probs_of(batch: Batch, network: ActorCritic) -> Tensor:

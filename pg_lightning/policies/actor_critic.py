@@ -109,6 +109,7 @@ class ActorCritic(nn.Module):
         self.actor_head = make_head(features, action_space, head, log_std_init, state_dependent_std)
         self.critic_head = nn.Linear(out_features(self.critic_memory or self.critic_torso), 1) if critic else None
         self._sampler: Sampler | None = None
+        self._may_sample = False
         orthogonal_(self.actor_head.linear, 0.01)
         if self.critic_head is not None:
             orthogonal_(self.critic_head, 1.0)
@@ -135,12 +136,11 @@ class ActorCritic(nn.Module):
     @contextmanager
     def acting(self) -> Iterator[None]:
         """Within this context weights must not change or move; `sample` may take the NumPy fast path for few rows."""
-        if self.actor_memory is None:
-            self._sampler = numpy_sampler(self.actor_torso, self.actor_head, self.normalizer)
+        self._may_sample = self.actor_memory is None
         try:
             yield
         finally:
-            self._sampler = None
+            self._may_sample, self._sampler = False, None
 
     def sample(
         self,
@@ -150,6 +150,8 @@ class ActorCritic(nn.Module):
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Actions `[N, *action]` drawn from π(·|s) for observations `[N, *obs]`, and the next state `[N, S]`."""
+        if self._may_sample:  # not before: compiled steps do not need it
+            self._may_sample, self._sampler = False, numpy_sampler(self.actor_torso, self.actor_head, self.normalizer)
         if self._sampler is not None and action_mask is None and len(obs) <= FEW_ROWS:
             return self._sampler(obs, generator), None
         pi, state = self.act(obs, action_mask, state)

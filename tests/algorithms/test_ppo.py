@@ -570,8 +570,8 @@ def test_a_compiled_loss_teaches_the_same(algorithm):
     torch.compiler.reset()
     before = compiled_graphs()
     eager, compiled = learn(), learn(compile=True)
-    # The step, the old log-probabilities, and the targets with one number of final observations and with any.
-    assert compiled_graphs() - before == (4 if algorithm is PPO else 3)
+    # The step, and the targets with one number of final observations and with any.
+    assert compiled_graphs() - before == 3
     for name in eager:
         np.testing.assert_allclose(compiled[name], eager[name], rtol=0, atol=2e-6)
 

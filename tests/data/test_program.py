@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from compilations import compiled_graphs, without_inductor
+from compilations import compiled_graphs, refuse_usual_calls, without_inductor
 from gymnasium import spaces
 from torch import Tensor
 
@@ -88,6 +88,12 @@ def assert_same_play(kind: type[TensorEnvironments], env_id: str, num_steps: int
 def test_a_compiled_rollout_is_that_of_single_steps(name: str) -> None:
     env_id, options = CASES[name]
     assert_same_play(TensorEnvironments, env_id, 16, options)
+
+
+def test_compiled_code_plays_single_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    refuse_usual_calls(monkeypatch)
+    assert_same_play(TensorEnvironments, "CartPole-v1", 12, {})
 
 
 @pytest.mark.parametrize("num_steps", [1, 5, 11, 12])

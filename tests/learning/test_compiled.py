@@ -6,14 +6,16 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from compilations import compiled_graphs, without_inductor
+from compilations import compiled_graphs, refuse_usual_calls, without_inductor
 from gymnasium import spaces
 from lightning.pytorch.callbacks import LambdaCallback
 from rollouts import BOX, OBSERVATIONS, fit, make_rollout, weights_of
 from torch import nn
 
 from pg_lightning import A2C, PPO, TRPO, VTrace
-from pg_lightning.learning.compiled import CompiledStep
+from pg_lightning.learning import compiled_step, learner
+from pg_lightning.learning.compiled import CompiledGradient
+from pg_lightning.learning.compiled_step import CompiledStep
 
 COMMON = {"observation_space": OBSERVATIONS, "hidden_sizes": [4], "lr": 0.01, "total_steps": 1000}
 ADAM = "torch.optim.Adam"
@@ -32,8 +34,8 @@ def counted(monkeypatch):
 
         return call
 
-    for name in counts:
-        monkeypatch.setattr(CompiledStep, name, counting(name, getattr(CompiledStep, name)))
+    for owner, name in ((CompiledStep, "step"), (CompiledGradient, "differentiate")):
+        monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
     return counts
 
 
@@ -87,6 +89,28 @@ def test_twenty_updates_in_float64_are_the_eager_ones(name, counted):
     assert counted == {"step": steps, "differentiate": 0}
     assert module.trainer.global_step == steps * len(module.learner.rates.optimizers)
     assert_same(compiled, eager)
+
+
+def test_twenty_updates_of_compiled_code_are_the_eager_ones(monkeypatch):
+    refuse_usual_calls(monkeypatch)
+    options = {**PPO_STEPS, "clip_schedule": "linear", "num_minibatches": 2}
+    compiled, _ = learned(PPO, **options, compile=True)
+    assert_same(compiled, learned(PPO, **options)[0])
+
+
+@pytest.mark.parametrize("name", ["ppo, squashed, shrinking", "ppo, one choice, normalisers"])
+def test_twenty_updates_with_steps_in_parts_are_the_eager_ones(name, counted, monkeypatch):
+    for module in (compiled_step, learner):
+        monkeypatch.setattr(module, "MANY_ROWS", 10)
+    monkeypatch.setattr(compiled_step, "PART_ROWS", range(2, 8))  # 16 rows in 4 parts
+    algorithm, options = CASES[name]
+    compiled, module = learned(algorithm, **options, compile=True)
+    assert counted == {"step": module.trainer.global_step, "differentiate": 0}
+    assert [rows for rows, _ in module.learner.steps] == [4] * 24
+    eager, other = learned(algorithm, **options)
+    assert_same(compiled, eager)
+    for name, value in other.learner.mean_stats().items():
+        torch.testing.assert_close(module.learner.mean_stats()[name], value, rtol=1e-9, atol=1e-12)
 
 
 ALONE = {
