@@ -197,7 +197,7 @@ def test_minibatches_of_two_sizes_have_a_graph_each(counted):
     before = compiled_graphs()
     learned(PPO, num_epochs=1, num_minibatches=11, rollouts=3, compile=True)  # of 48 rows
     assert counted["step"] == 33
-    assert compiled_graphs() == before + 2 + 3  # old log-probabilities, and twice the targets
+    assert compiled_graphs() == before + 2 + 2  # twice the targets
 
 
 def test_a_number_that_changes_between_updates_is_heeded(counted):
