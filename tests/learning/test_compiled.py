@@ -197,7 +197,7 @@ def test_minibatches_of_two_sizes_have_a_graph_each(counted):
     before = compiled_graphs()
     learned(PPO, num_epochs=1, num_minibatches=11, rollouts=3, compile=True)  # of 48 rows
     assert counted["step"] == 33
-    assert compiled_graphs() == before + 2 + 3  # old log-probabilities, and twice the targets
+    assert compiled_graphs() == before + 2 + 2  # twice the targets
 
 
 def test_a_number_that_changes_between_updates_is_heeded(counted):
@@ -446,5 +446,5 @@ def test_the_gradient_of_a_step_can_be_read_after_it(counted):
 def test_nothing_is_compiled_anew_while_rates_fall_and_logs_come_and_go(counted):
     before = compiled_graphs()
     learned(PPO, **PPO_STEPS, lr_schedule="linear", clip_schedule="linear", compile=True)
-    # The steps, the old log-probabilities, and the targets with one number of final observations and with any.
-    assert compiled_graphs() - before == 4
+    # The steps, and the targets with one number of final observations and with any.
+    assert compiled_graphs() - before == 3
