@@ -95,7 +95,7 @@ def test_an_unknown_config_names_those_there_are(cli, tmp_path):
     [
         (
             "train",
-            "train: unknown command; there are fit, validate, test, predict, record, export, diagnose, plot",
+            "train: unknown command; there are fit, validate, test, predict, record, play, export, diagnose, plot",
         ),
         ("studdy", "studdy: unknown command; did you mean study?"),
         ("fit --config", "argument -c/--config: expected one argument"),
