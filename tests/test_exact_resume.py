@@ -59,7 +59,7 @@ KINDS = {
         *("--data.self_play", json.dumps({"both_seats": 0.6, "snapshot_every_steps": 60, "sampling": "hard"})),
     ),
     "self-play, whole games": (
-        *("--data.env_id", "KuhnPoker-v1", "--data.whole_episodes", "true", "--data.num_envs", 5),
+        *("--data.env_id", "KuhnPoker-v0", "--data.whole_episodes", "true", "--data.num_envs", 5),
         *("--data.self_play", json.dumps({"both_seats": 1.0}), "--data.overlap", "true"),
     ),
     "Box2D, epochs": ("--data.env_id", "LunarLander-v3", "--trainer.limit_train_batches", 3),

@@ -24,7 +24,7 @@ from pg_lightning.games.small import KuhnPoker, MatchingPennies, TicTacToe
 from pg_lightning.policies.trained import load
 
 SMALL: dict[str, Callable[[int], Games]] = {
-    "KuhnPoker-v1": KuhnPoker,
+    "KuhnPoker-v0": KuhnPoker,
     "MatchingPennies-v0": MatchingPennies,
     "TicTacToe-v1": TicTacToe,
 }

@@ -88,7 +88,7 @@ def test_several_games_and_the_end_of_the_input(tictactoe, typing):
 
 
 def test_the_card_of_the_policy_is_hidden_until_the_end(tmp_path, cli, typing):
-    trained(tmp_path, cli, "KuhnPoker-v1", {})
+    trained(tmp_path, cli, "KuhnPoker-v0", {})
     text = typing(tmp_path, ["0", "1"])
     *before, end = re.findall(r"^[JQK] against .*$", text, re.MULTILINE)
     assert all(line[1:].startswith(" against an unknown card: ") for line in before)

@@ -34,7 +34,7 @@ def refused(make: Any) -> str:
         ("odd_games:NoGame", "data.env_id: NoGame has no possible_agents, observe, step; data.self_play plays games"),
         ("odd_games:NotThere", "data.env_id: cannot import 'odd_games:NotThere': AttributeError"),
         ("no_such_module:Game", "data.env_id: cannot import 'no_such_module:Game': ModuleNotFoundError"),
-        ("CartPole-v1", "data.env_id: no game 'CartPole-v1'; with data.self_play it is KuhnPoker-v1, "),
+        ("CartPole-v1", "data.env_id: no game 'CartPole-v1'; with data.self_play it is KuhnPoker-v0, "),
     ],
 )
 def test_what_is_no_two_player_game(env_id, line):
@@ -116,11 +116,11 @@ def test_opponents_that_cannot_be_made(field, opponents, line):
 
 
 def test_a_checkpoint_of_another_game(fit, tmp_path):
-    module = fit("KuhnPoker-v1", {"self_play": SelfPlay(), "total_steps": 64})
+    module = fit("KuhnPoker-v0", {"self_play": SelfPlay(), "total_steps": 64})
     path = str(tmp_path / "kuhn.ckpt")
     module.trainer.save_checkpoint(path)
     spec = SelfPlay(eval_opponents=[path])
-    assert evaluation_arena(make_games("KuhnPoker-v1", 1, None, "sync"), spec, 0).opponents
+    assert evaluation_arena(make_games("KuhnPoker-v0", 1, None, "sync"), spec, 0).opponents
     line = refused(lambda: evaluation_arena(make_games("TicTacToe-v1", 1, None, "sync"), spec, 0))
     assert line == (
         f"data.self_play.eval_opponents: the observation space of {path!r} is Box(0, 1, (7,), uint8), that of the game "

@@ -123,7 +123,7 @@ def test_options_out_of_range_are_refused(options, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"env_id": "CartPole-v1"}, r"data\.env_id: no game 'CartPole-v1'; with data\.self_play it is KuhnPoker-v1, "),
+        ({"env_id": "CartPole-v1"}, r"data\.env_id: no game 'CartPole-v1'; with data\.self_play it is KuhnPoker-v0, "),
         ({"backend": "async"}, r"data\.backend: data\.self_play plays games of 'sync' or 'envpool', not of 'async'"),
         ({"env_kwargs": {"x": 1}}, r"data\.env_kwargs: TicTacToe-v1 takes no arguments"),
         ({"wrappers": ["gymnasium.wrappers.ClipReward"]}, r"data\.wrappers: data\.self_play plays games as they are"),

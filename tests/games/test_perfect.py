@@ -45,7 +45,7 @@ def test_the_value_is_the_mean_of_played_games():
     """Ties the formula to the game that is learned, with other strategies on both seats."""
     random = np.random.default_rng(0)
     strategies = [KuhnStrategy(*random.random((4, 3))) for _ in range(2)]
-    games = make_games("KuhnPoker-v1", 40_000, None, "sync")
+    games = make_games("KuhnPoker-v0", 40_000, None, "sync")
     everywhere = np.arange(games.num_games)
     games.begin(everywhere, everywhere.tolist())
     total, situations = np.zeros(games.num_games), kuhn_situations()

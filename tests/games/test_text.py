@@ -82,7 +82,7 @@ def test_the_last_position_of_a_game_is_shown(env_id, last):
 
 
 def test_kuhn_poker_shows_a_seat_its_own_card_only():
-    games = after("KuhnPoker-v1", [0, 1])
+    games = after("KuhnPoker-v0", [0, 1])
     both, first, second = games.text(1), games.text(1, 0), games.text(1, 1)
     cards, moves = both.split(": ")
     assert moves == "pass, bet"
