@@ -110,6 +110,8 @@ def steps_of(env: PureEnvironments, actor: PolicyActor, num_steps: int) -> Calla
             pi, state = actor.distribution(obs, state)
             actions = cast(NoiseDistribution, pi).sample_at(noise[t])
             carry, step = env.transition(carry, actor.env_actions(actions), env_noise[t])
+            if step.valid is not None or step.restarted is not None:
+                raise TypeError("the environments have steps that are no transitions")
             row, episodes = row_of(step, obs, episodes)
             obs = row.next_obs
             if state is not None:

@@ -162,6 +162,22 @@ def test_a_policy_that_samples_in_its_own_way_plays_single_steps(what: str, capl
     assert torch.equal(rollout.actions, expected)
 
 
+class Waiting(TensorEnvironments):
+    """One environment ignores its actions."""
+
+    def transition(self, carry: Any, actions: Tensor, noise: Tensor) -> Any:
+        carry, step = super().transition(carry, actions, noise)
+        return carry, step._replace(valid=torch.arange(self.num_envs) > 0)
+
+
+def test_environments_with_invalid_steps_play_single_steps(caplog: pytest.LogCaptureFixture) -> None:
+    env = Waiting("CartPole-v1", N, None, "cpu")
+    played = collector(env, 16)
+    rollout = played.collect(actor_of(env, compiles=True))
+    assert "the steps of a rollout are not compiled" in caplog.text
+    assert rollout.env_steps == 16 * (N - 1)
+
+
 def test_compiled_rollouts_may_follow_single_steps() -> None:
     env = TensorEnvironments("CartPole-v1", N)
     played = collector(env, 16)
