@@ -44,6 +44,7 @@ class PPO(PolicyGradientModule):
     """
 
     corrects_policy_lag = True
+    needs_log_probs = True
 
     def __init__(
         self,
@@ -97,7 +98,9 @@ class PPO(PolicyGradientModule):
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
         """`num_epochs` x `num_minibatches` gradient steps on the surrogate: eq. 9 of the paper with eq. 7 or 8."""
-        batch = self.targets(rollout, self.gae_lambda, self.normalize_advantage, with_log_probs=True)
+        batch = self.targets(rollout, self.gae_lambda, self.normalize_advantage)
+        if batch.old_log_probs is None:  # of your own targets
+            batch.old_log_probs = self.learner.compute(log_probs_of, batch, self.network)
         clip_range = self.clip_range * (self.progress.remaining if self.clip_schedule == "linear" else 1.0)
         self._clip_range = self.learner.number(clip_range)
         limit = 1.5 * self.target_kl if self.target_kl is not None and self.kl_penalty is None else math.inf

@@ -79,6 +79,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
 
     has_critic: ClassVar[bool] = True
     needs_whole_episodes: ClassVar[bool] = False
+    needs_log_probs: ClassVar[bool] = False  # of the current policy, in the batch
     is_asynchronous: ClassVar[bool] = False
     corrects_policy_lag: ClassVar[bool] = False  # of one update
     corrects_any_lag: ClassVar[bool] = False
@@ -139,12 +140,10 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         """
         raise NotImplementedError
 
-    def targets(
-        self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize, with_log_probs: bool = False
-    ) -> Batch:
-        """The valid rows with values, GAE(λ) advantages and λ-returns, from the critic before the update, and with
-        log π(a|s) of the current policy if that is asked for and the rollout has none."""
-        with_log_probs &= rollout.log_probs is None
+    def targets(self, rollout: Rollout, gae_lambda: float, normalize_advantage: Normalize) -> Batch:
+        """The valid rows with values, GAE(λ) advantages and λ-returns, from the critic before the update, and if
+        `needs_log_probs` with log π(a|s) of the current policy, if the rollout has none."""
+        with_log_probs = self.needs_log_probs and rollout.log_probs is None
         at_once = with_log_probs and rollout.state is None and rollout.env_steps == rollout.valid.numel()
         *targets, last = self.learner.compute(gae_targets, rollout, self.network, self.gamma, gae_lambda, at_once)
         rollout, targets = (replace(rollout, log_probs=last), targets) if at_once else (rollout, [*targets, last])

@@ -46,7 +46,7 @@ class Picture(Bandit):
         return self.np_random.integers(0, 256, (1, 36, 36), np.uint8)
 
 
-class Fails(Bandit):
+class Dies(Bandit):
     """Does something terrible in its 100th step."""
 
     def __init__(self, what: Any = None, closed: Any = None) -> None:
@@ -65,7 +65,7 @@ class Fails(Bandit):
             Path(self.closed).touch()
 
 
-for _class in (Picture, Fails):
+for _class in (Picture, Dies):
     gym.register(f"{_class.__name__}-v0", entry_point=_class)
 
 
@@ -307,7 +307,7 @@ def test_the_death_of_the_process_ends_the_run_and_is_explained(fit: Any, what: 
     start = time.monotonic()
     subject = r"data.env_id: env \d failed in step 100:" if "it " in message else "data.overlap: the process that plays"
     with pytest.raises((EnvironmentFailed, WorkerError), match=f"^{subject} (the rollouts )?{message}"):
-        fit("Fails-v0", {**OVERLAP, "env_kwargs": {"what": what}, "total_steps": 10**6})
+        fit("Dies-v0", {**OVERLAP, "env_kwargs": {"what": what}, "total_steps": 10**6})
     assert time.monotonic() - start < 8
 
 
@@ -322,11 +322,11 @@ def test_a_process_that_died_after_its_last_rollout_costs_no_checkpoint(fit: Any
                 states.append(self.collector.state_dict())
             super().teardown(stage)
 
-    fit("Fails-v0", OVERLAP, datamodule=Watched)
+    fit("Dies-v0", OVERLAP, datamodule=Watched)
     assert states == [None]
 
 
-@pytest.mark.parametrize("env_id", ["Fails-v0", "Picture-v0"])
+@pytest.mark.parametrize("env_id", ["Dies-v0", "Picture-v0"])
 def test_the_process_closes_its_environments_and_ends_at_once(fit: Any, tmp_path: Path, env_id: str) -> None:
     """Also if its last rollout is more than a pipe holds and nobody takes it."""
     ends: list[tuple[int | None, float]] = []
@@ -341,13 +341,13 @@ def test_the_process_closes_its_environments_and_ends_at_once(fit: Any, tmp_path
             ends.append((worker.exitcode, time.monotonic() - start - 0.3))
 
     closed = tmp_path / "closed"
-    kwargs = {"closed": closed} if env_id == "Fails-v0" else None
+    kwargs = {"closed": closed} if env_id == "Dies-v0" else None
     model = {"torso": "nature_cnn"} if env_id == "Picture-v0" else {}
     fit(env_id, {**OVERLAP, "num_steps": 64, "env_kwargs": kwargs}, datamodule=Watched, num_epochs=1, **model)
     ((exitcode, seconds),) = ends
     assert exitcode == 0
     assert seconds < 2
-    assert closed.exists() == (env_id == "Fails-v0")
+    assert closed.exists() == (env_id == "Dies-v0")
 
 
 @pytest.mark.parametrize(("overlap", "backend"), [(True, "sync"), (True, "async"), (False, "async")])
@@ -386,7 +386,7 @@ def stuck():
     Path("ready").touch()
     time.sleep(STUCK)
 
-env = ("Fails-v0", {"what": stuck}) if STUCK else ("CartPole-v1",)
+env = ("Dies-v0", {"what": stuck}) if STUCK else ("CartPole-v1",)
 data = RolloutDataModule(*env, total_steps=10**9, overlap=True, eval_every_steps=10**9, backend=BACKEND)
 module = Module(observation_space=data.observation_space, action_space=data.action_space, total_steps=10**9)
 Trainer(accelerator="cpu", max_epochs=-1, logger=False, enable_checkpointing=False).fit(module, datamodule=data)

@@ -146,9 +146,12 @@ def _games() -> Iterator[Mistake]:
         ('{"snapshot_every_steps": 0}', "data.self_play.snapshot_every_steps: must be at least 1, got 0"),
         ('{"eval_opponents": []}', "data.self_play.eval_opponents: name at least one opponent"),
         ('{"eval_opponents": ["nobody"]}', "data.self_play.eval_opponents: cannot import 'nobody'"),
-        ('{"opponents": ["runs/none"]}', "data.self_play.opponents: no "),
+        ('{"both_seats": 0, "opponents": ["runs/none"]}', "data.self_play.opponents: no "),
         ('{"sampling": "best"}', "data.self_play"),
-        (f'{{"opponents": [{program}]}}', "data.self_play: cannot start 'no-such': no program 'no-such'"),
+        (
+            f'{{"both_seats": 0, "opponents": [{program}]}}',
+            "data.self_play: cannot start 'no-such': no program 'no-such'",
+        ),
     ]
     for value, line in settings:
         yield Mistake((*tictactoe, value), line)
