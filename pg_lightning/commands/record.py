@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from pg_lightning.commands.record_games import record_games
+from pg_lightning.commands.record_games import record_games, write_report
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.envs import BACKENDS
 from pg_lightning.envs.filming import camera, rendering, require_pictures
 from pg_lightning.errors import UserError, require
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.rollout import Episode
-from pg_lightning.run.files import write_json
 
 VideoFormat = Literal["mp4", "gif"]
 
@@ -62,14 +61,7 @@ def record(
             played: Any = trainer.predict(model, datamodule=filmed, ckpt_path=ckpt_path, return_predictions=True)
         files = [_finished(folder, i, format) for i in range(episodes)]
         lines = [_line(file, episode) for file, episode in zip(files, played, strict=True)]
-        report = {
-            "env_id": data.env_id,
-            "seed": data.seed,
-            "env_steps": model.env_steps,
-            "deterministic": data.eval_deterministic,
-            "episodes": lines,
-        }
-        write_json(folder / "record.json", report)
+        write_report(folder, model, data, lines)
     except OSError as error:
         raise UserError(f"output: cannot write {str(folder)!r}: {error}; give another folder") from error
     for line in lines:

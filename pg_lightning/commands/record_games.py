@@ -59,19 +59,26 @@ def record_games(
             write_file(folder / str(line["file"]), "\n\n".join([title, *games.pages[0], end]) + "\n")
             lines.append(line)
             print(f"{end} as {seat} against {opponent}, {len(games.moves[0])} moves: {folder / str(line['file'])}")
-        report = {
-            "env_id": data.env_id,
-            "seed": data.seed,
-            "env_steps": model.env_steps,
-            "deterministic": data.eval_deterministic,
-            "episodes": lines,
-        }
-        write_json(folder / "record.json", report)
+        write_report(folder, model, data, lines)
     except OSError as error:
         raise UserError(f"output: cannot write {str(folder)!r}: {error}; give another folder") from error
     finally:
         arena.close()
     return [folder / str(line["file"]) for line in lines]
+
+
+def write_report(
+    folder: Path, model: PolicyGradientModule, data: RolloutDataModule, episodes: list[dict[str, object]]
+) -> None:
+    """Writes `record.json`: what was played, and a dict for each episode."""
+    report = {
+        "env_id": data.env_id,
+        "seed": data.seed,
+        "env_steps": model.env_steps,
+        "deterministic": data.eval_deterministic,
+        "episodes": episodes,
+    }
+    write_json(folder / "record.json", report)
 
 
 def result_of(episode: Episode) -> str:

@@ -58,19 +58,17 @@ class RandomOpponent:
 
 
 class PolicyOpponent:
-    """A policy that does not learn: a snapshot of the learner, or one from a checkpoint.
+    """A policy that does not learn and samples its moves: a snapshot of the learner, or one from a checkpoint.
 
     Args:
         name: for metrics and messages.
         policy: on the CPU.
         num_games: G, for the state of a recurrent policy.
-        deterministic: plays the mode of the policy instead of a sample.
     """
 
-    def __init__(self, name: str, policy: Policy, num_games: int, deterministic: bool = False) -> None:
+    def __init__(self, name: str, policy: Policy, num_games: int) -> None:
         self.name, self.policy = name, policy
         self.state: Tensor | None = policy.initial_state(num_games)
-        self._deterministic = deterministic
 
     def begin(self, which: np.ndarray, seats: np.ndarray) -> None:
         """See `Opponent`."""
@@ -89,10 +87,7 @@ class PolicyOpponent:
         seen, mask = torch.from_numpy(obs), torch.from_numpy(masks)
         state = None if self.state is None else self.state[which]
         with torch.inference_mode():
-            if self._deterministic:
-                actions, state = self.policy.mode(seen, mask, state)
-            else:
-                actions, state = self.policy.sample(seen, generator, mask, state)
+            actions, state = self.policy.sample(seen, generator, mask, state)
             chosen = self.policy.env_actions(actions).numpy()
         if self.state is not None and state is not None:
             self.state[which] = state
