@@ -50,6 +50,7 @@ from lightning.pytorch.loggers import CSVLogger
 from measuring import listed, machine, median_interval, positive, refuse_unknown, versions, with_interval
 from workloads import BARE, FIT, PUREJAXRL, RSL_RL, SB3, WORKLOADS, Stopwatch, Workload
 
+from pg_lightning.actor import Actor
 from pg_lightning.algorithms import A2C, PPO, REINFORCE, PolicyGradientModule, VTrace
 from pg_lightning.callbacks import EnvStepProgress, EvaluateEverySteps
 from pg_lightning.cli.assembly import TRAINER_DEFAULTS
@@ -58,7 +59,7 @@ from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.envs import make_vector_env
 from pg_lightning.envs.backends.tensor import TASKS
 from pg_lightning.errors import UserError
-from pg_lightning.rollout import Actor, Rollout
+from pg_lightning.rollout import Rollout
 
 
 def run_envs(workload: Workload, stopwatch: Stopwatch, seed: int, folder: Path) -> None:

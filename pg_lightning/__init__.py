@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from pg_lightning.algorithms import (
         A2C,
         A3C,
+        GRPO,
         PPO,
         REINFORCE,
+        RLOO,
         TRPO,
         OneStepActorCritic,
         PolicyGradientModule,
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
 __all__ = [
     "A2C",
     "A3C",
+    "GRPO",
     "PPO",
     "REINFORCE",
+    "RLOO",
     "TRPO",
     "EvaluateEverySteps",
     "HogwildStrategy",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def _same_shape(**tensors: Tensor) -> None:
@@ -32,7 +36,9 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
     return -(advantages * log_probs).mean()
 
 
-def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_range: float | Tensor) -> Tensor:
+def clipped_surrogate_loss(
+    log_ratio: Tensor, advantages: Tensor, clip_range: float | Tensor, clip_range_high: float | None = None
+) -> Tensor:
     """PPO's pessimistic surrogate (Schulman et al. 2017, eq. 7).
 
         L = −mean( min( r A, clip(r, 1 − ε, 1 + ε) A ) ),   r = π(a|s) / π_old(a|s) = exp(log_ratio)
@@ -41,6 +47,7 @@ def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_range: fl
         log_ratio: `[B]` log π(a|s) − log π_old(a|s); the gradient flows through the first term.
         advantages: `[B]`.
         clip_range: ε.
+        clip_range_high: another ε for the upper bound (Yu et al. 2025, DAPO, §3.1).
 
     Raises:
         ValueError: if the shapes differ.
@@ -48,7 +55,8 @@ def clipped_surrogate_loss(log_ratio: Tensor, advantages: Tensor, clip_range: fl
     _same_shape(log_ratio=log_ratio, advantages=advantages)
     # Beyond e^20 the ratio times the zero gradient of the clip could overflow to NaN.
     ratio = log_ratio.clamp(max=20.0).exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type]
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped = ratio.clamp(1 - clip_range, 1 + high)  # type: ignore[arg-type]
     return -torch.minimum(ratio * advantages, clipped * advantages).mean()
 
 
@@ -104,3 +112,24 @@ def approximate_kl(log_ratio: Tensor) -> Tensor:
     The estimator k3 of Schulman, "Approximating KL Divergence" (2020).
     """
     return (log_ratio.expm1() - log_ratio).mean()
+
+
+def kl_estimate(log_ratio: Tensor, estimator: KLEstimator) -> Tensor:
+    """Estimates KL(π ‖ π_ref) from each action of π (Schulman, "Approximating KL Divergence", 2020), `[B]`.
+
+        k1 = log π − log π_ref,   k2 = k1² / 2,   k3 = e^−k1 − 1 + k1
+
+    The mean of k1 and of k3 is the divergence; that of k2 is close to it if it is small. As a *loss* they differ: the mean
+    gradient of k1 is 0, of k2 that of KL(π ‖ π_ref), of k3 that of KL(π_ref ‖ π).
+
+    Args:
+        log_ratio: `[B]` log π(a|s) − log π_ref(a|s).
+        estimator: `k1`, `k2` or `k3`.
+    """
+    match estimator:
+        case "k1":
+            return log_ratio
+        case "k2":
+            return 0.5 * log_ratio.square()
+        case "k3":
+            return (-log_ratio).clamp(max=20.0).expm1() + log_ratio

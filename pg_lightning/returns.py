@@ -98,6 +98,42 @@ def mean_of_other_episodes(
     return ((total - sums) / (count - counts).clamp(min=1.0))[episodes]
 
 
+def group_moments(returns: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number, mean and standard deviation (of a sample, 0 of one) of the returns of each column's group, `[N]` each.
+
+    Args:
+        returns: `[N]` of one episode per column.
+        groups: `[N]` int64; columns with the same number began in the same state.
+    """
+    _, index = torch.unique(groups, return_inverse=True)
+    counts = torch.bincount(index).to(returns.dtype)
+
+    def sums(x: Tensor) -> Tensor:
+        return torch.zeros_like(counts).index_add_(0, index, x)[index]
+
+    count = counts[index]
+    mean = sums(returns) / count
+    return count, mean, (sums((returns - mean).square()) / (count - 1).clamp(min=1)).sqrt()
+
+
+def leave_one_out(returns: Tensor, groups: Tensor) -> Tensor:
+    """The return of each column minus the mean of the others of its group (Kool et al. 2019; Ahmadian et al. 2024, eq. 8).
+
+        A_i = R_i − 1/(K − 1) Σ_{j≠i} R_j = K/(K − 1) (R_i − R̄)
+
+    The mean of the others does not depend on the actions of column i, so the gradient stays unbiased.
+
+    Args:
+        returns: `[N]` of one episode per column.
+        groups: `[N]` int64; columns with the same number began in the same state.
+
+    Returns:
+        `[N]`; the return itself in a group of one, which has no baseline.
+    """
+    count, mean, _ = group_moments(returns, groups)
+    return torch.where(count > 1, count / (count - 1).clamp(min=1) * (returns - mean), returns)
+
+
 def gae(
     rewards: Tensor,
     values: Tensor,

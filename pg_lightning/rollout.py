@@ -1,4 +1,4 @@
-"""The data classes and protocols shared by collection and learning.
+"""The data classes shared by collection and learning.
 
 Time comes first in every tensor: T rows of N parallel environments. See `Rollout`.
 """
@@ -6,13 +6,12 @@ Time comes first in every tensor: T rows of N parallel environments. See `Rollou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass
@@ -43,6 +42,8 @@ class Rollout:
         state: `[N, S]` recurrent state before the first row; None for a policy without memory.
         log_probs: `[T, N]` log π(a|s) of the policy that acted, 0 in invalid rows; None unless that policy may be older
             than the policy that learns.
+        groups: `[N]` int64; columns with the same number began in the same state, as completions of one prompt; None if
+            none did.
         bootstrap_is_approximate: whether the last observations of truncated episodes are lost, so that the ones before
             stand in for them in `final_obs`; None if the back-end always gives them.
     """
@@ -64,6 +65,7 @@ class Rollout:
     action_mask: Tensor | None = None
     state: Tensor | None = None
     log_probs: Tensor | None = None
+    groups: Tensor | None = None
     bootstrap_is_approximate: bool | None = None
 
     @property
@@ -132,6 +134,8 @@ class Batch:
         old_values: `[B]` V(s) before the update, in the unit of the targets.
         old_log_probs: `[B]` log π(a|s) of the policy that acted; None if neither the rollout nor the algorithm set it.
         action_mask: `[B, A]` non-zero where an action is allowed, or None.
+        reference_log_probs: `[B]` log π_ref(a|s) of a frozen policy, or None.
+        weights: `[B]` of the rows in a loss, with mean 1, or None.
         sequences: the sequence layout for a policy with memory, else None.
     """
 
@@ -142,6 +146,8 @@ class Batch:
     old_values: Tensor
     old_log_probs: Tensor | None = None
     action_mask: Tensor | None = None
+    reference_log_probs: Tensor | None = None
+    weights: Tensor | None = None
     sequences: Sequences | None = None
 
     @classmethod
@@ -226,8 +232,7 @@ class Batch:
             yield from self.minibatches(num_minibatches, keep_empty, generator)
 
     def _rows(self, index: Tensor | slice) -> dict[str, Any]:
-        names = ("actions", "advantages", "returns", "old_values", "old_log_probs", "action_mask")
-        return {name: x[index] for name in names if (x := getattr(self, name)) is not None}
+        return {name: x[index] for name, x in self.columns().items() if name != "obs"}
 
 
 @dataclass
@@ -248,53 +253,3 @@ class Episode:
     capped: bool
     trajectory: dict[str, Tensor]
     group: int = 0
-
-
-class Actor(Protocol):
-    """The interface of a policy for collectors: actions in batches of N, and the version of the weights.
-
-    Attributes:
-        policy: the weights, of which the process of `data.overlap` keeps a copy.
-    """
-
-    policy: nn.Module
-
-    @property
-    def policy_version(self) -> int:
-        """Number of updates of this policy so far."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which `act` computes, and of the generator passed to it."""
-        ...
-
-    def acting(self) -> AbstractContextManager[None]:
-        """The context (no gradients, the trainer's precision) in which `act` must be called."""
-        ...
-
-    def initial_state(self, num_envs: int) -> Tensor | None:
-        """The initial recurrent state `[N, S]` of an episode; None for a policy without memory."""
-        ...
-
-    def act(
-        self,
-        obs: Tensor,
-        generator: torch.Generator,
-        deterministic: bool = False,
-        action_mask: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Actions `[N, *action]` for observations `[N, *obs]`, samples or the mode of π, and the next recurrent state.
-
-        `action_mask` `[N, A]` is non-zero where an action is allowed; `state` `[N, S]` is the state before this step.
-        """
-        ...
-
-    def log_probs(self, rollout: Rollout) -> Tensor:
-        """log π(a|s) `[T, N]` of the actions of a rollout that this policy collected, 0 in invalid rows."""
-        ...
-
-    def env_actions(self, actions: Tensor) -> Tensor:
-        """The actions for the environment: within the bounds, in the action space's shape and offset."""
-        ...

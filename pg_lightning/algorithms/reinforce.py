@@ -9,11 +9,12 @@ from torch import Tensor
 
 from pg_lightning.errors import UserError, require
 from pg_lightning.learning import Normalize, PolicyGradientModule
+from pg_lightning.learning.checks import groups_of
 from pg_lightning.learning.targets import normalized
-from pg_lightning.returns import episode_index, episode_return, mean_of_other_episodes, reward_to_go
+from pg_lightning.returns import episode_index, episode_return, leave_one_out, mean_of_other_episodes, reward_to_go
 from pg_lightning.rollout import Batch, Rollout
 
-Baseline = Literal["none", "batch_mean", "moving_average"]
+Baseline = Literal["none", "batch_mean", "moving_average", "group_mean"]
 
 
 class REINFORCE(PolicyGradientModule):
@@ -26,8 +27,9 @@ class REINFORCE(PolicyGradientModule):
         causal: weigh each action by the return that follows it, the reward-to-go G_t; if false, as in the simplest form
             of the theorem, by the return G_0 of its whole episode, which has more variance and the mean of γ^t G_t
             (of G_t if γ = 1).
-        baseline: what is subtracted from the returns: nothing, the mean over the other episodes of the rollout, or a
-            moving average over earlier rollouts. None of them changes the mean of the gradient.
+        baseline: what is subtracted from the returns: nothing, the mean over the other episodes of the rollout, a
+            moving average over earlier rollouts, or, for text, the mean over the other completions of the same prompt.
+            None of them changes the mean of the gradient.
         baseline_decay: weight of the old average in each update of `moving_average`.
         normalize_advantage: standardise the returns of a rollout, after the baseline, over all ranks; with `per_rank`,
             on each rank separately. Not with a moving average, which would cancel.
@@ -86,6 +88,12 @@ class REINFORCE(PolicyGradientModule):
         if self.baseline == "batch_mean":
             episodes = episode_index(rollout.timesteps, rollout.valid)
             return mean_of_other_episodes(returns, episodes, collectives.all_gather)
+        if self.baseline == "group_mean":
+            of_columns = (rollout.rewards * rollout.valid).sum(0)
+            others = of_columns - leave_one_out(
+                of_columns, groups_of(rollout, "REINFORCE with model.baseline group_mean")
+            )
+            return others.to(returns.dtype).expand_as(rollout.rewards)[rollout.valid]
         before = self.baseline_value.nan_to_num().to(returns.dtype)
         if self.baseline == "moving_average":
             kept = torch.where(self.baseline_value.isnan(), 0.0, self.baseline_decay)

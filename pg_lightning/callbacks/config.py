@@ -37,7 +37,8 @@ class SaveConfig(Callback):
         folder = trainer.log_dir  # a collective: all ranks must read it
         if not trainer.is_global_zero or folder is None:
             return
-        self.config.data.backend = trainer.datamodule.backend  # type: ignore[attr-defined]
+        if "backend" in self.config.data:
+            self.config.data.backend = trainer.datamodule.backend  # type: ignore[attr-defined]
         for key in set(vars(self.config)) - {"seed_everything", "trainer", "model", "data"}:
             self.config.pop(key, None)
         config = yaml.safe_load(

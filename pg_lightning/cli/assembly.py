@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -76,12 +76,13 @@ class FitAssembly:
             for logger in _listed(config.trainer.logger):
                 _write_into(folder, logger, config.ckpt_path)
 
-    def choose_accelerator(self, trainer: Any, model: Any, data: RolloutDataModule) -> None:
+    def choose_accelerator(self, trainer: Any, model: Any, data: LightningDataModule) -> None:
         """Chooses the device for `trainer.accelerator auto` by measurement, and records it in `config.yaml`.
 
         With several processes the choice is Lightning's, because each process would measure for itself.
         """
-        require_space(data)
+        if isinstance(data, RolloutDataModule):
+            require_space(data)
         alone = trainer.devices in ("auto", 1, "1") and trainer.num_nodes == 1 and "WORLD_SIZE" not in os.environ
         if trainer.accelerator == "auto" and alone:
             trainer.accelerator, reason = choose_accelerator(model, data)

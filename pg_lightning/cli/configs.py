@@ -85,6 +85,18 @@ def config_name(arguments: list[str]) -> str:
     return "unnamed"
 
 
+def is_about_text(arguments: list[str]) -> bool:
+    """Whether the data are prompts, not environments: by the options, or by the config."""
+    if any(argument.startswith("--data.prompts") for argument in arguments):
+        return True
+    for option, value in pairwise(arguments):
+        if option in ("--config", "-c"):
+            data = read_yaml(Path(value), "config").get("data")
+            if isinstance(data, dict) and "prompts" in data:
+                return True
+    return False
+
+
 def no_checkpoint(subcommand: str) -> UserError:
     """The error for a sub-command that needs a checkpoint and has none."""
     return UserError(f"ckpt_path: {subcommand} needs a checkpoint, --ckpt_path RUN/checkpoints/best.ckpt")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -38,16 +38,19 @@ class CLI(OpenCLI):
     Args:
         config_name: of the run.
         subcommand: if given, only this one gets a parser, because each takes 30 ms; empty for all.
+        data_class: of the datamodule.
     """
 
-    def __init__(self, config_name: str, subcommand: str = "") -> None:
+    def __init__(
+        self, config_name: str, subcommand: str = "", data_class: type[LightningDataModule] = RolloutDataModule
+    ) -> None:
         self._config_name, self._subcommand = config_name, subcommand
         self._continued: Path | None = None
         self._fit: FitAssembly | None = None
         try:
             super().__init__(
                 PolicyGradientModule,
-                RolloutDataModule,
+                data_class,
                 parser_class=Parser,
                 parser_kwargs={
                     "prog": "pg-lightning",

@@ -11,13 +11,15 @@ import warnings
 import torch
 
 from pg_lightning.cli.commands import COMMANDS
-from pg_lightning.cli.configs import config_name, expand_arguments
+from pg_lightning.cli.configs import config_name, expand_arguments, is_about_text
 from pg_lightning.cli.errors import end_by_error, end_by_signal
 from pg_lightning.cli.lightning_cli import CLI, SUBCOMMANDS
 from pg_lightning.cli.parser import SUGGESTION
 from pg_lightning.cli.streams import outlive_readers
+from pg_lightning.data import RolloutDataModule
 from pg_lightning.errors import UserError
 from pg_lightning.processes import signals
+from pg_lightning.text import TextDataModule
 
 
 def main() -> None:
@@ -51,7 +53,8 @@ def _run(arguments: list[str]) -> None:
         meant = "".join(f"{SUGGESTION}{near}?" for near in difflib.get_close_matches(name, known, n=1))
         raise UserError(f"{name}: unknown command{meant or '; there are ' + ', '.join(known)}")
     sys.argv[1:] = expand_arguments(arguments or ["--help"], SUBCOMMANDS)
-    CLI(config_name(sys.argv[1:]), name if name in SUBCOMMANDS else "")
+    data_class = TextDataModule if is_about_text(sys.argv[1:]) else RolloutDataModule
+    CLI(config_name(sys.argv[1:]), name if name in SUBCOMMANDS else "", data_class)
 
 
 def _quiet() -> None:

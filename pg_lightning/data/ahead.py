@@ -9,8 +9,9 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
+from pg_lightning.actor import Actor
 from pg_lightning.checkpoint.values import Damage, Unchecked, kind_of, require_count, require_finite, require_mapping
-from pg_lightning.rollout import Actor, Rollout
+from pg_lightning.rollout import Rollout
 
 Shape = Sequence[int | None]  # None stands for any size
 

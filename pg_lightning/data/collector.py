@@ -8,6 +8,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from pg_lightning.actor import Actor
 from pg_lightning.data.device_rows import DeviceRows
 from pg_lightning.data.game_rows import GameRows
 from pg_lightning.data.host_rows import HostRows
@@ -15,7 +16,7 @@ from pg_lightning.data.program import RolloutProgram, make_program
 from pg_lightning.envs.autoreset import environments
 from pg_lightning.envs.contract import Environments, GameEnvironments
 from pg_lightning.errors import UserError
-from pg_lightning.rollout import Actor, Rollout
+from pg_lightning.rollout import Rollout
 
 
 class RolloutCollector:

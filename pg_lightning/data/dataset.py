@@ -8,10 +8,11 @@ from typing import Any, cast
 
 from torch.utils.data import IterableDataset
 
+from pg_lightning.actor import Actor
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.processes import signals
-from pg_lightning.rollout import Actor, Rollout
+from pg_lightning.rollout import Rollout
 
 
 class RolloutDataset(IterableDataset[Rollout]):

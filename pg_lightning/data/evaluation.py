@@ -13,12 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from pg_lightning.actor import Actor
 from pg_lightning.data.precision import observation_dtype
 from pg_lightning.envs.autoreset import environments
 from pg_lightning.envs.contract import ResettableEnvironments, VectorStep
 from pg_lightning.processes import OwnStream
 from pg_lightning.processes.signals import unless_stopped
-from pg_lightning.rollout import Actor, Episode
+from pg_lightning.rollout import Episode
 
 
 class EvaluationDataset(IterableDataset[Episode]):

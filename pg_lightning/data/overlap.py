@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pg_lightning.actor import Actor
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.errors import UserError
 from pg_lightning.processes import LIVENESS_POLL_S, ForkedWorker, WorkerError, ended_with, left_to_parent, signals
-from pg_lightning.rollout import Actor, Rollout
+from pg_lightning.rollout import Rollout
 from pg_lightning.torch_private import copy_all
 
 

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from pg_lightning.actor import Actor
 from pg_lightning.data.device_rows import DeviceRows, PlayedRows, row_of
 from pg_lightning.data.episodes import DeviceEpisodes
 from pg_lightning.envs.contract import Carry, Environments, PureEnvironments
@@ -18,7 +19,6 @@ from pg_lightning.learning.actor import PolicyActor
 from pg_lightning.learning.compiled import compiled
 from pg_lightning.learning.direct import Direct, Results
 from pg_lightning.policies import ActorCritic, NoiseDistribution
-from pg_lightning.rollout import Actor
 
 NUM_COLUMNS = len(PlayedRows._fields)
 MAX_STEPS = 8  # of a call: with more, compilation takes longer and a step is hardly faster

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from pg_lightning.actor import Actor
 from pg_lightning.checkpoint.episodes import check_collector
 from pg_lightning.checkpoint.league import check_league
 from pg_lightning.checkpoint.values import Damage, Unchecked, require_mapping
@@ -18,7 +19,6 @@ from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.data.overlap import CollectorProcess
 from pg_lightning.errors import UserError, named_cause_of
 from pg_lightning.processes import WorkerError
-from pg_lightning.rollout import Actor
 from pg_lightning.run.secrets import without_secrets
 
 if TYPE_CHECKING:

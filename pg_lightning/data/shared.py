@@ -13,12 +13,13 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from pg_lightning.actor import Actor
 from pg_lightning.data.collector import RolloutCollector
 from pg_lightning.envs import env_seed, failures
 from pg_lightning.envs.contract import Environments, EnvState, VectorStep
 from pg_lightning.envs.seeds import Seeds, one_seed
 from pg_lightning.errors import UserError
-from pg_lightning.rollout import Actor, Rollout
+from pg_lightning.rollout import Rollout
 
 
 class SharedInstance:

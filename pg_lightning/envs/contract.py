@@ -17,7 +17,7 @@ from gymnasium import Space
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pg_lightning.rollout import Actor
+from pg_lightning.actor import Actor
 
 ArrayT = TypeVar("ArrayT")  # np.ndarray on the host, Tensor on a device
 

@@ -10,6 +10,7 @@ import torch
 from gymnasium import Space
 from torch import Tensor
 
+from pg_lightning.actor import Actor
 from pg_lightning.envs.contract import Capabilities, EnvState, VectorStep
 from pg_lightning.envs.seeds import env_seed
 from pg_lightning.errors import UserError
@@ -17,7 +18,6 @@ from pg_lightning.games.contract import BOTH, RESIGNS, Games, Opponent
 from pg_lightning.games.exam import Exam
 from pg_lightning.games.league import League
 from pg_lightning.games.opponents import require_legal
-from pg_lightning.rollout import Actor
 
 Step = VectorStep[np.ndarray]
 MOST_DRAWS = 1000  # of a game, until one reaches the learner's first turn

@@ -130,3 +130,14 @@ def check_rollout(module: PolicyGradientModule, rollout: Rollout) -> None:
         report_unscaled(module.network, rollout.obs)
     if module.needs_whole_episodes and unfinished(rollout.done, rollout.valid).any():
         raise UserError(f"{type(module).__name__} learns from whole episodes, and one in a rollout does not end")
+
+
+def groups_of(rollout: Rollout, name: str) -> Tensor:
+    """The groups of the columns of a rollout.
+
+    Raises:
+        UserError: if it has none, naming what needs them.
+    """
+    if rollout.groups is None:
+        raise UserError(f"{name} compares completions of one prompt; set data.prompts, or choose another")
+    return rollout.groups

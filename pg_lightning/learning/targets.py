@@ -46,6 +46,20 @@ def log_probs_of(batch: Batch, network: ActorCritic) -> Tensor:
 
 
 @torch.no_grad()
+def log_probs_by_parts(batch: Batch, network: ActorCritic, size: int | None) -> Tensor:
+    """As `log_probs_of`, without gradient, for at most so many rows at a time, or one environment."""
+    if batch.sequences is None or size is None or len(batch) <= size:
+        return log_probs_of(batch, network)
+    valid = batch.sequences.valid
+    found = torch.zeros(valid.shape, device=valid.device)
+    for environments in torch.arange(valid.shape[1], device=valid.device).split(max(1, size // len(valid))):
+        part, of_part = batch.of_environments(environments), found[:, environments]
+        of_part[valid[:, environments]] = log_probs_of(part, network)
+        found[:, environments] = of_part
+    return found[valid]
+
+
+@torch.no_grad()
 def make_batch(
     network: ActorCritic,
     rollout: Rollout,

@@ -1,0 +1,145 @@
+"""Group relative policy optimisation (Shao et al. 2024, DeepSeekMath), and its corrections as options."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pg_lightning.collectives import Collectives
+from pg_lightning.errors import require
+from pg_lightning.learning import PolicyGradientModule
+from pg_lightning.learning.checks import groups_of
+from pg_lightning.learning.targets import log_probs_by_parts
+from pg_lightning.losses import KLEstimator, clipped_surrogate_loss, kl_estimate
+from pg_lightning.returns import group_moments
+from pg_lightning.rollout import Batch, Rollout
+
+Normalizer = Literal["sequence", "tokens", "constant"]
+STD_EPSILON = 1e-4
+
+
+class GRPO(PolicyGradientModule):
+    """PPO's clipped surrogate without a critic: the advantage of a completion is its reward, standardised in its group.
+
+        A_i = (R_i − mean R) / (std R + 1e-4),   the same for all tokens of completion i
+
+    Args:
+        num_epochs: passes over a rollout.
+        num_minibatches: gradient steps per pass; each has whole completions.
+        clip_range: ε of the ratio.
+        clip_range_high: another ε for the upper bound (Yu et al. 2025, DAPO); by default the same.
+        scale_advantage: divide by the standard deviation of the group. It gives prompts that are almost always or almost
+            never solved more weight, which biases the gradient; without it, A is unbiased up to the factor (K − 1)/K
+            (Liu et al. 2025, Dr. GRPO).
+        normalizer: of the loss of N completions with L_i tokens: `sequence`, 1/N Σ_i 1/L_i Σ_t, in which each token of a
+            short completion has more weight (Shao et al. 2024); `tokens`, 1/Σ_i L_i Σ_i Σ_t (DAPO); `constant`,
+            1/(N T) Σ_i Σ_t with T `data.max_new_tokens`, which is unbiased (Dr. GRPO). It is that of the whole
+            rollout in every minibatch.
+        kl_coef: β of the penalty on KL(π ‖ π_ref). The reference π_ref is the policy before training; not kept with 0.
+        kl_estimator: `k1`, `k2` or `k3`, see `kl_estimate`.
+        kl_in: `loss` adds β times the estimate to the loss of each token, as in the paper; `reward` subtracts it from the
+            reward, for which only `k1` has the gradient of KL(π ‖ π_ref).
+        **kwargs: see `PolicyGradientModule`, except for the options of a critic and `gamma`.
+    """
+
+    has_critic = False
+    needs_whole_episodes = True
+
+    def __init__(
+        self,
+        num_epochs: int = 1,
+        num_minibatches: int = 1,
+        clip_range: float = 0.2,
+        clip_range_high: float | None = None,
+        scale_advantage: bool = True,
+        normalizer: Normalizer = "sequence",
+        kl_coef: float = 0.0,
+        kl_estimator: KLEstimator = "k3",
+        kl_in: Literal["loss", "reward"] = "loss",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(gamma=1.0, critic_lr=None, critic_optimizer=None, vf_coef=0.0, **kwargs)
+        require("model.num_epochs", num_epochs, 1)
+        require("model.num_minibatches", num_minibatches, 1)
+        require("model.clip_range", clip_range, 0)
+        require("model.clip_range_high", clip_range_high or 0, 0)
+        require("model.kl_coef", kl_coef, 0)
+        self.num_epochs, self.num_minibatches = num_epochs, num_minibatches
+        self.clip_range, self.clip_range_high = clip_range, clip_range_high
+        self.scale_advantage, self.normalizer = scale_advantage, normalizer
+        self.kl_coef, self.kl_estimator, self.kl_in = kl_coef, kl_estimator, kl_in
+        self.reference = deepcopy(self.network).requires_grad_(False) if kl_coef else None
+
+    def update(self, rollout: Rollout) -> dict[str, Tensor]:
+        """`num_epochs` x `num_minibatches` gradient steps on the surrogate."""
+        rewards = rollout.rewards * rollout.valid
+        batch = Batch.of(rollout, rewards, rewards, rewards)
+        size = self.learner.backward.micro_batch_size
+        penalizes_reward = self.reference is not None and self.kl_in == "reward"
+        if penalizes_reward or self.num_epochs * self.num_minibatches > 1:  # else they are those of the only step
+            batch.old_log_probs = log_probs_by_parts(batch, self.network, size)
+        if self.reference is not None:
+            batch.reference_log_probs = log_probs_by_parts(batch, self.reference, size)
+        if penalizes_reward:
+            penalties = kl_estimate(batch.old_log_probs - batch.reference_log_probs, self.kl_estimator)
+            rewards[rollout.valid] -= self.kl_coef * penalties
+        _, mean, std = group_moments(returns := rewards.sum(0), groups_of(rollout, "GRPO"))
+        advantages = returns - mean
+        if self.scale_advantage:
+            advantages = advantages / (std + STD_EPSILON)
+        weights = sequence_weights(rollout.valid, self.normalizer, self.learner.collectives, sum(self.learner.rows))
+        batch.weights = weights[rollout.valid]
+        batch.advantages = batch.weights * advantages.expand_as(rewards)[rollout.valid]
+        self.learner.passes(self.loss, batch, self.num_epochs, self.num_minibatches)
+        return self.learner.mean_stats()
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The surrogate and the penalty; and the values to log."""
+        pi = self.network.policy(batch)
+        log_probs = pi.log_prob(batch.actions)
+        log_ratio = log_probs - (log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs)
+        loss = clipped_surrogate_loss(log_ratio, batch.advantages, self.clip_range, self.clip_range_high)
+        metrics = {"train/policy_loss": loss}
+        if batch.reference_log_probs is not None:
+            from_reference = log_probs - batch.reference_log_probs
+            if self.kl_in == "loss":
+                loss = loss + self.kl_coef * (batch.weights * kl_estimate(from_reference, self.kl_estimator)).mean()
+            metrics["train/kl_to_reference"] = from_reference.detach().mean()
+        if self.ent_coef or self.wants_metrics:
+            metrics["train/entropy"] = pi.entropy().mean()
+        if self.ent_coef:
+            loss = loss - self.ent_coef * metrics["train/entropy"]
+        if self.wants_metrics:
+            with torch.no_grad():
+                ratio = log_ratio.exp()
+                metrics["train/ratio_mean"] = ratio.mean()
+                metrics["train/ratio_deviation"] = (ratio - 1).abs().mean()
+                high = self.clip_range if self.clip_range_high is None else self.clip_range_high
+                metrics["train/clip_fraction"] = ((ratio > 1 + high) | (ratio < 1 - self.clip_range)).float().mean()
+        return loss, metrics
+
+
+def sequence_weights(valid: Tensor, normalizer: Normalizer, collectives: Collectives, rows: int) -> Tensor:
+    """The weight of each token, so that a mean over the tokens of all ranks has the normaliser's form.
+
+    Args:
+        valid: `[T, N]` bool; every column has at least one valid row.
+        normalizer: see `GRPO`.
+        collectives: of ranks with N columns each.
+        rows: valid rows of all ranks.
+
+    Returns:
+        `[T, N]`.
+    """
+    T, N = valid.shape
+    tokens_per_column = rows / (N * collectives.world_size)
+    match normalizer:
+        case "tokens":
+            return torch.ones(T, N, device=valid.device)
+        case "sequence":
+            return (tokens_per_column / valid.sum(0)).expand(T, N)
+        case "constant":
+            return torch.full((T, N), tokens_per_column / T, device=valid.device)

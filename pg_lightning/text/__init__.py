@@ -1,0 +1,7 @@
+"""Text by policy gradient: a causal language model is the policy, a token an action, a completion an episode."""
+
+from pg_lightning.text.datamodule import TextDataModule
+from pg_lightning.text.policy import LanguagePolicy
+from pg_lightning.text.supervised import SupervisedStart
+
+__all__ = ["LanguagePolicy", "SupervisedStart", "TextDataModule"]
