@@ -117,7 +117,7 @@ def group_moments(returns: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def leave_one_out(returns: Tensor, groups: Tensor) -> Tensor:
-    """The return of each column minus the mean of the others of its group (Kool et al. 2019; Ahmadian et al. 2024, eq. 8).
+    """The return of each column minus the mean of the others of its group (Kool et al. 2019).
 
         A_i = R_i − 1/(K − 1) Σ_{j≠i} R_j = K/(K − 1) (R_i − R̄)
 

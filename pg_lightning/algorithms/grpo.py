@@ -31,17 +31,17 @@ class GRPO(PolicyGradientModule):
         num_minibatches: gradient steps per pass; each has whole completions.
         clip_range: ε of the ratio.
         clip_range_high: another ε for the upper bound (Yu et al. 2025, DAPO); by default the same.
-        scale_advantage: divide by the standard deviation of the group. It gives prompts that are almost always or almost
-            never solved more weight, which biases the gradient; without it, A is unbiased up to the factor (K − 1)/K
-            (Liu et al. 2025, Dr. GRPO).
-        normalizer: of the loss of N completions with L_i tokens: `sequence`, 1/N Σ_i 1/L_i Σ_t, in which each token of a
-            short completion has more weight (Shao et al. 2024); `tokens`, 1/Σ_i L_i Σ_i Σ_t (DAPO); `constant`,
+        scale_advantage: divide by the standard deviation of the group. It gives prompts that are almost always or
+            almost never solved more weight, which biases the gradient; without it, A is unbiased up to the factor
+            (K − 1)/K (Liu et al. 2025, Dr. GRPO).
+        normalizer: of the loss of N completions with L_i tokens: `sequence`, 1/N Σ_i 1/L_i Σ_t, in which each token of
+            a short completion has more weight (Shao et al. 2024); `tokens`, 1/Σ_i L_i Σ_i Σ_t (DAPO); `constant`,
             1/(N T) Σ_i Σ_t with T `data.max_new_tokens`, which is unbiased (Dr. GRPO). It is that of the whole
             rollout in every minibatch.
         kl_coef: β of the penalty on KL(π ‖ π_ref). The reference π_ref is the policy before training; not kept with 0.
         kl_estimator: `k1`, `k2` or `k3`, see `kl_estimate`.
-        kl_in: `loss` adds β times the estimate to the loss of each token, as in the paper; `reward` subtracts it from the
-            reward, for which only `k1` has the gradient of KL(π ‖ π_ref).
+        kl_in: `loss` adds β times the estimate to the loss of each token, as in the paper; `reward` subtracts it from
+            the reward, for which only `k1` has the gradient of KL(π ‖ π_ref).
         **kwargs: see `PolicyGradientModule`, except for the options of a critic and `gamma`.
     """
 
@@ -83,7 +83,7 @@ class GRPO(PolicyGradientModule):
             batch.old_log_probs = log_probs_by_parts(batch, self.network, size)
         if self.reference is not None:
             batch.reference_log_probs = log_probs_by_parts(batch, self.reference, size)
-        if penalizes_reward:
+        if penalizes_reward and batch.old_log_probs is not None and batch.reference_log_probs is not None:
             penalties = kl_estimate(batch.old_log_probs - batch.reference_log_probs, self.kl_estimator)
             rewards[rollout.valid] -= self.kl_coef * penalties
         _, mean, std = group_moments(returns := rewards.sum(0), groups_of(rollout, "GRPO"))
@@ -105,8 +105,9 @@ class GRPO(PolicyGradientModule):
         metrics = {"train/policy_loss": loss}
         if batch.reference_log_probs is not None:
             from_reference = log_probs - batch.reference_log_probs
-            if self.kl_in == "loss":
-                loss = loss + self.kl_coef * (batch.weights * kl_estimate(from_reference, self.kl_estimator)).mean()
+            if self.kl_in == "loss" and batch.weights is not None:
+                estimates = kl_estimate(from_reference, self.kl_estimator)
+                loss = loss + self.kl_coef * (estimates * batch.weights).mean()
             metrics["train/kl_to_reference"] = from_reference.detach().mean()
         if self.ent_coef or self.wants_metrics:
             metrics["train/entropy"] = pi.entropy().mean()

@@ -1,4 +1,4 @@
-"""REINFORCE leave-one-out (Ahmadian et al. 2024; Kool et al. 2019): each completion against the others of its prompt."""
+"""REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024): a completion against the others of its prompt."""
 
 from __future__ import annotations
 

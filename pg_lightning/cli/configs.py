@@ -91,7 +91,8 @@ def is_about_text(arguments: list[str]) -> bool:
         return True
     for option, value in pairwise(arguments):
         if option in ("--config", "-c"):
-            data = read_yaml(Path(value), "config").get("data")
+            config = read_yaml(Path(value), "config")
+            data = config.get("data") if isinstance(config, dict) else None
             if isinstance(data, dict) and "prompts" in data:
                 return True
     return False

@@ -24,7 +24,7 @@ def make_policy(
             `observation_space`, `action_space` and its `init_args`.
         observation_space: of one environment, flattened.
         action_space: of one environment.
-        critic: whether the `ActorCritic` has a critic.
+        critic: whether the algorithm needs a critic; a policy without one has `has_critic = False`.
         **network: options of `ActorCritic`; another policy has none of them.
 
     Returns:
@@ -53,6 +53,8 @@ def make_policy(
             f"{named_cause_of(error)}"
         ) from error
     require_policy("model.policy", made)
+    if critic and not getattr(made, "has_critic", True):
+        raise UserError(f"model.policy: {make.__name__} has no critic: use REINFORCE, RLOO or GRPO")
     for normalizer in ("normalizer", "value_normalizer"):  # an algorithm updates their statistics
         if not hasattr(made, normalizer):
             setattr(made, normalizer, None)

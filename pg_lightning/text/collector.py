@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from pg_lightning.actor import Actor
 from pg_lightning.envs import env_seed
 from pg_lightning.rollout import Episode, Rollout
 from pg_lightning.text.completion import Completions, complete
+from pg_lightning.text.policy import LanguagePolicy
 from pg_lightning.text.prompts import Prompt
 from pg_lightning.text.rewards import Rewards
 from pg_lightning.text.tokenizer import aligned
@@ -50,7 +51,8 @@ class Texts:
         """Completions of some prompts by a policy; see `complete`."""
         prompts = aligned([self.tokens[i] for i in chosen]).to(actor.device)
         with actor.acting():
-            found = complete(actor.policy, prompts, num_completions, self.max_new_tokens, self._is_over, generator)
+            policy = cast(LanguagePolicy, actor.policy)
+            found = complete(policy, prompts, num_completions, self.max_new_tokens, self._is_over, generator)
         return Completions(**{name: x.clone() for name, x in vars(found).items()})  # made in inference mode
 
     def texts(self, completions: Completions) -> list[str]:

@@ -42,8 +42,8 @@ def complete(
 ) -> Completions:
     """Completes each prompt several times.
 
-    A prompt is read once for all its completions. Completions that have ended leave the batch when they are a quarter of
-    it.
+    A prompt is read once for all its completions. Completions that have ended leave the batch when they are a quarter
+    of it.
 
     Call it without gradients.
 

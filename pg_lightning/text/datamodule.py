@@ -28,8 +28,8 @@ class TextDataModule(LightningDataModule):
     """Completions of prompts. An env step is a token.
 
     Args:
-        prompts: a list of texts, or of mappings with a `prompt` and other columns for the reward; the path of a JSONL file
-            of such mappings; or a class path: see `read_prompts`.
+        prompts: a list of texts, or of mappings with a `prompt` and other columns for the reward; the path of a JSONL
+            file of such mappings; or a class path: see `read_prompts`.
         reward: the class path of a function, or several with weights: see `Rewards`.
         tokenizer: the name of the model, its folder, or `{characters: ...}`: see `make_tokenizer`.
         eval_prompts: of evaluations, as `prompts`; by default the last `2 * eval_episodes` of `prompts`, which training
@@ -97,8 +97,8 @@ class TextDataModule(LightningDataModule):
             held_out = 2 * eval_episodes
             if len(self.prompts) <= held_out:
                 raise UserError(
-                    f"data.eval_prompts: data.prompts has {len(self.prompts)}, of which the last 2 x data.eval_episodes "
-                    f"= {held_out} would be for evaluations; give eval_prompts, or lower eval_episodes"
+                    f"data.eval_prompts: data.prompts has {len(self.prompts)}, of which the last 2 x data.eval_episodes"
+                    f" = {held_out} would be for evaluations; give eval_prompts, or lower eval_episodes"
                 )
             self.prompts, self.eval_prompts = self.prompts[:-held_out], self.prompts[-held_out:]
         else:
@@ -168,8 +168,8 @@ class TextDataModule(LightningDataModule):
         network = cast(Any, self.trainer.lightning_module).network
         if not isinstance(network, LanguagePolicy):
             raise UserError(
-                "model.policy: data.prompts needs a language model; set it to pg_lightning.text.LanguagePolicy with the "
-                "model in its init_args"
+                "model.policy: data.prompts needs a language model; set it to pg_lightning.text.LanguagePolicy with "
+                "the model in its init_args"
             )
         tokens = encode(self.tokenizer, prompts, network.context - self.max_new_tokens, field)
         return Texts(self.tokenizer, prompts, tokens, self.rewards, self.max_new_tokens, self.stop)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,13 +14,13 @@ SIZES = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "context": 256}
 EXTRA = 'pip install "pg_lightning[text]"'
 
 
-def make_model(spec: ModelSpec, vocabulary: int) -> nn.Module:
+def make_model(spec: ModelSpec, vocabulary: int) -> Any:
     """A causal language model without dropout.
 
     Args:
-        spec: the name of a model of the hub or a folder; `{name: ..., **arguments of from_pretrained}`, such as `gguf_file`,
-            `revision` or `dtype`; or the sizes of a new model with random weights: any of `hidden_size` (64), `num_layers`
-            (2), `num_heads` (2) and `context` (256), the most tokens.
+        spec: the name of a model of the hub or a folder; `{name: ..., **arguments of from_pretrained}`, such as
+            `gguf_file`, `revision` or `dtype`; or the sizes of a new model with random weights: any of `hidden_size`
+            (64), `num_layers` (2), `num_heads` (2) and `context` (256), the most tokens.
         vocabulary: number of tokens.
 
     Raises:
@@ -77,7 +76,7 @@ def brief(error: BaseException) -> str:
     return text[0][:200] if text else cause_of(error)
 
 
-def _new_model(sizes: Mapping[str, Any], vocabulary: int) -> nn.Module:
+def _new_model(sizes: Mapping[str, Any], vocabulary: int) -> Any:
     """A Llama (Touvron et al. 2023): rotary positions, gated layers, whose input and output embeddings are one."""
     if unknown := [*(sizes.keys() - SIZES.keys())]:
         raise UserError(f"model.policy.model: no size {unknown[0]!r}; sizes are {', '.join(SIZES)}")
@@ -102,8 +101,3 @@ def _new_model(sizes: Mapping[str, Any], vocabulary: int) -> nn.Module:
         attn_implementation="sdpa",
     )
     return without_dropout(transformers.LlamaForCausalLM(config))
-
-
-def is_folder(name: str) -> bool:
-    """Whether a model is a folder on this machine."""
-    return Path(name).is_dir()

@@ -22,8 +22,8 @@ NOTHING = -1  # where a context is shorter than the longest of its batch; they a
 class LanguagePolicy(nn.Module):
     """π(token | text so far) of a causal language model of `transformers`. See `Policy` for the methods.
 
-    An observation is the last token, and the recurrent state `[N, S]` the tokens before it, with `NOTHING` at the left of
-    shorter ones. Dropout is off: otherwise the ratio π/π_old would not be 1 before the first gradient step.
+    An observation is the last token, and the recurrent state `[N, S]` the tokens before it, with `NOTHING` at the left
+    of shorter ones. Dropout is off: otherwise the ratio π/π_old would not be 1 before the first gradient step.
 
     Args:
         observation_space: `Discrete(V)`, the tokens; from the datamodule.
@@ -37,6 +37,7 @@ class LanguagePolicy(nn.Module):
     """
 
     has_memory = True
+    has_critic = False
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class LanguagePolicy(nn.Module):
         if not isinstance(action_space, spaces.Discrete):
             raise UserError("model.policy: a language model needs data.prompts, not data.env_id")
         self.vocabulary, self.temperature = int(action_space.n), temperature
-        self.model: Any = make_model(model, self.vocabulary)
+        self.model = make_model(model, self.vocabulary)
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -153,7 +154,7 @@ class LanguagePolicy(nn.Module):
 
 
 def inputs(text: Tensor, is_text: Tensor) -> dict[str, Any]:
-    """The arguments of a model for texts `[N, L]`, of which only some tokens count: positions do not count the others."""
+    """The arguments of a model for texts `[N, L]` of which only some tokens count, also for the positions."""
     positions = (is_text.cumsum(1) - 1).clamp(min=0)
     return {
         "input_ids": text.clamp(min=0),

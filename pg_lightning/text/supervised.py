@@ -25,7 +25,7 @@ class SupervisedStart(Callback):
     The reference of a penalty on KL(π ‖ π_ref) is the policy after it. A resumed run does not repeat it.
 
     Args:
-        corpus: the class path of a function that returns pairs `(prompt, completion)`; it is called with its `init_args`.
+        corpus: the class path of a function that returns pairs `(prompt, completion)`; it is called with `init_args`.
         steps: gradient steps of AdamW.
         batch_size: pairs per step.
         lr: learning rate, which falls linearly to 0.

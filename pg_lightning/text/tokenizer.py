@@ -21,8 +21,8 @@ def make_tokenizer(spec: TokenizerSpec) -> Any:
     """A tokenizer of `transformers` with a token for the end of a text.
 
     Args:
-        spec: the name of a model of the hub or a folder; `{name: ..., **arguments of from_pretrained}`, such as `gguf_file`;
-            or `{characters: "0123456789+="}`, of one token per character.
+        spec: the name of a model of the hub or a folder; `{name: ..., **arguments of from_pretrained}`, such as
+            `gguf_file`; or `{characters: "0123456789+="}`, of one token per character.
 
     Raises:
         UserError: if there is none, or it has no such token.

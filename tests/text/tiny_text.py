@@ -1,4 +1,4 @@
-"""A language of three tokens, all of whose completions can be listed: what is a mean over samples elsewhere is a sum here."""
+"""A language of three tokens, all of whose completions can be listed: means over samples are sums here."""
 
 from itertools import product
 
