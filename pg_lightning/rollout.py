@@ -6,7 +6,7 @@ Time comes first in every tensor: T rows of N parallel environments. See `Rollou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -44,6 +44,8 @@ class Rollout:
             than the policy that learns.
         groups: `[N]` int64; columns with the same number began in the same state, as completions of one prompt; None if
             none did.
+        measures: `[N]` other numbers of the episodes by name, one of each column, whose means are logged; None if there
+            are none. All ranks have the same.
         bootstrap_is_approximate: whether the last observations of truncated episodes are lost, so that the ones before
             stand in for them in `final_obs`; None if the back-end always gives them.
     """
@@ -66,6 +68,7 @@ class Rollout:
     state: Tensor | None = None
     log_probs: Tensor | None = None
     groups: Tensor | None = None
+    measures: dict[str, Tensor] | None = None
     bootstrap_is_approximate: bool | None = None
 
     @property
@@ -243,6 +246,7 @@ class Episode:
         episode_return: `[1]` sum of rewards, undiscounted.
         episode_length: `[1]` L.
         capped: whether the evaluation stopped the episode, not the environment.
+        columns: texts and numbers of the episode for a table, as the prompt of a completion; empty if it has none.
         trajectory: arrays `obs [L + 1, *obs]`, `actions [L, *action]` as the environment got them, `rewards`,
             `terminated`, `truncated` `[L]`; empty unless asked for.
         group: of the episodes that are also evaluated for themselves, as games against one opponent from one seat.
@@ -253,3 +257,4 @@ class Episode:
     capped: bool
     trajectory: dict[str, Tensor]
     group: int = 0
+    columns: dict[str, Any] = field(default_factory=dict)

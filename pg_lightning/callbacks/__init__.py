@@ -1,6 +1,7 @@
 """Callbacks: evaluation and checkpoints by env steps, state for exact resume, signals, progress, reports and plots."""
 
 from pg_lightning.callbacks.checkpoints import RunCheckpoint
+from pg_lightning.callbacks.completions import CompletionTable, CompletionWriter
 from pg_lightning.callbacks.config import SaveConfig
 from pg_lightning.callbacks.continued_metrics import ContinuedMetrics
 from pg_lightning.callbacks.curve import LearningCurve
@@ -14,6 +15,8 @@ from pg_lightning.callbacks.signals import StopOnSignal
 from pg_lightning.callbacks.video import EvaluationVideo
 
 __all__ = [
+    "CompletionTable",
+    "CompletionWriter",
     "ContinuedMetrics",
     "EnvStepProgress",
     "EvaluateEverySteps",

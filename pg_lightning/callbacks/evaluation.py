@@ -109,7 +109,7 @@ class EvaluationReport(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out before the first episode whether the folder can be written."""
-        with _writable(self.run_folder):
+        with writable(self.run_folder):
             pass
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -146,7 +146,7 @@ class EvaluationReport(Callback):
             report |= {"games": game_results(pl_module.evaluation, names), "groups": names}
             report["group_of_episode"] = pl_module.evaluation.groups.tolist()
         path = self.run_folder / f"{name}.json"
-        with _writable(self.run_folder):
+        with writable(self.run_folder):
             write_json(path, report)
         low, high = report["return_ci95"]
         print(
@@ -173,7 +173,7 @@ class TrajectoryWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds out before the first episode whether the folder can be written."""
-        with _writable(self.folder):
+        with writable(self.folder):
             pass
 
     def write_on_batch_end(
@@ -191,7 +191,7 @@ class TrajectoryWriter(BasePredictionWriter):
         arrays = {name: _array(values) for name, values in prediction.trajectory.items()}
         content = io.BytesIO()
         np.savez_compressed(content, allow_pickle=False, **arrays)
-        with _writable(self.folder):
+        with writable(self.folder):
             write_file(self.folder / f"episode_{index:04d}.npz", content.getvalue(), durable=False)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -201,7 +201,7 @@ class TrajectoryWriter(BasePredictionWriter):
 
 
 @contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def writable(folder: Path) -> Iterator[None]:
     """A block that writes into a folder of a run, which is made if it is missing.
 
     Raises:

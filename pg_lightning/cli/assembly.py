@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 
 from pg_lightning.callbacks import (
+    CompletionWriter,
     ContinuedMetrics,
     EnvStepProgress,
     EvaluateEverySteps,
@@ -124,15 +126,18 @@ class FitAssembly:
         return callbacks
 
 
-def add_reports(trainer: Any, subcommand: str, ckpt_path: str | None) -> None:
+def add_reports(trainer: Any, subcommand: str, ckpt_path: str | None, is_text: bool) -> None:
     """Makes a sub-command other than `fit` write its result into the run folder, and disables logging.
 
     Args:
         trainer: the arguments of the Trainer, instantiated.
         subcommand: its name.
         ckpt_path: the checkpoint, which every sub-command with a report needs.
+        is_text: whether an episode is a completion.
     """
-    report = REPORTS.get(subcommand)
+    report: Callable[[Path], Callback] | None = REPORTS.get(subcommand)
+    if is_text and subcommand == "predict":
+        report = CompletionWriter
     reports: list[Callback] = []
     if report is not None and ckpt_path is not None:
         reports.append(report(run_folder(Path(ckpt_path))))

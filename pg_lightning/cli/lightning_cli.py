@@ -27,6 +27,7 @@ from pg_lightning.run.secrets import refuse_hidden
 
 # The sub-commands of Lightning and of `PolicyTrainer`, each with the arguments that the user does not set.
 ADDED = ("record", "play", "export", "diagnose")
+NO_TEXT = ("record", "play", "diagnose")
 SUBCOMMANDS = {**OpenCLI.subcommands(), **{name: {"model", "datamodule"} for name in ADDED}}
 
 
@@ -45,6 +46,7 @@ class CLI(OpenCLI):
         self, config_name: str, subcommand: str = "", data_class: type[LightningDataModule] = RolloutDataModule
     ) -> None:
         self._config_name, self._subcommand = config_name, subcommand
+        self._is_text = data_class is not RolloutDataModule
         self._continued: Path | None = None
         self._fit: FitAssembly | None = None
         try:
@@ -93,6 +95,8 @@ class CLI(OpenCLI):
         """Creates the run folder, and makes other loggers write there too."""
         config = self.config[self.subcommand]
         refuse_hidden(config.as_dict())
+        if self._is_text and self.subcommand in NO_TEXT:
+            raise UserError(f"{self.subcommand}: needs an environment, and the data are prompts; predict writes texts")
         if self.subcommand == "fit":
             self._fit = FitAssembly(config, self._config_name, self._continued)
         if self.subcommand == "predict":
@@ -106,7 +110,7 @@ class CLI(OpenCLI):
             self._fit.choose_accelerator(config, self.model, self.datamodule)
             self._fit.add_to(config, self.parser_of("fit"))
         else:
-            add_reports(config, str(self.subcommand), self.config[self.subcommand].ckpt_path)
+            add_reports(config, str(self.subcommand), self.config[self.subcommand].ckpt_path, self._is_text)
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except UserError:

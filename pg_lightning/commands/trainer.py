@@ -8,12 +8,14 @@ from lightning.pytorch import Trainer
 
 from pg_lightning.commands.diagnose import diagnose
 from pg_lightning.commands.export import export
+from pg_lightning.commands.export_text import export_text
 from pg_lightning.commands.play import Seat, play
 from pg_lightning.commands.policy_graph import PolicyFormat
 from pg_lightning.commands.record import VideoFormat, record
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.run.folder import run_folder
+from pg_lightning.text import TextDataModule
 
 
 class PolicyTrainer(Trainer):
@@ -64,22 +66,28 @@ class PolicyTrainer(Trainer):
     def export(
         self,
         model: PolicyGradientModule,
-        datamodule: RolloutDataModule,
+        datamodule: RolloutDataModule | TextDataModule,
         ckpt_path: str | None = None,
         format: PolicyFormat = "onnx",
         output: Path | None = None,
     ) -> None:
         """Writes the policy as one file that runs without this package, and a card in JSON.
 
+        A language model becomes a folder that `transformers` reads.
+
         Args:
             model: the policy.
             datamodule: its environment.
             ckpt_path: the weights.
-            format: onnx, or torch for a `.pt2` that `torch.export.load` reads.
+            format: onnx, or torch for a `.pt2` that `torch.export.load` reads; not of a language model.
             output: folder of the file and its card; by default `export` in the run folder.
         """
         assert ckpt_path is not None
-        export(self, model, datamodule, ckpt_path, format, output or run_folder(Path(ckpt_path)) / "export")
+        folder = output or run_folder(Path(ckpt_path)) / "export"
+        if isinstance(datamodule, TextDataModule):
+            export_text(self, model, datamodule, ckpt_path, folder)
+        else:
+            export(self, model, datamodule, ckpt_path, format, folder)
 
     def diagnose(
         self,

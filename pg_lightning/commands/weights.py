@@ -11,9 +11,10 @@ from pg_lightning.checkpoint.values import Damage
 from pg_lightning.data import RolloutDataModule
 from pg_lightning.lightning_private import datamodule_state
 from pg_lightning.run.checkpoints import read_checkpoint
+from pg_lightning.text import TextDataModule
 
 
-def load_weights(trainer: Trainer, model: Any, data: RolloutDataModule, ckpt_path: Path) -> None:
+def load_weights(trainer: Trainer, model: Any, data: RolloutDataModule | TextDataModule, ckpt_path: Path) -> None:
     """Loads the weights and statistics of a checkpoint into a module.
 
     Raises:

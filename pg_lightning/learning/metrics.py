@@ -15,8 +15,9 @@ from pg_lightning.errors import UserError
 from pg_lightning.policies import RunningMeanVar
 from pg_lightning.statistics import weighted_mean
 
-Reduction = Literal["mean", "sum", "max"]
-# Reduction over ranks; other metrics are means over rows.
+Reduction = Literal["mean", "sum", "max", "even"]
+# Reduction over ranks; other metrics are means over rows, and those of `Rollout.measures`, of which every rank has the
+# same number of episodes, means over ranks.
 REDUCTIONS: dict[str, Reduction] = {
     "env/restarts": "sum",
     "train/bootstrap_is_approximate": "max",
@@ -149,12 +150,16 @@ def of_all_ranks(
     sums = torch.stack([returns.double().sum(), lengths.double().sum(), returns.new_tensor(len(returns)).double()])
     own, sums = collectives.all_gather_together(own, sums)
     means = weighted_mean(own, torch.tensor(rows, dtype=own.dtype, device=device))
-    reduced = {"mean": means, "sum": own.sum(0), "max": own.max(0).values}
-    together = {name: reduced[REDUCTIONS.get(name, "mean")][i] for i, name in enumerate(metrics)}
+    reduced = {"mean": means, "sum": own.sum(0), "max": own.max(0).values, "even": own.mean(0)}
+    together = {name: reduced[_reduction_of(name)][i] for i, name in enumerate(metrics)}
     total_return, total_length, count = sums.sum(0)
     if count:
         together |= {"rollout/return_mean": total_return / count, "rollout/length_mean": total_length / count}
     return together
+
+
+def _reduction_of(name: str) -> Reduction:
+    return "even" if name.startswith("rollout/") else REDUCTIONS.get(name, "mean")
 
 
 def refuse_drift(module: nn.Module, updates: int, collectives: Collectives) -> None:

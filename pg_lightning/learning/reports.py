@@ -79,6 +79,8 @@ def report_update(module: PolicyGradientModule, metrics: dict[str, Tensor], roll
     if rollout.bootstrap_is_approximate is not None:
         approximate = float(rollout.bootstrap_is_approximate)
         metrics["train/bootstrap_is_approximate"] = torch.tensor(approximate, device=module.device)
+    for name, values in (rollout.measures or {}).items():
+        metrics[f"rollout/{name}"] = values.to(module.device).mean()
     refuse_drift(module, progress.updates, learner.collectives)
     counts_restarts = rollout.env_restarts is not None
     numbers = module.reports.reduce(metrics, progress, learner.rows, learner.collectives, counts_restarts)

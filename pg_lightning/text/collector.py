@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -106,9 +107,12 @@ class CompletionCollector:
         generator = torch.Generator(actor.device).manual_seed(seed)
         completions = self.texts.complete(actor, chosen, self.num_completions, generator)
         prompts = [self.texts.prompts[i] for i in chosen for _ in range(self.num_completions)]
-        rewards, _ = self.texts.rewards(prompts, self.texts.texts(completions))
+        rewards, parts = self.texts.rewards(prompts, self.texts.texts(completions))
         self._rollouts += 1
-        return rollout_of(completions, rewards, self.num_completions, actor.policy_version)
+        measures = {f"reward/{name}": part for name, part in parts.items()} if len(parts) > 1 else {}
+        measures["truncated"] = (~completions.ended).float()
+        rollout = rollout_of(completions, rewards, self.num_completions, actor.policy_version)
+        return replace(rollout, measures=measures)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of rollouts so far, from which everything else follows."""
@@ -184,8 +188,12 @@ class CompletionEvaluation(IterableDataset[Episode]):
         for start in range(0, len(self.chosen), self.batch_size):
             chosen = self.chosen[start : start + self.batch_size]
             completions = self.texts.complete(self.actor, chosen, 1, generator)
-            rewards, _ = self.texts.rewards([self.texts.prompts[i] for i in chosen], self.texts.texts(completions))
-            lengths = completions.valid.sum(0)
-            for n, reward in enumerate(rewards):
-                capped = not bool(completions.ended[n])
-                yield Episode(reward.double().view(1), lengths[n].double().view(1).cpu(), capped, {})
+            prompts, texts = [self.texts.prompts[i] for i in chosen], self.texts.texts(completions)
+            rewards, parts = self.texts.rewards(prompts, texts)
+            lengths = completions.valid.sum(0).tolist()
+            for n, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+                columns: dict[str, Any] = {"prompt": prompt.text, "completion": text, "reward": rewards[n].item()}
+                columns |= {f"reward/{name}": part[n].item() for name, part in parts.items() if len(parts) > 1}
+                columns |= {"tokens": lengths[n], "ended": bool(completions.ended[n]), **prompt.fields}
+                length = torch.tensor([lengths[n]], dtype=torch.float64)
+                yield Episode(rewards[n].double().view(1), length, not columns["ended"], {}, columns=columns)

@@ -21,7 +21,7 @@ from pg_lightning.text.prompts import Prompt, read_prompts
 from pg_lightning.text.rewards import Rewards
 from pg_lightning.text.tokenizer import TokenizerSpec, encode, make_tokenizer
 
-TRAIN, VALIDATE, TEST = range(3)  # the first part of the key of every seed
+TRAIN, VALIDATE, TEST, PREDICT = range(4)  # the first part of the key of every seed
 
 
 class TextDataModule(LightningDataModule):
@@ -152,6 +152,10 @@ class TextDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Completions of prompts that no validation has used."""
         return self._evaluation(TEST, 1)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Completions of the same prompts as for `test`, with their texts."""
+        return self._evaluation(PREDICT, 1)
 
     def _evaluation(self, stream: int, first: int) -> DataLoader[Any]:
         assert self.trainer is not None

@@ -53,8 +53,7 @@ def test_it_is_a_policy():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_ratio_is_one_before_the_first_step(temperature):
-    """trl #5814, NeMo-RL #2269: also of whole completions; prompts of three lengths share the batch, completions leave it
-    when they end."""
+    """trl #5814, NeMo-RL #2269: also of whole completions, which leave the batch when they end."""
     policy = make_policy(temperature=temperature).float()
     completions = drawn(policy, num_completions=20)
     assert 0 < completions.ended.sum() < len(completions.ended)
