@@ -32,6 +32,7 @@ class PPO(PolicyGradientModule):
         num_minibatches: gradient steps per pass; must divide `data.num_steps * data.num_envs`.
         clip_range: ε, how far π/π_old may move from 1 before its gradient becomes 0.
         clip_schedule: `linear` reduces ε to 0 over the budget.
+        ent_schedule: `linear` reduces `ent_coef` to 0 over the budget, so that a run may begin with a large bonus.
         clip_range_vf: clips the change of the value function too, in units of the (scaled) return; off if null.
         normalize_advantage: shift and scale the advantages of a rollout to mean 0 and standard deviation 1, over all
             ranks; with `per_rank`, on each rank separately.
@@ -53,6 +54,7 @@ class PPO(PolicyGradientModule):
         num_minibatches: int = 4,
         clip_range: float = 0.2,
         clip_schedule: Schedule = "constant",
+        ent_schedule: Schedule = "constant",
         clip_range_vf: float | None = None,
         normalize_advantage: Normalize = True,
         target_kl: float | None = None,
@@ -69,11 +71,12 @@ class PPO(PolicyGradientModule):
         require("model.kl_penalty", kl_penalty or 0, 0)
         self.gae_lambda = gae_lambda
         self.num_epochs, self.num_minibatches = num_epochs, num_minibatches
-        self.clip_range, self.clip_schedule = clip_range, clip_schedule
+        self.clip_range, self.clip_schedule, self.ent_schedule = clip_range, clip_schedule, ent_schedule
         self.clip_range_vf = clip_range_vf
         self.normalize_advantage = normalize_advantage
         self.target_kl = target_kl
         self._clip_range: float | Tensor = clip_range
+        self._entropy_weight: float | Tensor = self.ent_coef
         self.kl_penalty: Tensor | None
         self.register_buffer("kl_penalty", None if kl_penalty is None else torch.tensor(kl_penalty))
 
@@ -103,11 +106,15 @@ class PPO(PolicyGradientModule):
             batch.old_log_probs = self.learner.compute(log_probs_of, batch, self.network)
         clip_range = self.clip_range * (self.progress.remaining if self.clip_schedule == "linear" else 1.0)
         self._clip_range = self.learner.number(clip_range)
+        if self.ent_schedule == "linear":
+            self._entropy_weight = self.learner.number(ent_coef := self.ent_coef * self.progress.remaining)
         limit = 1.5 * self.target_kl if self.target_kl is not None and self.kl_penalty is None else math.inf
         self.learner.passes(self.loss, batch, self.num_epochs, self.num_minibatches, "train/approx_kl", limit)
         stats = self.learner.mean_stats()
         if self.is_logged:
             stats["train/explained_variance"] = explained_variance(batch.old_values, batch.returns)
+        if self.ent_schedule == "linear":
+            stats["train/ent_coef"] = torch.tensor(ent_coef, device=self.device)
         if self.kl_penalty is None:
             return stats | {"train/clip_range": torch.tensor(clip_range, device=self.device)}
         self._adapt_penalty(batch)
@@ -130,7 +137,7 @@ class PPO(PolicyGradientModule):
         if self.ent_coef or self.wants_metrics:
             metrics["train/entropy"] = pi.entropy().mean()
         if self.ent_coef:
-            loss = loss - self.ent_coef * metrics["train/entropy"]
+            loss = loss - self._entropy_weight * metrics["train/entropy"]
         if self.wants_metrics or self.target_kl is not None:
             with torch.no_grad():
                 metrics["train/approx_kl"] = approximate_kl(log_ratio)

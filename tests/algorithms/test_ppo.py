@@ -430,6 +430,14 @@ def test_a_linear_clip_range_falls_with_the_env_steps():
     np.testing.assert_allclose(logged, 0.3 * (1 - env_steps_before(rollouts) / 200), rtol=1e-6)
 
 
+def test_a_linear_entropy_bonus_falls_with_the_env_steps():
+    module = make_ppo(ent_coef=0.3, ent_schedule="linear", total_steps=200)
+    rollouts = rollouts_of_many_sizes()
+    fit(module, *rollouts)
+    logged = [metrics["train/ent_coef"].item() for metrics in module.metrics]
+    np.testing.assert_allclose(logged, 0.3 * (1 - env_steps_before(rollouts) / 200), rtol=1e-6)
+
+
 def test_schedules_go_on_after_a_resume(tmp_path):
     rollouts = rollouts_of_many_sizes()
     options = {"total_steps": 200, "lr": 0.01, "lr_schedule": "linear", "clip_schedule": "linear", "num_epochs": 1}
@@ -530,6 +538,7 @@ OPTIONS = {
     "num_minibatches": (3, {}),
     "clip_range": (0.1, {}),
     "clip_schedule": ("linear", {"total_steps": 300}),
+    "ent_schedule": ("linear", {"total_steps": 300, "ent_coef": 0.1}),
     "clip_range_vf": (0.01, {}),
     "normalize_advantage": (False, {}),
     "target_kl": (0.001, {}),

@@ -62,7 +62,8 @@ def assert_same(one, other, atol=1e-10):
 
 PPO_STEPS = {"num_epochs": 2, "num_minibatches": 3, "ent_coef": 0.01}
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}}
-SHRINKING = {"clip_schedule": "linear", "clip_range_vf": 0.1, "max_grad_norm": 0.1, "lr_schedule": "linear"}
+LINEAR = {"clip_schedule": "linear", "ent_schedule": "linear", "lr_schedule": "linear"}
+SHRINKING = {**LINEAR, "clip_range_vf": 0.1, "max_grad_norm": 0.1}
 NORMALISERS = {"normalize_obs": True, "normalize_values": True, "scale_rewards": True}
 CASES = {
     "a2c, gaussian, rmsprop": (A2C, {"ent_coef": 0.01, "state_dependent_std": True}),
