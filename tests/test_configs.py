@@ -28,8 +28,15 @@ def test_a_shipped_config_fixes_its_seed_and_trains_for_a_rollout(cli, tmp_path,
     config = yaml.safe_load(path.read_text())
     assert isinstance(config["seed_everything"], int)
     data = config["data"]
+    for callback in config["trainer"].get("callbacks", []):  # shortens what comes before the first rollout
+        if callback["class_path"].endswith("SupervisedStart"):
+            callback["init_args"]["steps"] = 2
+            path = tmp_path / path.name
+            path.write_text(yaml.safe_dump(config))
     try:
-        if "self_play" in data:
+        if "prompts" in data:
+            pytest.importorskip("transformers")
+        elif "self_play" in data:
             make_games(data["env_id"], 1, data.get("env_kwargs"), data.get("backend", "sync")).close()
         else:
             wrappers = data.get("wrappers", ())
