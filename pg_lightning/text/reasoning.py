@@ -76,8 +76,8 @@ def make_task(name: str, task: str, arguments: Mapping[str, object]) -> Task:
     if task not in known:
         near = get_close_matches(task.partition("?")[0], known, n=3)
         cure = f"did you mean {' or '.join(near)}?" if near else f"there are {len(known)}, such as basic_arithmetic"
-        how = f"; arguments belong in init_args beside class_path: {PREFIX}TASK" if "?" in task else ""
-        raise UserError(f"{name}: reasoning_gym has no task {task!r}; {cure}{how}")
+        how = f" (arguments belong in init_args, beside class_path: {PREFIX}TASK)" if "?" in task else ""
+        raise UserError(f"{name}: reasoning_gym has no task {task!r}{how}; {cure}")
     options = [option.name for option in fields(known[task][1])]
     if unknown := [key for key in arguments if key not in options]:
         raise UserError(f"{name}.init_args: {task} has no option {unknown[0]!r}; it has {', '.join(options)}")

@@ -1,6 +1,7 @@
 """Prompts from every source; what is no source, or no prompt, is one line that names its place."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -145,6 +146,10 @@ def test_what_is_no_file_of_prompts(tmp_path):
     assert refused(written(tmp_path, "", " ")).endswith("has no prompts; at least one is needed")
     (tmp_path / "folder.jsonl").mkdir()
     assert refused(str(tmp_path / "folder.jsonl")).endswith("Is a directory")
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    assert refused(str(tmp_path / "fifo.jsonl")).endswith("is not a regular file")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    assert refused(str(tmp_path / "zero.jsonl")).endswith("is not a regular file")
     (tmp_path / "prompts.txt").write_text("a")
     path = str(tmp_path / "prompts.txt")
     assert refused(path).startswith(f"data.prompts: {path!r} is a file whose name does not end in .jsonl; give")
@@ -201,7 +206,7 @@ def test_seeds_of_a_task_share_no_prompts():
         (task("zzzz"), "data.prompts: reasoning_gym has no task 'zzzz'; there are "),
         (
             "reasoning_gym:leg_counting?size=5",
-            "data.prompts: reasoning_gym has no task 'leg_counting?size=5'; did you mean leg_counting? argu",
+            "data.prompts: reasoning_gym has no task 'leg_counting?size=5' (arguments belong in init_args, ",
         ),
         (task(sizes=5), "data.prompts.init_args: basic_arithmetic has no option 'sizes'; it has min_terms, max_terms,"),
         (task(size=0), "data.prompts.init_args.size: must be an integer between 1 and 1,048,576, got 0"),

@@ -224,6 +224,15 @@ def test_the_task_of_reasoning_gym_scores_its_answers():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="needs reasoning-gym")
+def test_an_answer_that_the_task_cannot_parse_scores_0():
+    """The code of this task raises `ValueError` for it."""
+    prompts = read_prompts(
+        "data.prompts", {"class_path": "reasoning_gym:prime_factorization", "init_args": {"size": 1}}
+    )
+    assert rewards("reasoning_gym", prompts, ["two times three"]) == [0]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="needs reasoning-gym")
 def test_columns_of_reasoning_gym_are_needed():
     line = refused(lambda: rewards("reasoning_gym"))
     assert line.startswith(
