@@ -81,7 +81,9 @@ def read_prompts(name: str, source: str | Mapping[str, object] | Sequence[object
         spec = _spec(name, source)
         path = spec if isinstance(spec, str) else str(spec["class_path"])
         return _checked(name, _numbered(name, path, _of_class_path(name, path, spec)), repr(path))
-    return _checked(name, ((f"prompt {i + 1}", item) for i, item in enumerate(source)), "the list")
+    if not isinstance(source, (list, tuple)):
+        raise UserError(f"{name}: no source of prompts: {shortened(source)}; {FORMS}")
+    return _checked(name, ((f"prompt {number}", item) for number, item in enumerate(source, 1)), "the list")
 
 
 def _spec(name: str, source: str | Mapping[str, object]) -> ClassPath:
@@ -105,7 +107,8 @@ def _of_class_path(name: str, path: str, spec: ClassPath) -> object:
     """What a class path makes: the prompts of a task, or what the user's function or iterable is."""
     if path.startswith(PREFIX):
         return task_prompts(name, path.removeprefix(PREFIX), {} if isinstance(spec, str) else spec["init_args"])
-    found, arguments = resolve(name, spec)
+    with reported(f"{name}: {path}"):
+        found, arguments = resolve(name, spec)
     if not callable(found):
         if arguments:
             raise UserError(f"{name}.init_args: {path} takes no arguments; it is no function")

@@ -97,6 +97,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, lines, error):
     ("source", "error"),
     [
         ([], "data.prompts: the list has no prompts; at least one is needed"),
+        (None, "data.prompts: no source of prompts: 'None'; give a list of prompts, the path of"),
         (["a", 12], "data.prompts: prompt 2 is a number; give a string, in quotes if YAML would read it as something"),
         (["a", ["b"]], "data.prompts: prompt 2 is a list; give a string, or a mapping with the key prompt"),
         (["a", {"answer": "b"}], "data.prompts: prompt 2 has no key prompt, which is the text to continue; its keys"),
