@@ -50,6 +50,7 @@ def test_a_file_with_a_line_for_each_prompt(tmp_path):
         ({"class_path": "text_rewards.some", "init_args": {"count": 1, "say": "q"}}, ["q0"]),
         ("text_rewards.Source", ["from 0", "from 1"]),
         ({"class_path": "text_rewards.Source", "init_args": {"count": 1}}, ["from 0"]),
+        ({"class_path": "text_rewards.Source", "init_args": None}, ["from 0", "from 1"]),
     ],
 )
 def test_the_path_of_a_function_or_an_iterable(source, texts):
@@ -83,6 +84,7 @@ def test_the_path_of_a_function_or_an_iterable(source, texts):
             "line 2 lacks the column 'answer', 'b'; the columns of all prompts must be those of",
         ),
         (['{"prompt": "a"}', '{"prompt": "a", "c": 1}'], "line 2 has the additional column 'c'; the columns of all"),
+        (['{"prompt": "ab\\ud800"}'], "line 1: prompt has half of a surrogate pair, no character, at 3"),
         ([b'{"prompt": "\xff"}'], "line 1 is not text in UTF-8"),
         (["[" * 100_000], "line 1 is not JSON that can be read: RecursionError"),
         (['{"prompt": "a", "n": 1' + "0" * 5000 + "}"], "line 1 is not JSON that can be read: ValueError"),
@@ -98,7 +100,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, lines, error):
     [
         ([], "data.prompts: the list has no prompts; at least one is needed"),
         (None, "data.prompts: no source of prompts: 'None'; give a list of prompts, the path of"),
-        (["a", 12], "data.prompts: prompt 2 is a number; give a string, in quotes if YAML would read it as something"),
+        (["a", 12], "data.prompts: prompt 2 is a number; give a string in quotes, or a mapping with the key prompt"),
         (["a", ["b"]], "data.prompts: prompt 2 is a list; give a string, or a mapping with the key prompt"),
         (["a", {"answer": "b"}], "data.prompts: prompt 2 has no key prompt, which is the text to continue; its keys"),
         ([{"prompt": "a", 1: 2}], "data.prompts: prompt 1 has a column whose name is no string"),
