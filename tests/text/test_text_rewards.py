@@ -227,6 +227,8 @@ def test_the_task_of_reasoning_gym_scores_its_answers():
     assert rewards("reasoning_gym", prompts, tagged) == [1, 1, 1]
     wrong = rewards("reasoning_gym", prompts, ["1 + 1", "((", ""])
     assert max(wrong) < 0.1
+    numbers_that_are_too_large = rewards("reasoning_gym", prompts, ["8 * 3 * 1 * 1"] * 3)
+    assert max(numbers_that_are_too_large) < 0.1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="needs reasoning-gym")
