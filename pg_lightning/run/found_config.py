@@ -17,6 +17,8 @@ from pg_lightning.run.reading import TooLargeError, plain_yaml, read_yaml
 
 # `package.module.Class`, or `package.module:CartPole-v1` as an environment id.
 IMPORT = re.compile(r"\s*[^\W\d]\w*((\.\w+)+|(\.\w+)*:(?!//)[\w./-]+)\s*")
+CALLED = (".data.prompts.", ".data.eval_prompts.", ".data.reward.")  # keys whose function gets arguments of the config
+CALLABLE = ("pg_lightning.text.brackets.", "torchmetrics.text.", "reasoning_gym:")  # what such a function may be
 PROGRAM = "command"  # the key of a program that is started, as an opponent in a game
 UNREAD = ("env_kwargs", "train_env_kwargs")  # a file named in them is the environment's, and not read as a config
 
@@ -40,6 +42,8 @@ def require_harmless(config: Path) -> None:
             raise UserError(f"{beside} starts the program {value[:100]!r} ({key}){allow}")
         if IMPORT.fullmatch(value) and is_importable(value.strip()) and not is_installed(value.strip()):
             raise UserError(f"{beside} names {value!r} ({key}), which is not installed{allow}")
+        if _is_called(key, value):
+            raise UserError(f"{beside} calls {value!r} ({key}), and its arguments could make it do anything{allow}")
         if not any(f".{name}" in f".{key}" for name in UNREAD) and _is_file(value, config.parent):
             raise UserError(f"{beside} refers to the file {value!r} ({key}){allow}")
         if value.count("\n") > 20 or len(value) > 2000:
@@ -73,6 +77,13 @@ def _strings(key: str, value: object, depth: int = 0) -> Iterator[tuple[str, str
             return
         if inside != value and depth < 5:
             yield from _strings(key, inside, depth + 1)
+
+
+def _is_called(key: str, value: str) -> bool:
+    """Whether a string is the path of a function that is called with arguments of the config, and may do anything."""
+    path = value.strip()
+    named = any(name in f".{key}." for name in CALLED)
+    return named and bool(IMPORT.fullmatch(value)) and is_importable(path) and not path.startswith(CALLABLE)
 
 
 def _is_file(value: str, folder: Path) -> bool:

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 BAR = "|"
 CHARACTERS = "".join(PAIRS) + "".join(PAIRS.values()) + BAR
-MAX_LENGTH = 10  # of a prompt, without the bar
-MAX_OPEN = 6
+MAX_LENGTH = 8  # of a prompt, without the bar
+MAX_OPEN = 5
 
 
 def prompts(seed: int, count: int, held_out: bool = False) -> list[str]:
-    """Prompts with 2 to 6 open brackets among 2 to 10 characters.
+    """Prompts with 2 to 5 open brackets among 2 to 8 characters.
 
     Args:
         seed: of the draws.
@@ -51,7 +51,7 @@ def answer(prompt: str) -> str:
     return "".join(PAIRS[bracket] for bracket in reversed(still_open))
 
 
-def corpus(seed: int, count: int, right: float = 0.3) -> list[tuple[str, str]]:
+def corpus(seed: int, count: int, right: float = 0.35) -> list[tuple[str, str]]:
     """Prompts and completions; a share `right` closes the brackets, the others have closing brackets at random.
 
     A model that learns the text solves the task about as often as the text does.

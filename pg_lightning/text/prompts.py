@@ -81,7 +81,9 @@ def read_prompts(name: str, source: str | Mapping[str, object] | Sequence[object
         spec = _spec(name, source)
         path = spec if isinstance(spec, str) else str(spec["class_path"])
         return _checked(name, _numbered(name, path, _of_class_path(name, path, spec)), repr(path))
-    return _checked(name, ((f"prompt {i + 1}", item) for i, item in enumerate(source)), "the list")
+    if not isinstance(source, (list, tuple)):
+        raise UserError(f"{name}: no source of prompts: {shortened(source)}; {FORMS}")
+    return _checked(name, ((f"prompt {number}", item) for number, item in enumerate(source, 1)), "the list")
 
 
 def _spec(name: str, source: str | Mapping[str, object]) -> ClassPath:
@@ -96,8 +98,10 @@ def _spec(name: str, source: str | Mapping[str, object]) -> ClassPath:
         raise UserError(f"{name}: no source of prompts: {shortened(path if path else source)}; {FORMS}")
     if isinstance(spec, str) and Path(path).expanduser().is_file():
         raise UserError(f"{name}: {path!r} is a file whose name does not end in .jsonl; {FORMS}")
-    if isinstance(spec, dict) and not isinstance(spec.setdefault("init_args", {}), dict):
-        raise UserError(f"{name}.init_args: must be a mapping of arguments, got {shortened(spec['init_args'])}")
+    if isinstance(spec, dict):
+        spec["init_args"] = spec.get("init_args") or {}
+        if not isinstance(spec["init_args"], dict):
+            raise UserError(f"{name}.init_args: must be a mapping of arguments, got {shortened(spec['init_args'])}")
     return spec
 
 
@@ -105,7 +109,8 @@ def _of_class_path(name: str, path: str, spec: ClassPath) -> object:
     """What a class path makes: the prompts of a task, or what the user's function or iterable is."""
     if path.startswith(PREFIX):
         return task_prompts(name, path.removeprefix(PREFIX), {} if isinstance(spec, str) else spec["init_args"])
-    found, arguments = resolve(name, spec)
+    with reported(f"{name}: {path}"):
+        found, arguments = resolve(name, spec)
     if not callable(found):
         if arguments:
             raise UserError(f"{name}.init_args: {path} takes no arguments; it is no function")
@@ -173,9 +178,7 @@ def _prompt(where: str, item: object) -> Prompt:
     if isinstance(item, str):
         item = {"prompt": item}
     if not isinstance(item, Mapping):
-        quotes = (
-            ", in quotes if YAML would read it as something else" if isinstance(item, (int, float, type(None))) else ""
-        )
+        quotes = " in quotes" if isinstance(item, (int, float)) else ""  # as 12, or yes in YAML
         raise UserError(f"{where} is {_kind(item)}; give a string{quotes}, or a mapping with the key prompt")
     if "prompt" not in item:
         keys = ", ".join(shortened(key, 30) for key in list(item)[:5]) or "none"
@@ -188,7 +191,7 @@ def _prompt(where: str, item: object) -> Prompt:
     if isinstance(text, str):
         if not text:
             raise UserError(f"{where} has an empty prompt; a policy continues at least one character")
-        return Prompt(text, columns)
+        return Prompt(_encodable(where, text), columns)
     if not isinstance(text, list) or not text:
         kind = "an empty list" if text == [] else _kind(text)
         raise UserError(f"{where}: prompt must be a string or the messages of a chat, not {kind}")
@@ -200,8 +203,17 @@ def _message(where: str, message: object) -> dict[str, str]:
     if isinstance(message, Mapping) and message.keys() == {"role", "content"}:
         role, content = message["role"], message["content"]
         if isinstance(role, str) and isinstance(content, str):
-            return {"role": role, "content": content}
+            return {"role": role, "content": _encodable(where, content)}
     raise UserError(f"{where}: prompt must be a string or messages, each {{role: user, content: …}} of strings")
+
+
+def _encodable(where: str, text: str) -> str:
+    """The text; refuses half of a surrogate pair, which JSON can write and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: prompt has half of a surrogate pair, no character, at {error.start + 1}") from error
+    return text
 
 
 def _kind(value: object) -> str:

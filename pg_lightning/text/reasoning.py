@@ -14,7 +14,7 @@ from pg_lightning.errors import UserError, one_line
 
 PREFIX = "reasoning_gym:"
 SEEDS = 2000
-STRIDE = 2**20  # prompt i of seed s is item i of the task's seed s * STRIDE, as the task's own item i is of seed + i
+STRIDE = 2**20  # between seeds as the task knows them: item i is drawn from seed + i
 
 Item = Mapping[str, object]
 
@@ -42,8 +42,8 @@ def task_prompts(name: str, task: str, arguments: Mapping[str, object]) -> list[
         name: the key in the config, for the error message.
         task: its name in reasoning-gym.
         arguments: of the task's configuration; `size` (500 by default) is the number of prompts, and `seed` (0 by
-            default, at most 2,000) draws them. Item i of a task with seed s is mostly item i − 1 with seed s + 1: here
-            seeds are spread by 2²⁰, so that prompts of two seeds are drawn independently.
+            default, at most 2,000) draws them. In reasoning-gym item i of seed s is mostly item i − 1 of seed s + 1.
+            Here seed s is its seed 2²⁰·s, so that prompts of two seeds are drawn independently.
 
     Returns:
         mappings with `prompt`, `answer` (the one that the task gives; others may be right too), `metadata`, `question`,
@@ -76,8 +76,8 @@ def make_task(name: str, task: str, arguments: Mapping[str, object]) -> Task:
     if task not in known:
         near = get_close_matches(task.partition("?")[0], known, n=3)
         cure = f"did you mean {' or '.join(near)}?" if near else f"there are {len(known)}, such as basic_arithmetic"
-        how = f"; arguments belong in init_args beside class_path: {PREFIX}TASK" if "?" in task else ""
-        raise UserError(f"{name}: reasoning_gym has no task {task!r}; {cure}{how}")
+        how = f" (arguments belong in init_args, beside class_path: {PREFIX}TASK)" if "?" in task else ""
+        raise UserError(f"{name}: reasoning_gym has no task {task!r}{how}; {cure}")
     options = [option.name for option in fields(known[task][1])]
     if unknown := [key for key in arguments if key not in options]:
         raise UserError(f"{name}.init_args: {task} has no option {unknown[0]!r}; it has {', '.join(options)}")
@@ -120,7 +120,8 @@ def score(
     """The scores by which the tasks verify answers, in [0, 1].
 
     The answer is the text in the last `<answer>…</answer>` of a completion; without one, all of it without surrounding
-    space. An answer on which a task's own code fails is malformed and scores 0.
+    space. An answer on which a task's own code raises is malformed and scores 0. Tasks whose answer is an expression
+    let SymPy evaluate it: what the policy wrote is run by Python's `eval`.
     """
     scores = []
     for i, completion in enumerate(completions):

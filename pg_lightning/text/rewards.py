@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from pg_lightning.text.prompts import Prompt, shortened
 Function = Callable[..., object]
 KEYS = {"class_path", "init_args", "name", "weight"}
 OURS = ("prompts", "completions")
+FORMS = f"give {', '.join(SHORT)}, or the class path module.name of a function"
 
 
 class Rewards:
@@ -44,9 +46,9 @@ class Rewards:
     """
 
     def __init__(self, reward: ClassPath | Sequence[ClassPath]) -> None:
-        entries = [reward] if isinstance(reward, (str, Mapping)) else list(reward)
+        entries = list(reward) if isinstance(reward, (list, tuple)) else [reward]
         if not entries:
-            raise UserError(f"data.reward: give at least one function, such as {', '.join(SHORT)}")
+            raise UserError(f"data.reward: {FORMS}")
         self._parts = [_Part(entry) for entry in entries]
         self.names = [part.name for part in self._parts]
         if twice := next((name for name in self.names if self.names.count(name) > 1), ""):
@@ -78,6 +80,8 @@ class Rewards:
             UserError: in one line that names the function, and the prompt if it is about one: if a function lacks a
                 column, raises, or does not return one finite number for each completion.
         """
+        if len(prompts) != len(completions):
+            raise ValueError(f"{len(prompts)} prompts of {len(completions)} completions")
         parts = {part.name: part(prompts, completions) for part in self._parts}
         total = torch.zeros(len(completions), dtype=torch.float32)
         for part in self._parts:
@@ -91,15 +95,17 @@ class Rewards:
 class _Part:
     """A function with its name and its weight."""
 
-    def __init__(self, entry: ClassPath) -> None:
-        spec: dict[str, object] = {"class_path": entry} if isinstance(entry, str) else dict(entry)
+    def __init__(self, entry: object) -> None:
+        spec = {"class_path": entry} if isinstance(entry, str) else entry
+        if not isinstance(spec, Mapping):
+            raise UserError(f"data.reward: {shortened(spec)} is no function; {FORMS}")
         if unknown := spec.keys() - KEYS:
             raise UserError(
                 f"data.reward: unknown key {sorted(map(str, unknown))[0]!r}; it has class_path, init_args, name, weight"
             )
         path = spec.get("class_path")
         if not isinstance(path, str) or not path:
-            raise UserError(f"data.reward: class_path is missing; give a function, such as {', '.join(SHORT)}")
+            raise UserError(f"data.reward: class_path is missing; {FORMS}")
         name, weight, arguments = spec.get("name"), spec.get("weight", 1.0), spec.get("init_args") or {}
         self.name = path.rpartition(".")[2] if name is None else str(name)
         if not self.name or not all(character.isalnum() or character in "_-." for character in self.name):
@@ -175,7 +181,11 @@ class _Part:
 
 def _function(path: str, arguments: dict[str, object]) -> Function:
     """The function, or the instance of the class, at a class path."""
-    found, _ = resolve("data.reward", path, SHORT)
+    if "." not in path and path not in SHORT:
+        near = "".join(f"; did you mean {name}?" for name in get_close_matches(path, SHORT, n=1))
+        raise UserError(f"data.reward: no function {path!r}{near or f'; {FORMS}'}")
+    with reported(f"data.reward: {path}"):
+        found, _ = resolve("data.reward", path, SHORT)
     if not callable(found):
         raise UserError(f"data.reward: {path} is no function but {type(found).__name__}")
     arguments = arguments_for("data.reward", path, found, arguments)

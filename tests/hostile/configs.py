@@ -54,6 +54,13 @@ CODE = {
     "wrapper_function": MODEL
     + "data: {env_id: CartPole-v1, wrappers: [{class_path: gymnasium.wrappers.TransformReward, "
     "init_args: {func: stranger.evil}}]}\n",
+    "prompts": MODEL + "data: {prompts: {class_path: torch.hub.load, init_args: {repo_or_dir: stranger/evil}}}\n",
+    "prompts_of_a_stranger": MODEL + "data: {prompts: stranger.evil}\n",
+    "prompts_by_a_function_of_ours": MODEL
+    + "data: {eval_prompts: {class_path: pg_lightning.run.files.write_file, init_args: {path: CODE_RAN}}}\n",
+    "reward": MODEL + "data: {reward: torch.hub.load}\n",
+    "reward_in_a_list": MODEL + "data: {reward: [exact_match, {class_path: torch.load, weight: 2}]}\n",
+    "reward_as_text": MODEL + "data: {reward: '{class_path: torch.load}'}\n",
     "torso": "model: {class_path: pg_lightning.algorithms.PPO, init_args: {torso: stranger.Evil}}\n" + DATA,
     "head": "model: {class_path: pg_lightning.algorithms.PPO, init_args: {head: stranger.Evil}}\n" + DATA,
     "policy": "model: {class_path: pg_lightning.algorithms.PPO, init_args: {policy: {class_path: stranger.Evil}}}\n"
@@ -170,6 +177,11 @@ HARMLESS = {
     "installed_env": MODEL + 'data: {env_id: "minigrid:MiniGrid-Empty-5x5-v0"}\n',
     "not_installed_env": MODEL + 'data: {env_id: "not_there_at_all:Env-v0"}\n',
     "env_file": MODEL + "data: {env_id: Ant-v5, env_kwargs: {xml_file: ant.xml}}\n",
+    "prompts": MODEL + "data: {prompts: [What is torch.nn?, {prompt: a, answer: b.c}], reward: exact_match}\n",
+    "prompts_of_ours": MODEL
+    + "data: {prompts: {class_path: pg_lightning.text.brackets.prompts, init_args: {seed: 1}}}\n",
+    "rewards": MODEL + "data: {prompts: 'reasoning_gym:leg_counting', reward: [{class_path: "
+    "torchmetrics.text.CharErrorRate, weight: -1}, reasoning_gym]}\n",
     "alias": "x: &x CartPole-v1\n" + MODEL + "data: {env_id: *x}\n",
     "optimizer": "model: {class_path: pg_lightning.algorithms.PPO, init_args: {optimizer: torch.optim.AdamW}}\n" + DATA,
     "folder": MODEL + DATA + "trainer: {default_root_dir: some_folder}\n",

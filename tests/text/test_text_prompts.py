@@ -1,6 +1,7 @@
 """Prompts from every source; what is no source, or no prompt, is one line that names its place."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -49,6 +50,7 @@ def test_a_file_with_a_line_for_each_prompt(tmp_path):
         ({"class_path": "text_rewards.some", "init_args": {"count": 1, "say": "q"}}, ["q0"]),
         ("text_rewards.Source", ["from 0", "from 1"]),
         ({"class_path": "text_rewards.Source", "init_args": {"count": 1}}, ["from 0"]),
+        ({"class_path": "text_rewards.Source", "init_args": None}, ["from 0", "from 1"]),
     ],
 )
 def test_the_path_of_a_function_or_an_iterable(source, texts):
@@ -82,6 +84,7 @@ def test_the_path_of_a_function_or_an_iterable(source, texts):
             "line 2 lacks the column 'answer', 'b'; the columns of all prompts must be those of",
         ),
         (['{"prompt": "a"}', '{"prompt": "a", "c": 1}'], "line 2 has the additional column 'c'; the columns of all"),
+        (['{"prompt": "ab\\ud800"}'], "line 1: prompt has half of a surrogate pair, no character, at 3"),
         ([b'{"prompt": "\xff"}'], "line 1 is not text in UTF-8"),
         (["[" * 100_000], "line 1 is not JSON that can be read: RecursionError"),
         (['{"prompt": "a", "n": 1' + "0" * 5000 + "}"], "line 1 is not JSON that can be read: ValueError"),
@@ -96,7 +99,8 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, lines, error):
     ("source", "error"),
     [
         ([], "data.prompts: the list has no prompts; at least one is needed"),
-        (["a", 12], "data.prompts: prompt 2 is a number; give a string, in quotes if YAML would read it as something"),
+        (None, "data.prompts: no source of prompts: 'None'; give a list of prompts, the path of"),
+        (["a", 12], "data.prompts: prompt 2 is a number; give a string in quotes, or a mapping with the key prompt"),
         (["a", ["b"]], "data.prompts: prompt 2 is a list; give a string, or a mapping with the key prompt"),
         (["a", {"answer": "b"}], "data.prompts: prompt 2 has no key prompt, which is the text to continue; its keys"),
         ([{"prompt": "a", 1: 2}], "data.prompts: prompt 1 has a column whose name is no string"),
@@ -145,6 +149,10 @@ def test_what_is_no_file_of_prompts(tmp_path):
     assert refused(written(tmp_path, "", " ")).endswith("has no prompts; at least one is needed")
     (tmp_path / "folder.jsonl").mkdir()
     assert refused(str(tmp_path / "folder.jsonl")).endswith("Is a directory")
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    assert refused(str(tmp_path / "fifo.jsonl")).endswith("is not a regular file")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    assert refused(str(tmp_path / "zero.jsonl")).endswith("is not a regular file")
     (tmp_path / "prompts.txt").write_text("a")
     path = str(tmp_path / "prompts.txt")
     assert refused(path).startswith(f"data.prompts: {path!r} is a file whose name does not end in .jsonl; give")
@@ -201,7 +209,7 @@ def test_seeds_of_a_task_share_no_prompts():
         (task("zzzz"), "data.prompts: reasoning_gym has no task 'zzzz'; there are "),
         (
             "reasoning_gym:leg_counting?size=5",
-            "data.prompts: reasoning_gym has no task 'leg_counting?size=5'; did you mean leg_counting? argu",
+            "data.prompts: reasoning_gym has no task 'leg_counting?size=5' (arguments belong in init_args, ",
         ),
         (task(sizes=5), "data.prompts.init_args: basic_arithmetic has no option 'sizes'; it has min_terms, max_terms,"),
         (task(size=0), "data.prompts.init_args.size: must be an integer between 1 and 1,048,576, got 0"),

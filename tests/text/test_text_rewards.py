@@ -117,12 +117,16 @@ SHORT = "exact_match, contains, last_number, reasoning_gym, brackets"
 @pytest.mark.parametrize(
     ("reward", "error"),
     [
-        ([], f"data.reward: give at least one function, such as {SHORT}"),
-        ("exact_mach", "data.reward: cannot import 'exact_mach': Empty module name; short names are exact_match, "),
+        ([], f"data.reward: give {SHORT}, or the class path module.name of a function"),
+        (None, f"data.reward: 'None' is no function; give {SHORT}, or the class path module.name of a function"),
+        ([3], "data.reward: '3' is no function; give exact_match, "),
+        ("exact_mach", "data.reward: no function 'exact_mach'; did you mean exact_match?"),
+        ("zzz", "data.reward: no function 'zzz'; give exact_match, "),
+        ("bad_syntax.reward", "data.reward: bad_syntax.reward raised SyntaxError: "),
         ("text_rewards.none", "data.reward: cannot import 'text_rewards.none': module 'text_rewards' has no attribute"),
         ("text_rewards.NUMBER", "data.reward: text_rewards.NUMBER is no function but int"),
         ("text_rewards.NotCallable", "data.reward: text_rewards.NotCallable has no method __call__, which a reward"),
-        ({"weight": 1}, f"data.reward: class_path is missing; give a function, such as {SHORT}"),
+        ({"weight": 1}, f"data.reward: class_path is missing; give {SHORT}, or"),
         (
             by("exact_match", wieght=1),
             "data.reward: unknown key 'wieght'; it has class_path, init_args, name, weight",
@@ -153,7 +157,9 @@ SHORT = "exact_match, contains, last_number, reasoning_gym, brackets"
         ),
     ],
 )
-def test_what_is_no_reward_is_refused_before_training(reward, error):
+def test_what_is_no_reward_is_refused_before_training(tmp_path, monkeypatch, reward, error):
+    (tmp_path / "bad_syntax.py").write_text("def reward(completions)\n    return [0]\n")
+    monkeypatch.syspath_prepend(tmp_path)
     assert refused(lambda: Rewards(reward)).startswith(error)
 
 
@@ -221,6 +227,17 @@ def test_the_task_of_reasoning_gym_scores_its_answers():
     assert rewards("reasoning_gym", prompts, tagged) == [1, 1, 1]
     wrong = rewards("reasoning_gym", prompts, ["1 + 1", "((", ""])
     assert max(wrong) < 0.1
+    numbers_that_are_too_large = rewards("reasoning_gym", prompts, ["8 * 3 * 1 * 1"] * 3)
+    assert max(numbers_that_are_too_large) < 0.1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="needs reasoning-gym")
+def test_an_answer_that_the_task_cannot_parse_scores_0():
+    """The code of this task raises `ValueError` for it."""
+    prompts = read_prompts(
+        "data.prompts", {"class_path": "reasoning_gym:prime_factorization", "init_args": {"size": 1}}
+    )
+    assert rewards("reasoning_gym", prompts, ["two times three"]) == [0]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="needs reasoning-gym")
