@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_info
 
 from pg_lightning.callbacks.evaluation import writable
 from pg_lightning.collectives import all_gather_object
@@ -81,13 +80,13 @@ class CompletionTable(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows them."""
         rows, self._columns = self._columns, []
-        if not rows or trainer.sanity_checking:
+        if not rows or trainer.sanity_checking or not trainer.is_global_zero:
             return
         for row in rows:
             prompt, completion = (self._short(row[name]) for name in ("prompt", "completion"))
-            rank_zero_info(f"{row['reward']:6.2f}  {prompt} → {completion}{'' if row['ended'] else ' (cut)'}")
+            print(f"{row['reward']:6.2f}  {prompt} → {completion}{'' if row['ended'] else ' (cut)'}")
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            if isinstance(logger, WandbLogger):
                 names = ["prompt", "completion", "reward", "tokens"]
                 table = [[str(row["prompt"]), *(row[name] for name in names[1:])] for row in rows]
                 logger.log_table("completions", columns=names, data=table)

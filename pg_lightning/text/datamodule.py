@@ -103,6 +103,8 @@ class TextDataModule(LightningDataModule):
             self.prompts, self.eval_prompts = self.prompts[:-held_out], self.prompts[-held_out:]
         else:
             self.eval_prompts = read_prompts("data.eval_prompts", eval_prompts)
+        for known in (self.prompts, self.eval_prompts):
+            self.rewards.require_columns(known)
         self.observation_space = self.action_space = spaces.Discrete(len(self.tokenizer))
         self.collector: CompletionCollector | None = None
         self.episodes_go_on = False
