@@ -110,6 +110,19 @@ class Rollout:
         return replace(self, **moved)
 
 
+# The fields of a `Batch` with one entry per row.
+ROWS = (
+    "actions",
+    "advantages",
+    "returns",
+    "old_values",
+    "old_log_probs",
+    "action_mask",
+    "reference_log_probs",
+    "weights",
+)
+
+
 @dataclass
 class Sequences:
     """Sequence layout for recurrent policies: T rows of n environments.
@@ -235,7 +248,8 @@ class Batch:
             yield from self.minibatches(num_minibatches, keep_empty, generator)
 
     def _rows(self, index: Tensor | slice) -> dict[str, Any]:
-        return {name: x[index] for name, x in self.columns().items() if name != "obs"}
+        own = vars(self)
+        return {name: own[name][index] for name in ROWS if own[name] is not None}
 
 
 @dataclass

@@ -8,11 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pg_lightning.collectives import Collectives
 from pg_lightning.errors import require
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.learning.checks import groups_of
-from pg_lightning.learning.targets import log_probs_by_parts
+from pg_lightning.learning.targets import log_probs_by_parts, rows_per_column
 from pg_lightning.losses import KLEstimator, clipped_surrogate_loss, kl_estimate
 from pg_lightning.returns import group_moments
 from pg_lightning.rollout import Batch, Rollout
@@ -90,7 +89,8 @@ class GRPO(PolicyGradientModule):
         advantages = returns - mean
         if self.scale_advantage:
             advantages = advantages / (std + STD_EPSILON)
-        weights = sequence_weights(rollout.valid, self.normalizer, self.learner.collectives, sum(self.learner.rows))
+        tokens = rows_per_column(self.learner.rows, rewards.shape[1])
+        weights = sequence_weights(rollout.valid, self.normalizer, tokens)
         batch.weights = weights[rollout.valid]
         batch.advantages = batch.weights * advantages.expand_as(rewards)[rollout.valid]
         self.learner.passes(self.loss, batch, self.num_epochs, self.num_minibatches)
@@ -123,24 +123,22 @@ class GRPO(PolicyGradientModule):
         return loss, metrics
 
 
-def sequence_weights(valid: Tensor, normalizer: Normalizer, collectives: Collectives, rows: int) -> Tensor:
+def sequence_weights(valid: Tensor, normalizer: Normalizer, tokens: float) -> Tensor:
     """The weight of each token, so that a mean over the tokens of all ranks has the normaliser's form.
 
     Args:
         valid: `[T, N]` bool; every column has at least one valid row.
         normalizer: see `GRPO`.
-        collectives: of ranks with N columns each.
-        rows: valid rows of all ranks.
+        tokens: mean number of valid rows of a column, over all ranks.
 
     Returns:
         `[T, N]`.
     """
     T, N = valid.shape
-    tokens_per_column = rows / (N * collectives.world_size)
     match normalizer:
         case "tokens":
             return torch.ones(T, N, device=valid.device)
         case "sequence":
-            return (tokens_per_column / valid.sum(0)).expand(T, N)
+            return (tokens / valid.sum(0)).expand(T, N)
         case "constant":
-            return torch.full((T, N), tokens_per_column / T, device=valid.device)
+            return torch.full((T, N), tokens / T, device=valid.device)

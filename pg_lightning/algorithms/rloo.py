@@ -11,7 +11,7 @@ from torch import Tensor
 from pg_lightning.errors import require
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.learning.checks import groups_of
-from pg_lightning.learning.targets import log_probs_by_parts
+from pg_lightning.learning.targets import log_probs_by_parts, rows_per_column
 from pg_lightning.returns import leave_one_out
 from pg_lightning.rollout import Batch, Rollout
 
@@ -51,6 +51,5 @@ class RLOO(PolicyGradientModule):
             metrics["train/kl_to_reference"] = log_ratio.sum(0).mean()
         advantages = leave_one_out(rewards.sum(0), groups_of(rollout, "RLOO")).expand_as(rewards)[rollout.valid]
         # The loss is a mean over tokens; a sum over those of each completion is one over completions.
-        tokens_per_completion = sum(self.learner.rows) / (rewards.shape[1] * self.learner.collectives.world_size)
-        batch.advantages = tokens_per_completion * advantages
+        batch.advantages = rows_per_column(self.learner.rows, rewards.shape[1]) * advantages
         return self.learner.step(self.loss, batch) | metrics

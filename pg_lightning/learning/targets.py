@@ -40,6 +40,16 @@ def gae_targets(
     return *targets, log_probs_of(Batch.of(rollout, *targets), network).view_as(values)
 
 
+def rows_per_column(rows: Sequence[int], columns: int) -> float:
+    """The mean number of valid rows of a column over all ranks, each with as many columns.
+
+    Args:
+        rows: valid rows of each rank.
+        columns: of each rank.
+    """
+    return sum(rows) / (columns * len(rows))
+
+
 def log_probs_of(batch: Batch, network: ActorCritic) -> Tensor:
     """log π(a|s) `[B]` of the actions taken."""
     return network.policy(batch).log_prob(batch.actions)

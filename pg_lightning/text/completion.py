@@ -87,9 +87,7 @@ def complete(
             for part in cache.values():
                 part.batch_select_indices(kept)
             columns, drawn, is_text = columns[kept], drawn[kept], is_text[kept]
-        positions = (is_text.sum(1, keepdim=True) - 1).clamp(min=0)
-        step = policy.model(
-            input_ids=drawn[:, None], attention_mask=is_text.long(), position_ids=positions, use_cache=True, **cache
-        )
+        new = {"input_ids": drawn[:, None], "position_ids": is_text.sum(1, keepdim=True) - 1}
+        step = policy.model(**new, attention_mask=is_text.long(), use_cache=True, **cache)
         logits = step.logits[:, -1]
     return Completions(prompts.repeat_interleave(num_completions, 0), tokens, log_probs, valid, ended)

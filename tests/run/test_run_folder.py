@@ -169,7 +169,15 @@ def test_the_documented_metrics_are_those_logged(run):
     )
     # Of other algorithms and options.
     documented -= {"train/staleness", "train/kl_penalty", "train/policy_lag", "train/bootstrap_is_approximate"}
-    documented -= {"train/rho", "train/line_search_steps", "val/win_rate", "val/draw_rate", "val/loss_rate"}
+    documented -= {"train/ent_coef", "train/kl_to_reference", "train/ratio_mean", "train/ratio_deviation"}
+    documented -= {
+        "rollout/truncated",
+        "train/rho",
+        "train/line_search_steps",
+        "val/win_rate",
+        "val/draw_rate",
+        "val/loss_rate",
+    }
     logged = {key for row in read_metrics(run) for key in row} - {"step"}
     assert logged == documented
     assert len(logged) >= 16
