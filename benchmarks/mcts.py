@@ -3,8 +3,8 @@
     pip install open_spiel
     python benchmarks/mcts.py runs/ppo_connect_four/version_0/checkpoints/best.ckpt --game connect_four --games 200
 
-The search plays random moves to the end from every leaf (UCT, c = √2). An action of the policy's game must have the same
-number in OpenSpiel's. The policy samples its moves.
+The search plays random moves to the end from every leaf (UCT, c = √2). An action must have the same number in both
+games. The policy plays its mode; the search is random, so that games differ.
 """
 
 from __future__ import annotations
@@ -67,6 +67,23 @@ class Search:
         return int(self._bot.step(state))
 
 
+class Mode(PolicyOpponent):
+    """A policy that plays its most likely moves."""
+
+    def act(
+        self,
+        which: np.ndarray,
+        obs: np.ndarray,
+        masks: np.ndarray,
+        moves: Sequence[Sequence[int]],
+        generator: torch.Generator,
+    ) -> np.ndarray:
+        """The moves of a policy without memory."""
+        with torch.inference_mode():
+            actions, _ = self.policy.mode(torch.from_numpy(obs), torch.from_numpy(masks))
+            return self.policy.env_actions(actions).numpy()
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path)
@@ -85,12 +102,15 @@ def main() -> None:
         data = settings_of(run_folder(path))
         half, seed = arguments.games // 2, arguments.seed
         games = make_games(data["env_id"], half, data.get("env_kwargs"), data.get("backend", "sync"), seed)
-        policy = PolicyOpponent("policy", load(path).policy, half)
+        policy = Mode("policy", load(path).policy, half)
         search = Search(arguments.game, arguments.simulations, seed)
         for seat, pair in (("first", (policy, search)), ("second", (search, policy))):
             won, drawn, lost = play_match(games, *pair, half, seed)[:: 1 if seat == "first" else -1]
             interval = binomtest(int(won), half).proportion_ci(method="wilson")
-            print(f"| {path} | {seat} | {won} | {drawn} | {lost} | {interval.low:.2f} to {interval.high:.2f} |", flush=True)
+            print(
+                f"| {path} | {seat} | {won} | {drawn} | {lost} | {interval.low:.2f} to {interval.high:.2f} |",
+                flush=True,
+            )
         games.close()
 
 

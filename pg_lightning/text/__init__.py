@@ -2,6 +2,8 @@
 
 from pg_lightning.text.datamodule import TextDataModule
 from pg_lightning.text.policy import LanguagePolicy
+from pg_lightning.text.prompts import Prompt, read_prompts
+from pg_lightning.text.rewards import Rewards
 from pg_lightning.text.supervised import SupervisedStart
 
-__all__ = ["LanguagePolicy", "SupervisedStart", "TextDataModule"]
+__all__ = ["LanguagePolicy", "Prompt", "Rewards", "SupervisedStart", "TextDataModule", "read_prompts"]
