@@ -16,7 +16,7 @@ from pg_lightning.errors import UserError, require
 from pg_lightning.rollout import Batch, Sequences
 from pg_lightning.text.datamodule import TextDataModule
 from pg_lightning.text.prompts import Prompt
-from pg_lightning.text.tokenizer import aligned, encode
+from pg_lightning.text.tokenizer import aligned, encode, tokens_of
 
 
 class SupervisedStart(Callback):
@@ -77,8 +77,9 @@ class SupervisedStart(Callback):
         longest = context - data.max_new_tokens
         prompts = encode(data.tokenizer, [Prompt(prompt) for prompt, _ in pairs], longest, "SupervisedStart.corpus")
         ends = [data.tokenizer.eos_token_id]
+        what = "SupervisedStart.corpus: a completion"
         completions = [
-            torch.tensor([*data.tokenizer(completion, add_special_tokens=False).input_ids, *ends])
+            torch.tensor([*tokens_of(data.tokenizer, completion, what, add_special_tokens=False), *ends])
             for _, completion in pairs
         ]
         return [*zip(prompts, completions, strict=True)]

@@ -60,22 +60,33 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], longest: int, field: str) 
     for number, prompt in enumerate(prompts):
         what = f"{field}: prompt {number + 1} ({prompt.shortened()})"
         if isinstance(prompt.text, str):
-            tokens = tokenizer(prompt.text).input_ids
+            tokens = tokens_of(tokenizer, prompt.text, what)
         elif tokenizer.chat_template is None:
             raise UserError(f"{what} is a chat, and the tokenizer has no template for chats; make it a text")
         else:
             text = tokenizer.apply_chat_template(prompt.text, tokenize=False, add_generation_prompt=True)
-            tokens = tokenizer(text, add_special_tokens=False).input_ids
+            tokens = tokens_of(tokenizer, text, what, add_special_tokens=False)
         if not tokens:
             raise UserError(f"{what} has no tokens; a prompt needs one at least")
         if len(tokens) > longest:
             raise UserError(
                 f"{what} has {len(tokens)} tokens; with data.max_new_tokens the model's context has room for {longest}"
             )
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens and isinstance(prompt.text, str):
-            raise UserError(f"{what} has characters that data.tokenizer does not know; add them")
         found.append(torch.tensor(tokens))
     return found
+
+
+def tokens_of(tokenizer: Any, text: str, what: str, **options: bool) -> list[int]:
+    """The tokens of a text.
+
+    Raises:
+        UserError: naming the text by `what`, if it has characters that the tokenizer does not know.
+    """
+    try:
+        tokens: list[int] = tokenizer(text, **options).input_ids
+    except Exception as error:  # of the tokenizer's own kind
+        raise UserError(f"{what} has characters that data.tokenizer does not know; add them") from error
+    return tokens
 
 
 def aligned(prompts: Sequence[Tensor]) -> Tensor:
@@ -88,13 +99,13 @@ def aligned(prompts: Sequence[Tensor]) -> Tensor:
 
 
 def _of_characters(characters: str) -> Any:
-    """One token per character, one for the end, and one for characters that it does not know."""
+    """One token per character, and one for the end; none for other characters, since a policy could draw it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     if not characters or len(set(characters)) < len(characters):
         raise UserError("data.tokenizer: characters must be different, and one at least")
-    vocabulary = {token: i for i, token in enumerate([EOS, "<unknown>", *characters])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+    vocabulary = {token: i for i, token in enumerate([EOS, *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return imported().PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, unk_token="<unknown>")
+    return imported().PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS)

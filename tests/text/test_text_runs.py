@@ -73,7 +73,7 @@ def test_a_run_logs_what_is_special_to_text(text_run):
     assert {"train/kl_to_reference", "train/ratio_mean", "rollout/truncated", "rollout/return_mean"} <= logged
     rows = [row for row in read_metrics(text_run) if "train/kl_to_reference" in row]
     assert rows[0]["train/kl_to_reference"] == pytest.approx(0, abs=1e-6)
-    assert rows[-1]["train/kl_to_reference"] > 1e-5
+    assert abs(rows[-1]["train/kl_to_reference"]) > 1e-5
     assert all(row["train/ratio_mean"] == pytest.approx(1, abs=1e-6) for row in rows)
 
 
@@ -136,7 +136,7 @@ def test_an_exported_model_continues_a_prompt_as_the_policy_does(cli, text_run):
     for name, x in model.state_dict().items():
         assert torch.equal(x, weights[f"network.model.{name}"])
     tokenizer = transformers.AutoTokenizer.from_pretrained(text_run / "export")
-    assert tokenizer("([|").input_ids == [2, 4, 8]
+    assert tokenizer("([|").input_ids == [1, 3, 7]
     assert tokenizer.eos_token_id == 0
 
 
