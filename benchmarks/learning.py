@@ -198,8 +198,8 @@ def main() -> None:
     print(table(results))
     print(
         f"\nSeeds {' '.join(map(str, arguments.seeds))}; {arguments.episodes} deterministic episodes each "
-        f"on the best and on the last checkpoint, and on the best with sampled actions; {arguments.workers} runs at a time, "
-        f"{arguments.ranks} processes each, one thread a process; {versions}."
+        f"on the best and on the last checkpoint, and on the best with sampled actions; "
+        f"{arguments.workers} runs at a time, {arguments.ranks} processes each, one thread a process; {versions}."
     )
     short = [f"{row.config} seed {row.seed}" for row in results if row.return_mean < (TARGETS[row.config] or -np.inf)]
     if short:

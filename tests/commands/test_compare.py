@@ -68,7 +68,8 @@ def test_a_comparison_runs_the_methods_and_what_they_are_held_against(tmp_path, 
     assert text in capsys.readouterr().out
     assert "| ppo | 31.5 [25.1, 37.9] | 24.0 [17.6, 30.4] | 3 |" in text
     steps, seconds = ((folder / f"curves_{x}.svg").read_text() for x in ("env_steps", "seconds"))
-    assert all(f"<!-- {label} -->" in steps for label in ("ppo (2)", "DQN (2)", "random policy"))
+    assert all(f"<!-- {label} -->" in steps for label in ("ppo", "DQN"))
+    assert "<!-- IQM over 2 seeds, 95 % interval; dashed: random policy -->" in steps
     assert "<!-- seconds of training -->" in seconds
     with (folder / "results.csv").open(newline="") as file:
         finals = [float(row["final"]) for row in csv.DictReader(file) if row["name"] == "ppo"]
