@@ -1,12 +1,13 @@
-"""Trains configs over seeds, tests each best checkpoint on new episodes, and prints the table of results.
+"""Trains configs over seeds, tests the best and the last checkpoint on new episodes, and prints the table of results.
 
     python benchmarks/learning.py ppo_cartpole --seeds 1 2 3 4 5
     python benchmarks/learning.py ppo_cartpole --ranks 2 --workers 1    # by two processes that share the environments
     python benchmarks/learning.py --json results.json    # all; takes hours, can be interrupted and continued
 
 Every run uses the command line, like a user: `fit --config configs/NAME.yaml --seed_everything S`, then `test` on
-`checkpoints/best.ckpt` with 100 episodes, with the deterministic policy unless the config says otherwise. If a config
-has a target, the exit status is 1 if any of its seeds misses it.
+100 episodes: `checkpoints/best.ckpt` and `checkpoints/last.ckpt` with the deterministic policy unless the config says
+otherwise, and `best.ckpt` again with sampled actions. If a config has a target, the exit status is 1 if the best
+checkpoint of any of its seeds misses it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -75,6 +77,8 @@ class Result:
     seconds: float
     return_mean: float
     return_ci95: list[float]
+    last_mean: float | None = None  # of the last checkpoint
+    sampled_mean: float | None = None  # of the best one, with sampled actions
 
 
 def among(ranks: int, path: Path) -> list[str]:
@@ -99,9 +103,13 @@ def run(config: str, seed: int, runs: Path, episodes: int, ranks: int) -> Result
     _call([*program, *fit, "--trainer.default_root_dir", str(folder)], environment)
     seconds = time.perf_counter() - start
     run_folder = next((folder / config).glob("version_*"))
-    test = ["test", "--ckpt_path", str(run_folder / "checkpoints/best.ckpt"), "--data.eval_episodes", str(episodes)]
-    _call([*program, *test], environment)
-    report = json.loads((run_folder / "test.json").read_text())
+
+    def test(checkpoint: str, *options: str) -> dict[str, Any]:
+        given = ["--ckpt_path", str(run_folder / "checkpoints" / checkpoint), "--data.eval_episodes", str(episodes)]
+        _call([*program, "test", *given, *options], environment)
+        return json.loads((run_folder / "test.json").read_text())
+
+    report = test("best.ckpt")
     last_row = (run_folder / "metrics.csv").read_text().splitlines()
     steps = int(last_row[-1].split(",")[last_row[0].split(",").index("step")])
     return Result(
@@ -113,14 +121,20 @@ def run(config: str, seed: int, runs: Path, episodes: int, ranks: int) -> Result
         seconds=seconds,
         return_mean=report["return_mean"],
         return_ci95=report["return_ci95"],
+        last_mean=test("last.ckpt")["return_mean"],
+        sampled_mean=test("best.ckpt", "--data.eval_deterministic", "false")["return_mean"],
     )
 
 
 def table(results: list[Result]) -> str:
-    """Markdown, one row per config: the interquartile mean over seeds with a bootstrap interval, and every seed."""
+    """Markdown, one row per config: the interquartile mean (IQM) over seeds with a bootstrap interval, and every seed.
+
+    Of the last checkpoint and of sampled actions it has the IQM and the worst seed.
+    """
     lines = [
-        "| config | env steps | return, IQM over seeds [95 %] | each seed | target | wall seconds a run |",
-        "|---|---|---|---|---|---|",
+        "| config | env steps | return, IQM over seeds [95 %] | each seed | last checkpoint (worst seed) "
+        "| sampled actions (worst seed) | target | wall seconds a run |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for config in dict.fromkeys(result.config for result in results):
         rows = [result for result in results if result.config == config]
@@ -137,9 +151,17 @@ def table(results: list[Result]) -> str:
         seconds = np.median([row.seconds for row in rows])
         lines.append(
             f"| `{config}` | {max(row.env_steps for row in rows):,} | {iqm:.{digits}f}{interval} | {seeds} "
+            f"| {_with_worst([row.last_mean for row in rows], digits)} "
+            f"| {_with_worst([row.sampled_mean for row in rows], digits)} "
             f"| {'–' if TARGETS[config] is None else f'≥ {TARGETS[config]:g}'} | {seconds:.0f} |"
         )
     return "\n".join(lines)
+
+
+def _with_worst(returns: list[float | None], digits: int) -> str:
+    """The IQM over seeds and the worst seed; a dash if they were not measured."""
+    known = [value for value in returns if value is not None]
+    return f"{stats.trim_mean(known, 0.25):.{digits}f} ({min(known):.{digits}f})" if known else "–"
 
 
 def _call(command: list[str], environment: dict[str, str]) -> None:
@@ -175,9 +197,9 @@ def main() -> None:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     print(table(results))
     print(
-        f"\nSeeds {' '.join(map(str, arguments.seeds))}; {arguments.episodes} deterministic episodes each on the best "
-        f"checkpoint; {arguments.workers} runs at a time, {arguments.ranks} processes each, one thread a process; "
-        f"{versions}."
+        f"\nSeeds {' '.join(map(str, arguments.seeds))}; {arguments.episodes} deterministic episodes each "
+        f"on the best and on the last checkpoint, and on the best with sampled actions; "
+        f"{arguments.workers} runs at a time, {arguments.ranks} processes each, one thread a process; {versions}."
     )
     short = [f"{row.config} seed {row.seed}" for row in results if row.return_mean < (TARGETS[row.config] or -np.inf)]
     if short:

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from pg_lightning.analysis.curves import XAxis
 from pg_lightning.analysis.intervals import confidence_interval
 from pg_lightning.analysis.plots import draw
+from pg_lightning.commands.references import CHANCE, REFERENCES, reference_of
 from pg_lightning.commands.results import Result, Run, curves_of
 from pg_lightning.commands.runs import Runs, claimed, folder_name, make_run, raise_if_failed
 from pg_lightning.commands.verdict import mean_of, verdict
@@ -22,7 +23,7 @@ from pg_lightning.run.files import write_csv, write_file
 from pg_lightning.run.reading import read_config
 
 METRIC = "val/return_mean"
-CHANCE = "random policy"
+RANDOM = REFERENCES[CHANCE].label
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:
@@ -33,20 +34,22 @@ def add_arguments(parser: LightningArgumentParser) -> None:
 def compare(
     name: str,
     methods: list[Path],
-    dqn: dict[str, Any] | None = None,
+    references: dict[str, dict[str, Any]] | None = None,
     overrides: dict[str, Any] | None = None,
     seeds: list[int] = [1, 2, 3, 4, 5],  # noqa: B006 - read by the command line, never written
     workers: int = 1,
     output: Path = Path("studies"),
 ) -> None:
-    """Trains algorithms for the same number of env steps with equal evaluations, with DQN and a random policy.
+    """Trains algorithms and other methods for the same number of env steps with equal evaluations.
 
     An interrupted comparison continues where it stopped.
 
     Args:
         name: name of the comparison; its results go into a folder of that name.
         methods: configs, all of one environment.
-        dqn: arguments of Stable-Baselines3's `DQN`, which is left out without them.
+        references: methods beside the algorithms, and their arguments: `dqn` and `sac` of Stable-Baselines3, and
+            searches in the weights of the policy, `hill_climbing`, `simulated_annealing` and `cma_es`. A policy with
+            random actions is always among them.
         overrides: keys of the configs to change in all runs: the budget, and the evaluations.
         seeds: seeds of the runs of each method.
         workers: runs at a time; more than one distorts the figure over wall time.
@@ -61,15 +64,17 @@ def compare(
     folder, configs = output / name, {path.stem: read_config(path, "methods") for path in methods}
     data = _data(configs, overrides or {})
     paths = {path.stem: path for path in methods}
+    beside = {
+        reference_of(key).label: (key, arguments) for key, arguments in {**(references or {}), CHANCE: {}}.items()
+    }
 
     def runs_of(label: str) -> list[Run]:
         if label in paths:
             make, config, settings = make_run, configs[label], overrides or {}
             return [make(folder / "runs", label, seed, paths[label], config, settings) for seed in seeds]
-        arguments = dqn if label == "DQN" else {}
-        return [_reference_run(folder / "runs", label, seed, data, arguments or {}) for seed in seeds]
+        return [_reference_run(folder / "runs", label, seed, data, *beside[label]) for seed in seeds]
 
-    labels = [*paths, *([] if dqn is None else ["DQN"]), CHANCE]
+    labels = [*paths, *beside]
     with claimed(folder), Runs(METRIC, workers, len(labels) * len(seeds)) as pool:
         runs = {label: runs_of(label) for label in labels}
         results, failed = pool.all([*runs.values()]), pool.failed
@@ -82,10 +87,10 @@ def report(runs: dict[str, list[Run]], results: list[Result], folder: Path) -> N
     """Writes `results.csv`, `table.md`, `curves_env_steps.png`, `curves_seconds.png`, and prints table and verdict."""
     write_csv(folder / "results.csv", [asdict(result) for result in results])
     labels = [label for label in runs if any(result.name == label for result in results)]
-    chance = {CHANCE: mean_of(results, CHANCE, "final")} if CHANCE in labels else {}
+    chance = {RANDOM: mean_of(results, RANDOM, "final")} if RANDOM in labels else {}
     axes: tuple[XAxis, ...] = ("env_steps", "seconds")
     for x in axes:
-        curves = {label: curves_of(runs[label], METRIC, x) for label in labels if label != CHANCE}
+        curves = {label: curves_of(runs[label], METRIC, x) for label in labels if label != RANDOM}
         draw(curves, METRIC, x, "iqm", folder / f"curves_{x}.png", chance)
     text = f"{table(labels, results)}\n\n{verdict(labels, results, METRIC)}\n"
     write_file(folder / "table.md", text)
@@ -105,7 +110,7 @@ def table(labels: Sequence[str], results: Sequence[Result]) -> str:
     for label in labels:
         group = [result for result in results if result.name == label]
         finals, means = (np.array([getattr(result, what) for result in group]) for what in ("final", "mean"))
-        seconds = "–" if label == CHANCE else f"{np.median([result.seconds for result in group]):.0f}"
+        seconds = "–" if label == RANDOM else f"{np.median([result.seconds for result in group]):.0f}"
         rows.append((finals.mean(), f"| {label} | {_interval(finals)} | {_interval(means)} | {seconds} |"))
     return "\n".join([*lines, *(line for _, line in sorted(rows, reverse=True))])
 
@@ -146,8 +151,8 @@ def _data(configs: dict[str, dict[str, Any]], overrides: dict[str, Any]) -> dict
     return {key: data[first][key] for key in same if key in data[first]}
 
 
-def _reference_run(root: Path, label: str, seed: int, data: dict[str, Any], arguments: dict[str, Any]) -> Run:
+def _reference_run(root: Path, label: str, seed: int, data: dict[str, Any], key: str, arguments: dict[str, Any]) -> Run:
     folder = root / folder_name(label) / f"seed_{seed}"
     given = ["--data", json.dumps(data), "--arguments", json.dumps(arguments), "--folder", str(folder)]
-    command = ["reference", "--method", label.split()[0].lower(), "--seed", str(seed), *given]
+    command = ["reference", "--method", key, "--seed", str(seed), *given]
     return Run(label, seed, command, {"data": data, "arguments": arguments}, folder)

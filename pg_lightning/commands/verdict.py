@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from pg_lightning.analysis.curves import Curve, environments
+from pg_lightning.analysis.curves import Curve
 from pg_lightning.analysis.intervals import confidence_interval
-from pg_lightning.analysis.plots import COLORS, LEGENDS, UNITS, blank, draw_curves, save, style
+from pg_lightning.analysis.plots import COLORS, blank, draw_groups, save, style
 from pg_lightning.commands.results import Result, Run, curves_of
 from pg_lightning.commands.search import Values
 from pg_lightning.run.files import write_csv, write_file
@@ -85,13 +85,10 @@ def draw_study(
     """The learning curves of the runs on this machine (some settings may have none), and the final
     result of every run, with runs of one seed joined by a line.
     """
-    figure = blank(12, 5.4)
-    left, right = figure.subplots(1, 2)
-    style(left, environments(curves), UNITS["env_steps"], metric)
-    draw_curves(left, curves, "iqm")
-    if any(curves.values()):
-        ncols = min(4, max(1, 130 // (10 + max(map(len, curves)))))
-        figure.legend(loc="outside lower center", ncols=ncols, frameon=False, title=LEGENDS["iqm"])
+    figure = blank(13, 5.4)
+    left, beside = figure.subfigures(1, 2, squeeze=False)[0]
+    draw_groups(left, curves, metric, "env_steps", "iqm", {})
+    right = beside.subplots()
     style(right, "each seed, and the mean with its 95 % interval", "", f"{metric}, final")
     places = {name: i for i, name in enumerate(curves)}
     for seed in sorted({result.seed for result in results}):

@@ -10,6 +10,7 @@ import yaml
 from pg_lightning import cli
 from pg_lightning.analysis.curves import Curve, find_runs, group_of, read_curve, seconds_of
 from pg_lightning.analysis.intervals import summary
+from pg_lightning.analysis.plots import BEHIND, MAX_LINES, blank, draw_groups, grid_of
 from pg_lightning.errors import UserError
 
 CONFIG = {
@@ -110,8 +111,48 @@ def test_the_command_writes_png_and_svg(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.split() == [str(picture.with_suffix(".png")), str(picture)]
     assert picture.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     text = picture.read_text()
-    for label in ("A2C (3)", "PPO (1)", "CartPole-v1", "env steps", "val/return_mean"):
+    said = "IQM over seeds (their number), 95 % interval"
+    for label in ("A2C (3)", "PPO (1)", "CartPole-v1", "env steps", "val/return_mean", said):
         assert f"<!-- {label} -->" in text
+
+
+def drawn(count, seeds=2, levels=None):
+    """The panels of a figure with a number of groups, and all of its text."""
+    figure = blank(8, 4.8)
+    groups = {f"group {i}": [curve([0, 10], [i, i + seed]) for seed in range(seeds)] for i in range(count)}
+    draw_groups(figure, groups, "val/return_mean", "env_steps", "mean", levels or {})
+    legends = [text.get_text() for legend in figure.legends for text in (legend.get_title(), *legend.get_texts())]
+    return figure.axes, "\n".join([figure.get_suptitle(), *legends])
+
+
+def test_a_few_groups_share_a_panel_with_a_legend_that_says_what_is_shown():
+    (panel,), text = drawn(4)
+    assert len({line.get_color() for line in panel.lines}) == len(panel.collections) == 4
+    assert text.splitlines() == ["", "mean over 2 seeds, 95 % interval", *(f"group {i}" for i in range(4))]
+
+
+def test_many_groups_have_a_panel_each_with_the_others_in_grey():
+    panels, text = drawn(6, levels={"random policy": 0.5})
+    assert [panel.get_title() for panel in panels] == [f"group {i}" for i in range(6)]
+    for i, panel in enumerate(panels):
+        own = [line for line in panel.lines if line.get_label() == f"group {i}"]
+        assert [line.get_ydata().tolist() for line in own] == [[i, i + 0.5]]
+        behind = [line.get_ydata()[0] for line in panel.lines if line.get_color() == BEHIND]
+        assert behind == [j for j in range(6) if j != i]
+        assert len(panel.collections) == 1  # one band
+        assert sum(line.get_linestyle() == "--" for line in panel.lines) == 1
+    assert text == "CartPole-v1\nmean over 2 seeds, 95 % interval; grey: the others; dashed: random policy"
+
+
+def test_one_run_each_has_no_interval():
+    assert "one seed each" in drawn(2, seeds=1)[1]
+
+
+@pytest.mark.parametrize("count", [1, 5, 7, 8, 9, 13, 30])
+def test_every_group_has_a_place(count):
+    rows, columns = grid_of(count)
+    assert (rows, columns) == (1, 1) if count <= MAX_LINES else rows * columns >= count > (rows - 1) * columns
+    assert len(drawn(count)[0]) == (1 if count <= MAX_LINES else count)
 
 
 @pytest.mark.parametrize(

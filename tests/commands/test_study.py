@@ -262,5 +262,5 @@ def test_a_study_that_is_interrupted_goes_on_and_comes_to_an_end(tmp_path):
     ]
     assert (folder / "verdict.txt").read_text() in second.stdout + "\n"
     assert (folder / "study.png").read_bytes().startswith(b"\x89PNG")
-    assert all(f"<!-- lr {lr} (2) -->" in (folder / "study.svg").read_text() for lr in ("0.001", "0.01"))
+    assert all(f"<!-- lr {lr} -->" in (folder / "study.svg").read_text() for lr in ("0.001", "0.01"))
     assert len(list(folder.glob("runs/*/*/ppo_cartpole/version_*"))) == 4

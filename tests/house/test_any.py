@@ -36,7 +36,7 @@ MOST = {
     "commands/estimators.py": 2,
     "commands/export.py": 21,
     "commands/record.py": 2,
-    "commands/reference.py": 5,
+    "commands/references/evaluations.py": 1,
     "commands/results.py": 1,
     "commands/runs.py": 2,
     "commands/search.py": 9,
