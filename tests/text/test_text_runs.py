@@ -175,7 +175,10 @@ def test_rlhf_algorithms_need_prompts(cli, tiny, tmp_path):
 def test_examples_come_first_and_are_the_reference(cli, config, tmp_path):
     """The first update is at the policy that has learned from them, and its divergence from the reference is 0."""
     corpus = {"class_path": f"{BRACKETS}.corpus", "init_args": {"seed": 1, "count": 100}}
-    start = {"class_path": "pg_lightning.text.SupervisedStart", "init_args": {"corpus": corpus, "steps": 20, "lr": 0.01}}
+    start = {
+        "class_path": "pg_lightning.text.SupervisedStart",
+        "init_args": {"corpus": corpus, "steps": 20, "lr": 0.01},
+    }
     finished = cli(tmp_path, "fit", "--config", config, "--trainer.callbacks+", json.dumps(start))
     assert finished.returncode == 0, finished.stderr
     assert "learned from 100 examples" in finished.stdout + finished.stderr
