@@ -40,7 +40,7 @@ class RLOO(PolicyGradientModule):
         rewards = rollout.rewards * rollout.valid
         batch = Batch.of(rollout, rewards, rewards, rewards)
         metrics: dict[str, Tensor] = {}
-        # A mean over tokens times this is a sum over those of each completion, in the mean over completions of all ranks.
+        # A mean over the tokens of all ranks, times this, is one over completions of the sums over their tokens.
         tokens_per_completion = sum(self.learner.rows) / (rewards.shape[1] * self.learner.collectives.world_size)
         if self.reference is not None:
             size = self.learner.backward.micro_batch_size
