@@ -35,8 +35,8 @@ class GRPO(PolicyGradientModule):
             (K − 1)/K (Liu et al. 2025, Dr. GRPO).
         normalizer: of the loss of N completions with L_i tokens: `sequence`, 1/N Σ_i 1/L_i Σ_t, in which each token of
             a short completion has more weight (Shao et al. 2024); `tokens`, 1/Σ_i L_i Σ_i Σ_t (DAPO); `constant`,
-            1/(N T) Σ_i Σ_t with T `data.max_new_tokens`, which is unbiased (Dr. GRPO). It is that of the whole
-            rollout in every minibatch.
+            1/(N T) Σ_i Σ_t with T `data.max_new_tokens`, which is unbiased (Dr. GRPO). With several minibatches, the
+            loss of the rollout is the mean of theirs.
         kl_coef: β of the penalty on KL(π ‖ π_ref). The reference π_ref is the policy before training; not kept with 0.
         kl_estimator: `k1`, `k2` or `k3`, see `kl_estimate`.
         kl_in: `loss` adds β times the estimate to the loss of each token, as in the paper; `reward` subtracts it from
@@ -93,8 +93,19 @@ class GRPO(PolicyGradientModule):
         weights = sequence_weights(rollout.valid, self.normalizer, tokens)
         batch.weights = weights[rollout.valid]
         batch.advantages = batch.weights * advantages.expand_as(rewards)[rollout.valid]
-        self.learner.passes(self.loss, batch, self.num_epochs, self.num_minibatches)
+        num_minibatches = min(self.num_minibatches, rewards.shape[1])  # all ranks have as many columns
+        for minibatch in self.learner.minibatches(batch, self.num_epochs, num_minibatches):
+            self._share_of_rollout(minibatch, num_minibatches)
+            self.learner.step(self.loss, minibatch)
         return self.learner.mean_stats()
+
+    def _share_of_rollout(self, minibatch: Batch, num_minibatches: int) -> None:
+        """Scales the weights so that the mean over the minibatch's tokens has the normaliser of the whole rollout."""
+        if num_minibatches > 1 and minibatch.weights is not None:
+            learner = self.learner
+            rows = learner.collectives.all_gather(minibatch.weights.new_tensor(len(minibatch))).sum()
+            share = num_minibatches * rows / sum(learner.rows)
+            minibatch.weights, minibatch.advantages = share * minibatch.weights, share * minibatch.advantages
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The surrogate and the penalty; and the values to log."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pg_lightning.errors import require
@@ -41,15 +40,13 @@ class RLOO(PolicyGradientModule):
         rewards = rollout.rewards * rollout.valid
         batch = Batch.of(rollout, rewards, rewards, rewards)
         metrics: dict[str, Tensor] = {}
+        # A mean over the tokens of all ranks, times this, is one over completions of the sums over their tokens.
+        tokens_per_completion = rows_per_column(self.learner.rows, rewards.shape[1])
         if self.reference is not None:
             size = self.learner.backward.micro_batch_size
-            log_ratio = torch.zeros_like(rewards)
-            log_ratio[rollout.valid] = log_probs_by_parts(batch, self.network, size) - log_probs_by_parts(
-                batch, self.reference, size
-            )
-            rewards = rewards - self.kl_coef * log_ratio
-            metrics["train/kl_to_reference"] = log_ratio.sum(0).mean()
+            log_ratio = log_probs_by_parts(batch, self.network, size) - log_probs_by_parts(batch, self.reference, size)
+            rewards[rollout.valid] -= self.kl_coef * log_ratio
+            metrics["train/kl_to_reference"] = tokens_per_completion * log_ratio.mean()
         advantages = leave_one_out(rewards.sum(0), groups_of(rollout, "RLOO")).expand_as(rewards)[rollout.valid]
-        # The loss is a mean over tokens; a sum over those of each completion is one over completions.
-        batch.advantages = rows_per_column(self.learner.rows, rewards.shape[1]) * advantages
+        batch.advantages = tokens_per_completion * advantages
         return self.learner.step(self.loss, batch) | metrics

@@ -57,11 +57,12 @@ def check_collector(
     _check_generator(f"{field}.generator", state["generator"])
 
 
-def compare_ranks(own: Unchecked, data: Unchecked) -> None:
+def compare_ranks(own: Unchecked, field: str, data: Unchecked) -> None:
     """Refuses returns of another number of ranks, or of environments, than the episodes.
 
     Args:
         own: the module's part of a checkpoint.
+        field: name of the datamodule's part.
         data: the datamodule's part.
 
     Raises:
@@ -70,9 +71,7 @@ def compare_ranks(own: Unchecked, data: Unchecked) -> None:
     if not own.get("ranks"):
         raise Damage("pg_lightning.ranks", "is empty" if "ranks" in own else "is missing")
     if len(data.get("ranks", own["ranks"])) != len(own["ranks"]):
-        raise Damage(
-            "RolloutDataModule.ranks", f"has {len(data['ranks'])} entries, pg_lightning.ranks {len(own['ranks'])}"
-        )
+        raise Damage(f"{field}.ranks", f"has {len(data['ranks'])} entries, pg_lightning.ranks {len(own['ranks'])}")
     for i, (rank, episodes) in enumerate(zip(own["ranks"], data.get("ranks", []), strict=False)):
         running = rank["discounted_returns"] if isinstance(rank, Mapping) else None
         found = episodes.get("collector", episodes) if isinstance(episodes, Mapping) else {}

@@ -32,6 +32,7 @@ from pg_lightning.checkpoint.values import (
 Use = Literal["fit", "evaluate", "act"]
 OLDEST_LIGHTNING = 2  # older versions have other parts, and no checkpoint of this package
 TRAINING_PARTS = ("callbacks", "optimizer_states", "lr_schedulers")  # not in one of `save_weights_only`
+TASKS = {"RolloutDataModule": "an environment", "TextDataModule": "prompts"}  # by the part of the datamodule
 PROGRESS = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.manual_optimization.optim_step_progress")
 
 
@@ -57,6 +58,7 @@ def check(checkpoint: object, use: Use) -> None:
     optional: dict[str, Callable[[str, Unchecked], None]] = {
         "hyper_parameters": require_mapping,
         "RolloutDataModule": _check_data,
+        "TextDataModule": _check_prompts,
         "MixedPrecision": _check_scaler,
         "callbacks": _check_callbacks,
     }
@@ -80,7 +82,8 @@ def check(checkpoint: object, use: Use) -> None:
             check_part(name, checkpoint[name])
     if use == "fit":
         _compare_counters(checkpoint)
-        compare_ranks(checkpoint["pg_lightning"], checkpoint.get("RolloutDataModule", {}))
+        data = next((name for name in TASKS if name in checkpoint), "RolloutDataModule")
+        compare_ranks(checkpoint["pg_lightning"], data, checkpoint.get(data, {}))
 
 
 def check_values(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -167,12 +170,41 @@ def _check_version(field: str, version: Unchecked) -> None:
         raise Damage(field, f"is {version[:20]!r}, not a version of Lightning that has been supported")
 
 
-def _check_data(field: str, data: Unchecked) -> None:
+def check_task(data: str, checkpoint: Mapping[str, Unchecked]) -> None:
+    """Refuses the checkpoint of an environment for prompts, and the reverse.
+
+    Args:
+        data: name of the class of the datamodule.
+        checkpoint: the content of the file.
+
+    Raises:
+        Damage: naming both.
+    """
+    other = next((task for name, task in TASKS.items() if name in checkpoint and name != data), None)
+    if data in TASKS and data not in checkpoint and other is not None:
+        raise Damage(data, f"is missing: it was trained on {other}, not on {TASKS[data]}")
+
+
+def _check_settings(field: str, data: Unchecked) -> None:
     require_mapping(field, data)
-    require_text(f"{field}.env_id", data.get("env_id"))
     require_mapping(f"{field}.settings", data.get("settings", {}))
     for name, value in data.get("settings", {}).items():
         require_text(f"{field}.settings.{name}", value)
+
+
+def _check_prompts(field: str, data: Unchecked) -> None:
+    _check_settings(field, data)
+    ranks = require_list(f"{field}.ranks", data.get("ranks", []))
+    for i, rank in enumerate(ranks):
+        require_mapping(f"{field}.ranks[{i}]", rank)
+        require_count(f"{field}.ranks[{i}].rollouts", rank.get("rollouts"))
+        if rank["rollouts"] != ranks[0]["rollouts"]:
+            raise Damage(f"{field}.ranks[{i}].rollouts", f"is {rank['rollouts']}, of rank 0 {ranks[0]['rollouts']}")
+
+
+def _check_data(field: str, data: Unchecked) -> None:
+    _check_settings(field, data)
+    require_text(f"{field}.env_id", data.get("env_id"))
     for i, rank in enumerate(require_list(f"{field}.ranks", data.get("ranks", []))):
         if rank is not None:
             require_mapping(f"{field}.ranks[{i}]", rank)

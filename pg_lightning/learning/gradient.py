@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pg_lightning.collectives import Collectives
 from pg_lightning.errors import UserError
 
+LARGE = 10_000_000  # parameters from which on the time of a step is that of its numbers, not of its calls
+
 
 class Gradient(Protocol):
     """The gradient between the backward pass and the optimizer.
@@ -165,6 +167,18 @@ class PerParameterGradient:
 
     def _grads(self) -> list[Tensor]:
         return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+
+
+def make_gradient(groups: Mapping[str, list[nn.Parameter]], is_elementwise: bool, needs_vectors: bool) -> Gradient:
+    """Flat for small networks; per parameter for large ones, whose flat vector would be a second gradient in memory.
+
+    Args:
+        groups: parameters by the name of their group.
+        is_elementwise: whether every optimizer is; others need separate parameters.
+        needs_vectors: whether a gradient of any size is flat, as for a compiled step.
+    """
+    is_small = sum(parameter.numel() for group in groups.values() for parameter in group) < LARGE
+    return FlatGradient(groups) if is_elementwise and (needs_vectors or is_small) else PerParameterGradient(groups)
 
 
 def flat_gradient(value: Tensor, parameters: Sequence[nn.Parameter], create_graph: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ from pg_lightning.learning.backward import Backward, are_watched, loss_scaler
 from pg_lightning.learning.compiled import Loss, Stats, compiled
 from pg_lightning.learning.compiled_step import MANY_ROWS, CompiledStep
 from pg_lightning.learning.divergence import refuse_divergence
-from pg_lightning.learning.gradient import FlatGradient, Gradient, PerParameterGradient
+from pg_lightning.learning.gradient import Gradient, make_gradient
 from pg_lightning.learning.metrics import means
 from pg_lightning.learning.optimizers import LearningRates, OptimizerSettings
 from pg_lightning.learning.progress import Progress
@@ -36,8 +36,8 @@ class Learner:
         stats = self.learner.step(self.loss, batch)
         self.learner.passes(self.loss, batch, num_epochs, num_minibatches)
 
-    With several ranks the gradient is the mean over the rows of all ranks. Every rank takes the same number of steps; a
-    rank with too few rows, or none, takes some steps without rows.
+    With several ranks the gradient is the mean over the rows of all ranks. Every rank takes the same number of steps,
+    some without rows if it has too few.
 
     Args:
         settings: optimizers, learning rates and schedule.
@@ -50,13 +50,14 @@ class Learner:
         collectives: of this training; `Alone` until `start`.
         module: with the hooks, precision and optimizers, from `start` on.
         rates: the learning rates.
-        gradient: flat, or per parameter if an optimizer is not known to be elementwise.
+        gradient: flat, or per parameter: see `make_gradient`.
         rows: valid rows in the rollout of each rank.
     """
 
     module: LightningModule
     gradient: Gradient
     rates: LearningRates
+    needs_vectors = False  # of parameters, one of each group
 
     def __init__(
         self,
@@ -81,7 +82,8 @@ class Learner:
 
     def configure(self, groups: Mapping[str, list[nn.Parameter]]) -> LearningRates:
         """Sets the parameters of `actor` and `critic`, in their current place; creates the optimizers."""
-        self.gradient = FlatGradient(groups) if self.settings.is_elementwise else PerParameterGradient(groups)
+        needs_vectors = self.compiles or self.needs_vectors
+        self.gradient = make_gradient(groups, self.settings.is_elementwise, needs_vectors)
         self.rates = LearningRates(self.settings, self.make_optimizers())
         return self.rates
 

@@ -54,6 +54,8 @@ def prepare(module: LightningModule, trainer: Trainer | None, checkpoint: dict[s
     try:
         schema.check(checkpoint, "fit" if fits else "evaluate")
         schema.check_values(checkpoint["state_dict"], module.state_dict())
+        if trainer is not None:
+            schema.check_task(type(getattr(trainer, "datamodule", None)).__qualname__, checkpoint)
         if trainer is not None and fits:
             _check_parts(trainer, checkpoint)
     except Damage as damage:

@@ -112,6 +112,8 @@ class SharedLearner(Learner):
         micro_batch_size: rows of one backward pass.
     """
 
+    needs_vectors = True
+
     def __init__(
         self,
         settings: OptimizerSettings,

@@ -61,12 +61,12 @@ def log_probs_by_parts(batch: Batch, network: ActorCritic, size: int | None) -> 
     if batch.sequences is None or size is None or len(batch) <= size:
         return log_probs_of(batch, network)
     valid = batch.sequences.valid
-    found = torch.zeros(valid.shape, device=valid.device)
-    for environments in torch.arange(valid.shape[1], device=valid.device).split(max(1, size // len(valid))):
-        part, of_part = batch.of_environments(environments), found[:, environments]
-        of_part[valid[:, environments]] = log_probs_of(part, network)
-        found[:, environments] = of_part
-    return found[valid]
+    rows = torch.zeros(valid.shape, dtype=torch.int64, device=valid.device)
+    rows[valid] = torch.arange(len(batch), device=valid.device)
+    environments = torch.arange(valid.shape[1], device=valid.device).split(max(1, size // len(valid)))
+    order = torch.cat([rows[:, chosen][valid[:, chosen]] for chosen in environments])
+    found = torch.cat([log_probs_of(batch.of_environments(chosen), network) for chosen in environments])
+    return found[order.argsort()]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 import torch
 from gymnasium import spaces
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from pg_lightning.class_path import ClassPath
@@ -14,7 +15,7 @@ from pg_lightning.collectives import all_gather_object
 from pg_lightning.data.dataset import RolloutDataset
 from pg_lightning.data.size import require_counts
 from pg_lightning.envs import env_seed
-from pg_lightning.errors import UserError
+from pg_lightning.errors import UserError, require
 from pg_lightning.text.collector import CompletionCollector, CompletionEvaluation, Texts
 from pg_lightning.text.policy import LanguagePolicy
 from pg_lightning.text.prompts import Prompt, read_prompts
@@ -141,11 +142,28 @@ class TextDataModule(LightningDataModule):
             texts = self._texts("data.prompts", self.prompts)
             sizes = self.num_prompts, self.num_completions
             self.collector = CompletionCollector(texts, *sizes, env_seed(self.seed, TRAIN), rank, world_size)
-            if self._resumed is not None:
-                self.collector.load_state_dict(self._resumed["ranks"][rank])
-                self._resumed = None
+            self._go_on(self.collector, rank, world_size)
         collector = cast(Any, self.collector)
         return RolloutDataset(collector, module.actor, self.trainer.strategy, 2 * self.total_steps)
+
+    def _go_on(self, collector: CompletionCollector, rank: int, world_size: int) -> None:
+        """Restores the place in the prompts from a checkpoint; reports in one line if it is that of another order."""
+        saved, self._resumed = self._resumed, None
+        if saved is None:
+            return
+        known, own, ranks = saved.get("settings", {}), self._settings(), len(saved["ranks"])
+        found = [f"{name} was {known.get(name)} and is {own[name]}" for name in own if known.get(name) != own[name]]
+        if ranks != world_size:
+            found.append(f"the checkpoint was saved by {ranks} processes, this run has {world_size}")
+        if found:
+            rank_zero_info(f"ckpt_path: {found[0]}; a new order of prompts starts")
+        else:
+            collector.load_state_dict(saved["ranks"][rank])
+
+    def _settings(self) -> dict[str, str]:
+        """What the order of prompts follows from, besides the number of processes."""
+        prompts, size = str(len(self.prompts)), str(self.num_prompts)
+        return {"number of data.prompts": prompts, "data.num_prompts": size, "seed_everything": str(self.seed)}
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Completions of the prompts for validation."""
@@ -164,6 +182,7 @@ class TextDataModule(LightningDataModule):
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         texts = self._texts("data.eval_prompts", self.eval_prompts)
         chosen = range(first, len(self.eval_prompts), 2)[: self.eval_episodes] or range(len(self.eval_prompts))
+        require("data.eval_episodes", len(chosen), world_size)
         seed = None if self.eval_deterministic else env_seed(self.seed, stream, rank)
         actor = cast(Any, self.trainer.lightning_module).actor
         dataset = CompletionEvaluation(texts, chosen[rank::world_size], actor, self.num_envs, seed)
@@ -184,7 +203,7 @@ class TextDataModule(LightningDataModule):
         """The place in the prompts of every rank. A collective: all ranks must call it."""
         if self.collector is None:
             return {}
-        return {"ranks": all_gather_object(self.collector.state_dict())}
+        return {"settings": self._settings(), "ranks": all_gather_object(self.collector.state_dict())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the place until training starts."""

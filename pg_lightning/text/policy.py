@@ -81,8 +81,13 @@ class LanguagePolicy(nn.Module):
 
     @contextmanager
     def acting(self) -> Iterator[None]:
-        """There is no faster path."""
-        yield
+        """In evaluation mode: in training mode, checkpointing may ignore the cache of keys and values."""
+        trains = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(trains)
 
     def sample(
         self, obs: Tensor, generator: torch.Generator, action_mask: Tensor | None = None, state: Tensor | None = None

@@ -4,12 +4,8 @@ Both processes are forked once and go through all the cases, as torchrun would s
 """
 
 import multiprocessing
-import os
-import socket
-import traceback
 from dataclasses import fields, replace
 from datetime import timedelta
-from multiprocessing.connection import wait
 
 import numpy as np
 import pytest
@@ -19,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from rollouts import BOX, DISCRETE, GROUPS, OBSERVATIONS, make_rollout, timesteps_of
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
+from two_ranks import of, outcomes_of
 
 from pg_lightning import (
     A2C,
@@ -369,67 +366,26 @@ def with_count(function, *arguments):
         return function(*arguments), count
 
 
-def work(rank, port, writer):
+def cases(rank):
     """What each of the two processes does: all cases, one after the other."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0}
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    os.environ.update({name: str(value) for name, value in (address | place).items()})
-    os.environ.pop("PL_GLOBAL_SEED", None)  # with which Lightning would seed a rank anew
-    try:
-        for name, case in CASES.items():
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(shared_memory, "FOLDER", "/nowhere")
-                gloo, count_of_gloo = with_count(learn, *case, rank)
-            memory, count_of_memory = with_count(learn, *case, rank)
-            writer.send((rank, name, (*memory, gloo[0], count_of_memory, count_of_gloo)))
-        writer.send((rank, "per rank", learn(*PER_RANK, rank)))
-        for name, case in ENVIRONMENTS.items():
-            writer.send((rank, name, play(rank, **case)))
-        writer.send((rank, "tensors", play_tensors(rank)))
-        writer.send((rank, "backend", (settle(rank),)))
-        writer.send((rank, "apart", (tell_apart(rank),)))
-        writer.send((rank, "evaluation", (evaluate(rank, 3, eval_episodes=40, num_envs=10),)))
-    except BaseException:
-        writer.send((rank, name, traceback.format_exc()))
-    finally:
-        writer.close()
-        os._exit(0)
+    for name, case in CASES.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shared_memory, "FOLDER", "/nowhere")
+            gloo, count_of_gloo = with_count(learn, *case, rank)
+        memory, count_of_memory = with_count(learn, *case, rank)
+        yield name, (*memory, gloo[0], count_of_memory, count_of_gloo)
+    yield "per rank", learn(*PER_RANK, rank)
+    for name, case in ENVIRONMENTS.items():
+        yield name, play(rank, **case)
+    yield "tensors", play_tensors(rank)
+    yield "backend", (settle(rank),)
+    yield "apart", (tell_apart(rank),)
+    yield "evaluation", (evaluate(rank, 3, eval_episodes=40, num_envs=10),)
 
 
 @pytest.fixture(scope="module")
 def ranks():
-    """What came of every case in both processes, `{case: {rank: outcome}}`."""
-    context = multiprocessing.get_context("fork")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    outcomes, readers, processes = {}, [], []
-    for rank in range(2):
-        reader, writer = context.Pipe(duplex=False)
-        processes.append(context.Process(target=work, args=(rank, port, writer)))
-        processes[-1].start()
-        writer.close()
-        readers.append(reader)
-    try:
-        while readers and (ready := wait(readers, timeout=100)):
-            for reader in ready:
-                try:
-                    rank, name, result = reader.recv()
-                    outcomes.setdefault(name, {})[rank] = result
-                except EOFError:
-                    readers.remove(reader)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    return outcomes
-
-
-def of(ranks, name):
-    failed = [result for results in ranks.values() for result in results.values() if isinstance(result, str)]
-    results = ranks.get(name, {})
-    assert {rank: type(result) for rank, result in results.items()} == {0: tuple, 1: tuple}, "\n".join(failed)
-    return results[0], results[1]
+    return outcomes_of(cases)
 
 
 def assert_equal_bits(one, other):

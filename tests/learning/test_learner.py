@@ -12,7 +12,7 @@ from rollouts import BOX, DISCRETE, OBSERVATIONS, fit, make_rollout, weights_of
 
 from pg_lightning import A2C, PPO, PolicyGradientModule
 from pg_lightning.errors import UserError
-from pg_lightning.learning import checkpoint_state, gradient, learner
+from pg_lightning.learning import checkpoint_state, gradient
 from pg_lightning.learning.gradient import FlatGradient, PerParameterGradient
 from pg_lightning.losses import policy_gradient_loss, value_loss
 
@@ -64,7 +64,7 @@ def test_a_gradient_tensor_by_tensor_is_the_flat_one(monkeypatch):
     rollouts = [make_rollout(seed=seed) for seed in range(3)]
     flat = make(optimizer=ADAM)
     fit(flat, *rollouts)
-    monkeypatch.setattr(learner, "FlatGradient", PerParameterGradient)
+    monkeypatch.setattr(gradient, "LARGE", 0)
     each = make(optimizer=ADAM)
     fit(each, *rollouts)
     assert isinstance(flat.learner.gradient, FlatGradient)

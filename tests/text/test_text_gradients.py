@@ -128,6 +128,17 @@ def test_normalizers_by_hand(normalizer):
     assert torch.allclose(Recorder(algorithm).of(rollout), exact, atol=EXACT)
 
 
+@pytest.mark.parametrize("normalizer", ["sequence", "tokens", "constant"])
+def test_minibatches_together_have_the_gradient_of_the_rollout(normalizer):
+    """Also if one has more tokens than the other."""
+    rollout = make_rollout([(0,), (0,), (1, 2, 1), (2, 0)], torch.tensor([2.0, 0.0, 1.0, -1.0]), 2)
+    one, two = (
+        Recorder(make_algorithm(GRPO, kl_coef=0.2, normalizer=normalizer, num_minibatches=count)).of(rollout)
+        for count in (1, 2)
+    )
+    assert torch.allclose(one, two, atol=EXACT)
+
+
 def test_advantages_of_a_group_that_is_always_right_are_zero():
     recorder = Recorder(make_algorithm(GRPO))
     assert recorder.of(make_rollout(ALL[:4], torch.ones(4), 4)).norm() == 0

@@ -192,3 +192,84 @@ def test_the_table_of_completions_appears_with_every_evaluation(cli, config, tmp
     finished = cli(tmp_path, "fit", "--config", config, "--trainer.callbacks+", json.dumps(table))
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count(" → ") >= 2 * 3
+
+
+def changed(run, field, value, folder):
+    """A copy of the last checkpoint of a run, with a value at a path of keys."""
+    checkpoint = load(run / "checkpoints/last.ckpt")
+    *path, last = field
+    part = checkpoint
+    for key in path:
+        part = part[key]
+    part[last] = value
+    torch.save(checkpoint, folder / "changed.ckpt")
+    return folder / "changed.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ((), 3, "TextDataModule is 3, not a dict"),
+        (("ranks",), {}, "TextDataModule.ranks is a dict, not a list"),
+        (("ranks",), [], "TextDataModule.ranks has 0 entries, pg_lightning.ranks 1"),
+        (("ranks",), [{"rollouts": 1}] * 2, "TextDataModule.ranks has 2 entries, pg_lightning.ranks 1"),
+        (("ranks", 0), None, "TextDataModule.ranks[0] is None, not a dict"),
+        (("ranks", 0, "rollouts"), -1, "TextDataModule.ranks[0].rollouts is -1, not a count"),
+        (("ranks", 0, "rollouts"), 2**70, "TextDataModule.ranks[0].rollouts is a int, not a count"),
+        (("ranks", 0, "rollouts"), 1.5, "TextDataModule.ranks[0].rollouts is 1.5, not a count"),
+        (("settings",), [], "TextDataModule.settings is a list, not a dict"),
+        (("settings", "seed_everything"), 3, "TextDataModule.settings.seed_everything is 3, not a text"),
+    ],
+    ids=str,
+)
+def test_a_damaged_place_in_the_prompts_is_one_line(field, value, message, cli, config, text_run, tmp_path):
+    checkpoint = changed(text_run, ("TextDataModule", *field), value, tmp_path)
+    line = complaint(cli, tmp_path, config, "--ckpt_path", checkpoint)
+    assert str(checkpoint) in line
+    assert f"cannot be used: {message}; give another checkpoint" in line
+
+
+def test_ranks_at_different_places_are_damage(text_run):
+    from pg_lightning.checkpoint.schema import check
+    from pg_lightning.checkpoint.values import Damage
+
+    checkpoint = load(text_run / "checkpoints/last.ckpt")
+    checkpoint["pg_lightning"]["ranks"] *= 2
+    checkpoint["TextDataModule"]["ranks"] = [{"rollouts": 3}, {"rollouts": 4}]
+    with pytest.raises(Damage, match=r"TextDataModule.ranks\[1\].rollouts is 4, of rank 0 3"):
+        check(checkpoint, "fit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data.num_prompts", 2), "data.num_prompts was 3 and is 2"),
+        (("--data.eval_episodes", 6), "number of data.prompts was 50 and is 48"),
+        (("--seed_everything", 2), "seed_everything was 1 and is 2"),
+        (("--data.num_completions", 3), None),
+    ],
+    ids=str,
+)
+def test_another_order_of_prompts_starts_in_one_line(arguments, message, cli, config, text_run, tmp_path, caplog):
+    last = text_run / "checkpoints/last.ckpt"
+    more = ("--ckpt_path", last, "--data.total_steps", 400)
+    finished = cli(tmp_path, "fit", "--config", config, *more, *arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert caplog.text.count("a new order of prompts starts") == (message is not None)
+    assert message is None or f"ckpt_path: {message}; a new order of prompts starts" in caplog.text
+    before = 0 if message else load(last)["TextDataModule"]["ranks"][0]["rollouts"]
+    after = load(tmp_path / "runs/tiny_text/version_0/checkpoints/last.ckpt")
+    assert 0 < after["TextDataModule"]["ranks"][0]["rollouts"] - before < after["pg_lightning"]["policy_version"]
+
+
+def test_a_checkpoint_of_the_other_kind_is_one_line(cli, config, tiny, train, text_run, tmp_path):
+    played = train(tmp_path / "played") / "checkpoints/last.ckpt"
+    message = "TextDataModule is missing: it was trained on an environment, not on prompts; give another checkpoint"
+    assert message in complaint(cli, tmp_path, config, "--ckpt_path", played)
+    message = "RolloutDataModule is missing: it was trained on prompts, not on an environment; give another checkpoint"
+    written = text_run / "checkpoints/last.ckpt"
+    assert message in complaint(cli, tmp_path, tiny, "--ckpt_path", written)
+    for command in ("validate", "test"):
+        finished = cli(tmp_path, command, "--config", tiny, "--ckpt_path", written)
+        assert finished.returncode == 2
+        assert message in finished.stderr

@@ -79,25 +79,25 @@ def flat(value: torch.Tensor, module: nn.Module) -> torch.Tensor:
 
 
 class Recorder:
-    """Stands in for the learner: keeps the gradient of the loss of an update instead of taking a step."""
+    """Stands in for the learner: keeps the gradients of the losses of an update instead of taking steps."""
 
     def __init__(self, algorithm: PolicyGradientModule) -> None:
         self.algorithm, learner = algorithm, algorithm.learner
         learner.step = self.step  # type: ignore[method-assign]
-        learner.passes = lambda loss, batch, *_: self.step(loss, batch)  # type: ignore[method-assign, assignment]
         learner.mean_stats = lambda: self.stats  # type: ignore[method-assign]
 
     def step(self, loss, batch):
         self.batch = batch
         value, self.stats = loss(batch)
-        self.gradient = flat(value, self.algorithm.network)
+        self.gradients.append(flat(value, self.algorithm.network))
         return self.stats
 
     def of(self, rollout: Rollout) -> torch.Tensor:
-        """The gradient of the update of a rollout."""
+        """The gradient of the update of a rollout, the mean over its steps."""
+        self.gradients = []
         self.algorithm.learner.rows = [rollout.env_steps]
         self.algorithm.update(rollout)
-        return self.gradient
+        return torch.stack(self.gradients).mean(0)
 
 
 def make_algorithm(kind: type[PolicyGradientModule], **options) -> PolicyGradientModule:
