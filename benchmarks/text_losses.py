@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from trl_options import COMMON, GRPO_ONLY, dataset
 
 from pg_lightning.algorithms import GRPO, RLOO, PolicyGradientModule
 from pg_lightning.rollout import Batch, Rollout
@@ -232,26 +233,6 @@ def theirs(case: Case, frozen: Frozen, folder: Path) -> tuple[Tensor, Tensor]:
     load(trainer.model, frozen.weights["now"])
     loss = trainer.compute_loss(trainer.model, inputs)
     return loss.detach(), gradient(loss, trainer.model)
-
-
-def dataset(prompts: list[str]) -> Any:
-    """For TRL. The fingerprint is given, because the one that `datasets` computes needs to pickle a type of pyarrow."""
-    import pyarrow
-    from datasets import Dataset
-
-    return Dataset(pyarrow.table({"prompt": prompts}), fingerprint="prompts")
-
-
-GRPO_ONLY = {"mask_truncated_completions": False, "use_bias_correction_kl": False}
-COMMON: dict[str, Any] = {
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "model_init_kwargs": {"dtype": "float32", "attn_implementation": "sdpa"},
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-}
 
 
 def compare() -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ stay those of the model: the numbers of tokens are equal but for chance. Every r
 both systems alternate, and ratios are taken within a repeat. The clock starts after the last update of the warm-up.
 `generated` divides tokens by the time in the function that completes prompts (in TRL `generate` of `transformers`),
 `learned` by the rest: rewards, advantages, log-probabilities, gradient steps, the trainer. Memory is the largest
-resident set, and by how much it is above that before training.
+resident set of a process that imports only its own system, and by how much it is above that before training.
 
 What differs: TRL generates until the longest completion has ended, where ours leave the batch; it pads minibatches to
 the longest completion of a rollout, we to that of the minibatch; it draws and shuffles in its own order; and it
@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import listed, machine, positive, refuse_unknown, versions
+from trl_options import COMMON, GRPO_ONLY, brackets, dataset
 
 INSTALL = (
     "pip install --target trlsite --no-deps trl datasets accelerate pyarrow pandas dill multiprocess xxhash psutil"
@@ -72,9 +73,9 @@ class Size:
 
 
 SIZES = {
-    "small": Size({"hidden_size": 64, "num_layers": 2, "num_heads": 2, "context": 32}, 32, 8, 12, 4, 20),
+    "small": Size({"hidden_size": 64, "num_layers": 2, "num_heads": 2, "context": 32}, 32, 8, 12, 4, 8),
     "larger": Size(
-        {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "context": 96}, 8, 8, 64, 2, 4, 1, CHARACTERS + LETTERS
+        {"hidden_size": 256, "num_layers": 4, "num_heads": 4, "context": 96}, 8, 8, 64, 2, 2, 1, CHARACTERS + LETTERS
     ),
 }
 
@@ -119,7 +120,7 @@ def run_ours(size: Size, folder: Path, seed: int, clock: Clock) -> float:
     from lightning.pytorch.loggers import CSVLogger
 
     from pg_lightning.algorithms import GRPO
-    from pg_lightning.text import TextDataModule, brackets, collector
+    from pg_lightning.text import TextDataModule, collector
 
     class Laps(Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
@@ -130,10 +131,10 @@ def run_ours(size: Size, folder: Path, seed: int, clock: Clock) -> float:
     collector.complete = clock.timed(collector.complete)
     seed_everything(seed, verbose=False)
     data = TextDataModule(
-        prompts=list(brackets.prompts(1, size.prompts)),
+        prompts=brackets().prompts(1, size.prompts),
         eval_prompts=["(|", "[|"],
         reward="pg_lightning.text.brackets.reward",
-        tokenizer={"characters": size.characters},
+        tokenizer=str(folder),
         num_prompts=size.num_prompts,
         num_completions=size.num_completions,
         max_new_tokens=size.max_new_tokens,
@@ -160,11 +161,9 @@ def run_ours(size: Size, folder: Path, seed: int, clock: Clock) -> float:
 def run_trl(size: Size, folder: Path, seed: int, clock: Clock) -> float:
     """`GRPOTrainer.train`; returns MiB of the resident set before it."""
     import trl
-    from text_losses import COMMON, GRPO_ONLY, dataset
-    from transformers import TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
 
-    from pg_lightning.text import brackets
-    from pg_lightning.text.tokenizer import make_tokenizer
+    task = brackets()
 
     class Laps(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -173,7 +172,7 @@ def run_trl(size: Size, folder: Path, seed: int, clock: Clock) -> float:
 
     def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         clock.tokens.append(sum(map(len, completion_ids)))
-        return brackets.reward(prompts, completions)
+        return list(task.reward(prompts, completions))
 
     settings = trl.GRPOConfig(
         output_dir=str(folder / "out"),
@@ -201,8 +200,8 @@ def run_trl(size: Size, folder: Path, seed: int, clock: Clock) -> float:
         model=str(folder),
         reward_funcs=reward,
         args=settings,
-        train_dataset=dataset(brackets.prompts(1, size.prompts)),
-        processing_class=make_tokenizer({"characters": size.characters}),
+        train_dataset=dataset(task.prompts(1, size.prompts)),
+        processing_class=AutoTokenizer.from_pretrained(folder),
         callbacks=[Laps()],
     )
     trainer.model.generate = clock.timed(trainer.model.generate)
@@ -241,13 +240,15 @@ def measure(name: str, size: Size, repeats: int, threads: int) -> list[dict[str,
     from pg_lightning.text.models import make_model
     from pg_lightning.text.tokenizer import make_tokenizer
 
+    tokenizer = make_tokenizer({"characters": size.characters})
     found = []
     for repeat in range(repeats):
         results = {}
         for system in SYSTEMS if repeat % 2 == 0 else SYSTEMS[::-1]:
             with tempfile.TemporaryDirectory() as folder:
                 torch.manual_seed(repeat)
-                make_model(size.model, len(make_tokenizer({"characters": size.characters}))).save_pretrained(folder)
+                make_model(size.model, len(tokenizer)).save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
                 command = [sys.executable, __file__, "--run", system, name, folder, str(repeat)]
                 command += ["--threads", str(threads)]
                 done = subprocess.run(command, capture_output=True, text=True)
