@@ -36,8 +36,7 @@ class Learner:
         stats = self.learner.step(self.loss, batch)
         self.learner.passes(self.loss, batch, num_epochs, num_minibatches)
 
-    With several ranks the gradient is the mean over the rows of all ranks. Every rank takes the same number of steps,
-    some without rows if it has too few.
+    With several ranks the gradient is the mean over all their rows, and each takes as many steps, some without rows.
 
     Args:
         settings: optimizers, learning rates and schedule.
@@ -82,8 +81,7 @@ class Learner:
 
     def configure(self, groups: Mapping[str, list[nn.Parameter]]) -> LearningRates:
         """Sets the parameters of `actor` and `critic`, in their current place; creates the optimizers."""
-        needs_vectors = self.compiles or self.needs_vectors
-        self.gradient = make_gradient(groups, self.settings.is_elementwise, needs_vectors)
+        self.gradient = make_gradient(groups, self.settings.is_elementwise, self.compiles or self.needs_vectors)
         self.rates = LearningRates(self.settings, self.make_optimizers())
         return self.rates
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pg_lightning.actor import Actor
 from pg_lightning.analysis.curves import SPEED
 from pg_lightning.commands.references.evaluations import Arguments, Evaluations
-from pg_lightning.rollout import Actor
 
 
 class RandomPolicy:

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from pg_lightning.actor import Actor
 from pg_lightning.analysis.curves import SPEED
 from pg_lightning.data import EvaluationDataset, RolloutDataModule
 from pg_lightning.data.datamodule import VALIDATE
 from pg_lightning.envs import env_seed, make_vector_env
-from pg_lightning.rollout import Actor
 from pg_lightning.run.files import write_csv
 
 Arguments: TypeAlias = dict[str, Any]  # of a method, from the file of a comparison

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from pg_lightning.actor import Actor
 from pg_lightning.commands.references.evaluations import Arguments, Evaluations
 from pg_lightning.data import EvaluationDataset
 from pg_lightning.data.datamodule import TRAIN_ENVS
@@ -25,7 +26,6 @@ from pg_lightning.errors import UserError, require
 from pg_lightning.learning.actor import actor_of
 from pg_lightning.learning.progress import Progress
 from pg_lightning.policies import ActorCritic
-from pg_lightning.rollout import Actor
 
 
 class Search:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pg_lightning.actor import Actor
 from pg_lightning.commands.references.chance import RandomPolicy
 from pg_lightning.commands.references.evaluations import Arguments, Evaluations
 from pg_lightning.envs import make_env
 from pg_lightning.errors import UserError
-from pg_lightning.rollout import Actor
 
 
 class Model(Protocol):
