@@ -36,7 +36,8 @@ class Learner:
         stats = self.learner.step(self.loss, batch)
         self.learner.passes(self.loss, batch, num_epochs, num_minibatches)
 
-    With several ranks the gradient is the mean over all their rows, and each takes as many steps, some without rows.
+    With several ranks the gradient is the mean over the rows of all ranks. Every rank takes the same number of steps,
+    some without rows if it has too few.
 
     Args:
         settings: optimizers, learning rates and schedule.
@@ -56,7 +57,6 @@ class Learner:
     module: LightningModule
     gradient: Gradient
     rates: LearningRates
-    needs_vectors = False  # of parameters, one of each group
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Learner:
         self.settings = settings
         self.progress = progress
         self.max_grad_norm = max_grad_norm
-        self.compiles = compiles
+        self.compiles = self.needs_vectors = compiles
         self.backward = Backward(compiles, micro_batch_size)
         self.collectives: Collectives = Alone()
         self.rows = [0]
@@ -81,7 +81,7 @@ class Learner:
 
     def configure(self, groups: Mapping[str, list[nn.Parameter]]) -> LearningRates:
         """Sets the parameters of `actor` and `critic`, in their current place; creates the optimizers."""
-        self.gradient = make_gradient(groups, self.settings.is_elementwise, self.compiles or self.needs_vectors)
+        self.gradient = make_gradient(groups, self.settings.is_elementwise, self.needs_vectors)
         self.rates = LearningRates(self.settings, self.make_optimizers())
         return self.rates
 

@@ -112,8 +112,6 @@ class SharedLearner(Learner):
         micro_batch_size: rows of one backward pass.
     """
 
-    needs_vectors = True
-
     def __init__(
         self,
         settings: OptimizerSettings,
@@ -128,6 +126,7 @@ class SharedLearner(Learner):
         super().__init__(settings, progress, max_grad_norm, compiles, micro_batch_size)
         if not settings.is_elementwise or "NAdam" in settings.name:  # the state of NAdam starts with a 1
             raise UserError(f"model.optimizer: {settings.name} cannot step weights that workers share; use adam")
+        self.needs_vectors = True  # as the shared weights are
         self.shared = shared
         self.locked = locked
         self.shares_moments = shares_moments
