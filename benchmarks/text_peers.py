@@ -11,10 +11,11 @@ completions are long. Both systems read the same folder, complete the same promp
 until the end of the text or the limit, keep old and reference log-probabilities, and take the same number of gradient
 steps with fused Adam on the same number of completions. The learning rate is so small that the lengths of completions
 stay those of the model: the numbers of tokens are equal but for chance. Every run is a process of its own; those of
-both systems alternate, and ratios are taken within a repeat. The clock starts after the last update of the warm-up.
-`generated` divides tokens by the time in the function that completes prompts (in TRL `generate` of `transformers`),
-`learned` by the rest: rewards, advantages, log-probabilities, gradient steps, the trainer. Memory is the largest
-resident set of a process that imports only its own system, and by how much it is above that before training.
+both systems alternate, and ratios are taken within a repeat. The clock starts after the last update of the warm-up and
+counts CPU time, as waiting for other processes is not the systems' affair. `generated` divides tokens by the time in
+the function that completes prompts (in TRL `generate` of `transformers`), `learned` by the rest: rewards, advantages,
+log-probabilities, gradient steps, the trainer. Memory is the largest resident set of a process that imports only its
+own system, and by how much it is above that before training.
 
 What differs: TRL generates until the longest completion has ended, where ours leave the batch; it pads minibatches to
 the longest completion of a rollout, we to that of the minibatch; it draws and shuffles in its own order; and it
@@ -82,7 +83,7 @@ SIZES = {
 
 @dataclass
 class Clock:
-    """Tokens and seconds of every rollout, and how many of the seconds are generation."""
+    """Tokens and CPU seconds of every rollout, and how many of the seconds are generation."""
 
     tokens: list[int] = field(default_factory=list)
     generation: list[float] = field(default_factory=list)
@@ -90,15 +91,15 @@ class Clock:
 
     def timed(self, complete: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **named: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             found = complete(*arguments, **named)
-            self.generation.append(time.perf_counter() - start)
+            self.generation.append(time.process_time() - start)
             return found
 
         return wrapped
 
     def lap(self) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append(time.process_time())
 
     def report(self, warm_up: int) -> dict[str, float]:
         """Of the rollouts after the warm-up."""
@@ -260,7 +261,7 @@ def measure(name: str, size: Size, repeats: int, threads: int) -> list[dict[str,
 
 
 COLUMNS = {
-    "both": "tokens/s",
+    "both": "tokens/CPU s",
     "generated": "generated",
     "learned": "learned",
     "tokens": "tokens",
