@@ -103,6 +103,7 @@ class Clock:
 
     def report(self, warm_up: int) -> dict[str, float]:
         """Of the rollouts after the warm-up."""
+        assert len(self.tokens) == len(self.generation) == len(self.ends), "a call that is no rollout was timed"
         seconds = self.ends[-1] - self.ends[warm_up - 1]
         generation, tokens = sum(self.generation[warm_up:]), sum(self.tokens[warm_up:])
         return {
@@ -155,7 +156,12 @@ def run_ours(size: Size, folder: Path, seed: int, clock: Clock) -> float:
     )
     before = resident("VmRSS")
     log = CSVLogger(folder / "log")
-    trainer("cpu", callbacks=[Laps()], logger=log, log_every_n_steps=5, max_epochs=-1).fit(model, data)
+    options = {
+        "log_every_n_steps": 5,
+        "max_epochs": -1,
+        "limit_val_batches": 0,
+    }  # completions of evaluations do not count
+    trainer("cpu", callbacks=[Laps()], logger=log, **options).fit(model, data)
     return before
 
 
