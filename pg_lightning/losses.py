@@ -120,7 +120,7 @@ def kl_estimate(log_ratio: Tensor, estimator: KLEstimator) -> Tensor:
         k1 = log π − log π_ref,   k2 = k1² / 2,   k3 = e^−k1 − 1 + k1
 
     The mean of k1 and of k3 is the divergence; that of k2 is close to it if it is small. As a *loss* they differ: the
-    mean gradient of k1 is 0, of k2 that of KL(π ‖ π_ref), of k3 that of KL(π_ref ‖ π).
+    mean gradient of k1 is 0, of k2 that of KL(π ‖ π_ref), of k3 that of KL(π_ref ‖ π), both of a single action.
 
     Args:
         log_ratio: `[B]` log π(a|s) − log π_ref(a|s).

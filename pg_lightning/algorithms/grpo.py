@@ -121,7 +121,8 @@ class GRPO(PolicyGradientModule):
                 loss = loss + self.kl_coef * (estimates * batch.weights).mean()
             metrics["train/kl_to_reference"] = from_reference.detach().mean()
         if self.ent_coef or self.wants_metrics:
-            metrics["train/entropy"] = pi.entropy().mean()
+            with torch.set_grad_enabled(bool(self.ent_coef)):  # its graph is as large as the logits
+                metrics["train/entropy"] = pi.entropy().mean()
         if self.ent_coef:
             loss = loss - self.ent_coef * metrics["train/entropy"]
         if self.wants_metrics:

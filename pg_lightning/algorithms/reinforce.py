@@ -63,6 +63,8 @@ class REINFORCE(PolicyGradientModule):
                 "model.baseline: a moving average has no effect on standardised returns; "
                 "set model.normalize_advantage to false"
             )
+        if baseline == "group_mean" and self.gamma != 1:
+            raise UserError("model.gamma: the baseline group_mean is of whole completions, not discounted; set it to 1")
         self.causal = causal
         self.baseline = baseline
         self.baseline_decay = baseline_decay

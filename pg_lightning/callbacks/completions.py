@@ -51,7 +51,7 @@ class CompletionWriter(BasePredictionWriter):
         rows = [own[i] for i in range(len(ranks[0])) for own in ranks if i < len(own)]
         path = self.folder / "completions.jsonl"
         with writable(self.folder):
-            write_file(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+            write_file(path, "".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows))
         mean = sum(row["reward"] for row in rows) / max(1, len(rows))
         print(f"predict: {len(rows)} completions with a mean reward of {mean:.3f} written to {path}")
 

@@ -83,8 +83,9 @@ class FitAssembly:
 
         With several processes the choice is Lightning's, because each process would measure for itself.
         """
-        if isinstance(data, RolloutDataModule):
-            require_space(data)
+        if not isinstance(data, RolloutDataModule):
+            return  # to Lightning, which takes a GPU if there is one: measuring a language model takes too long
+        require_space(data)
         alone = trainer.devices in ("auto", 1, "1") and trainer.num_nodes == 1 and "WORLD_SIZE" not in os.environ
         if trainer.accelerator == "auto" and alone:
             trainer.accelerator, reason = choose_accelerator(model, data)

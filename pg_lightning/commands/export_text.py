@@ -24,7 +24,11 @@ def export_text(trainer: Trainer, model: Any, data: TextDataModule, ckpt_path: s
     if trainer.is_global_zero:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            model.network.model.save_pretrained(folder)
+            language_model, end = model.network.model, data.tokenizer.eos_token_id
+            if not model.network.ends:  # of a new model
+                language_model.config.eos_token_id = language_model.generation_config.eos_token_id = end
+                language_model.generation_config.pad_token_id = end
+            language_model.save_pretrained(folder)
             data.tokenizer.save_pretrained(folder)
         except OSError as error:
             raise UserError(f"output: cannot write {str(folder)!r}: {error.strerror or error}") from error

@@ -46,6 +46,16 @@ def check_numbers(
     require("model.vf_coef", vf_coef, 0)
 
 
+def check_compile(compile: bool | str, network: Policy) -> None:
+    """Refuses to compile what cannot be compiled, before a run that would be slower than the user expects.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if compile is True and network.has_memory and not isinstance(network, ActorCritic):
+        raise UserError("model.compile: a policy of your own with a memory is not compiled; set it to false")
+
+
 def check_data(module: PolicyGradientModule, data: Any) -> None:
     """Refuses a datamodule whose rollouts the algorithm cannot use; None is any other loader.
 
@@ -136,8 +146,10 @@ def groups_of(rollout: Rollout, name: str) -> Tensor:
     """The groups of the columns of a rollout.
 
     Raises:
-        UserError: if it has none, naming what needs them.
+        UserError: if it has none, or all are of one column, naming what needs them.
     """
     if rollout.groups is None:
         raise UserError(f"{name} compares completions of one prompt; set data.prompts, or choose another")
+    if len(rollout.groups.unique()) == len(rollout.groups):
+        raise UserError(f"data.num_completions: {name} compares completions of one prompt; set it to 2 or more")
     return rollout.groups

@@ -20,7 +20,7 @@ from pg_lightning.collectives import Alone, disconnect
 from pg_lightning.learning import checkpoint_state
 from pg_lightning.learning.actor import actor_of, as_it_is, precision_of
 from pg_lightning.learning.auto_compile import decide
-from pg_lightning.learning.checks import check_data, check_numbers, check_rollout, check_strategy
+from pg_lightning.learning.checks import check_compile, check_data, check_numbers, check_rollout, check_strategy
 from pg_lightning.learning.connecting import connect_ranks, episodes_go_on
 from pg_lightning.learning.learner import Learner
 from pg_lightning.learning.metrics import Evaluation, EvaluationEpisodes
@@ -56,7 +56,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         critic_optimizer: optimizer of the critic, if it differs from the actor's.
         max_grad_norm: bound on the norm of the whole gradient; `inf` for none.
         micro_batch_size: rows per backward pass, if the activations of a minibatch do not fit into memory; the
-            gradient is the same. Passes without a gradient, such as that for V, use all rows.
+            gradient is the same. Passes without a gradient, such as that for V, use all rows, except those of text.
         ent_coef: weight of the entropy bonus.
         vf_coef: weight of the value loss.
         scale_rewards: divide rewards by the running standard deviation of the discounted return.
@@ -121,6 +121,7 @@ class PolicyGradientModule(KeepsArguments, LoadsChecked, LightningModule):  # ty
         self.actor = actor_of(self.network, self.progress)
         self.compiles_if_it_pays = compile == "auto"
         self.actor.compiles = compile is True and isinstance(self.network, ActorCritic)
+        check_compile(compile, self.network)
         # A graph of T recurrent steps would take minutes to compile.
         compiles = compile is True and not self.network.has_memory
         self.learner = Learner(settings, self.progress, max_grad_norm, compiles, micro_batch_size)

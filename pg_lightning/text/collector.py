@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ class Texts:
         rewards: of completions.
         max_new_tokens: T.
         stop: strings with which a completion ends.
+        ends: tokens with which it ends; by default that of the tokenizer.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class Texts:
         rewards: Rewards,
         max_new_tokens: int,
         stop: Sequence[str] = (),
+        ends: Iterable[int] | None = None,
     ) -> None:
         self.tokenizer, self.prompts, self.tokens, self.rewards = tokenizer, prompts, tokens, rewards
         self.max_new_tokens, self.stop = max_new_tokens, [*stop]
-        ids = tokenizer.eos_token_id
-        self._ends = torch.tensor([ids] if isinstance(ids, int) else ids)
+        self._ends = torch.tensor(sorted([tokenizer.eos_token_id] if ends is None else ends))
 
     def complete(
         self, actor: Actor, chosen: Sequence[int], num_completions: int, generator: torch.Generator | None
@@ -69,7 +70,7 @@ class Texts:
     def _is_over(self, tokens: Tensor, columns: Tensor) -> Tensor:
         over = torch.isin(tokens[-1], self._ends.to(tokens.device))
         if self.stop:
-            longest = max(map(len, self.stop))
+            longest = max(len(stop.encode()) for stop in self.stop)  # a token may be a single byte
             texts = self.tokenizer.batch_decode(tokens[-longest - 1 :].T.tolist())
             over |= torch.tensor([any(stop in text for stop in self.stop) for text in texts], device=over.device)
         return over
@@ -192,8 +193,9 @@ class CompletionEvaluation(IterableDataset[Episode]):
             rewards, parts = self.texts.rewards(prompts, texts)
             lengths = completions.valid.sum(0).tolist()
             for n, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-                columns: dict[str, Any] = {"prompt": prompt.text, "completion": text, "reward": rewards[n].item()}
+                columns: dict[str, Any] = {**prompt.fields, "prompt": prompt.text, "completion": text}
+                columns |= {"reward": rewards[n].item()}
                 columns |= {f"reward/{name}": part[n].item() for name, part in parts.items() if len(parts) > 1}
-                columns |= {"tokens": lengths[n], "ended": bool(completions.ended[n]), **prompt.fields}
+                columns |= {"tokens": lengths[n], "ended": bool(completions.ended[n])}
                 length = torch.tensor([lengths[n]], dtype=torch.float64)
                 yield Episode(rewards[n].double().view(1), length, not columns["ended"], {}, columns=columns)

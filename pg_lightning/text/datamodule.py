@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 import torch
 from gymnasium import spaces
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
@@ -33,8 +34,8 @@ class TextDataModule(LightningDataModule):
             file of such mappings; or a class path: see `read_prompts`.
         reward: the class path of a function, or several with weights: see `Rewards`.
         tokenizer: the name of the model, its folder, or `{characters: ...}`: see `make_tokenizer`.
-        eval_prompts: of evaluations, as `prompts`; by default the last `2 * eval_episodes` of `prompts`, which training
-            then does not use. Every second one is for `test`, the others for validation.
+        eval_prompts: of evaluations, as `prompts`; by default the last fifth of `prompts`, which training then does not
+            use. Every second one is for `test`, the others for validation.
         num_prompts: of a rollout, per process.
         num_completions: K of each prompt, which are compared with each other.
         max_new_tokens: T, the most tokens of a completion.
@@ -42,7 +43,7 @@ class TextDataModule(LightningDataModule):
         total_steps: the budget in tokens of completions, over all processes.
         eval_every_steps: tokens between evaluations; there is always one at the end.
         save_every_steps: tokens between saves of `last.ckpt`, in addition to those after evaluations.
-        eval_episodes: prompts of an evaluation.
+        eval_episodes: prompts of an evaluation, or all that there are for it.
         eval_deterministic: take the most likely tokens in evaluations instead of samples.
 
     Raises:
@@ -95,18 +96,18 @@ class TextDataModule(LightningDataModule):
         self.rewards = Rewards(reward)
         self.prompts = read_prompts("data.prompts", prompts)
         if eval_prompts is None:
-            held_out = 2 * eval_episodes
-            if len(self.prompts) <= held_out:
+            held_out = len(self.prompts) // 5
+            if held_out < 2:
                 raise UserError(
-                    f"data.eval_prompts: data.prompts has {len(self.prompts)}, of which the last 2 x data.eval_episodes"
-                    f" = {held_out} would be for evaluations; give eval_prompts, or lower eval_episodes"
+                    f"data.eval_prompts: a fifth of data.prompts is for evaluations, and there are {len(self.prompts)} "
+                    "in all; give at least 10, or eval_prompts"
                 )
             self.prompts, self.eval_prompts = self.prompts[:-held_out], self.prompts[-held_out:]
         else:
             self.eval_prompts = read_prompts("data.eval_prompts", eval_prompts)
         for known in (self.prompts, self.eval_prompts):
             self.rewards.require_columns(known)
-        self.observation_space = self.action_space = spaces.Discrete(len(self.tokenizer))
+        self.observation_space = self.action_space = spaces.Discrete(1 + max(self.tokenizer.get_vocab().values()))
         self.collector: CompletionCollector | None = None
         self.episodes_go_on = False
         self._resumed: dict[str, Any] | None = None
@@ -129,7 +130,14 @@ class TextDataModule(LightningDataModule):
         return torch.initial_seed()
 
     def setup(self, stage: str) -> None:
-        """Refuses prompts that do not fit the model, before anything else starts."""
+        """Refuses prompts that do not fit the model, before anything else starts.
+
+        Raises:
+            UserError: naming the field.
+        """
+        if self.trainer is not None and isinstance(self.trainer.precision_plugin, HalfPrecision):
+            precision = self.trainer.precision
+            raise UserError(f"trainer.precision: {precision} would round rewards too; use bf16-mixed or 16-mixed")
         for field, prompts in (("data.prompts", self.prompts), ("data.eval_prompts", self.eval_prompts)):
             self._texts(field, prompts)
 
@@ -181,7 +189,10 @@ class TextDataModule(LightningDataModule):
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         texts = self._texts("data.eval_prompts", self.eval_prompts)
-        chosen = range(first, len(self.eval_prompts), 2)[: self.eval_episodes] or range(len(self.eval_prompts))
+        chosen = range(first, len(self.eval_prompts), 2) or range(len(self.eval_prompts))
+        if len(chosen) < self.eval_episodes:
+            rank_zero_info(f"data.eval_episodes: there are {len(chosen)} prompts for this evaluation; it uses them all")
+        chosen = chosen[: self.eval_episodes]
         require("data.eval_episodes", len(chosen), world_size)
         seed = None if self.eval_deterministic else env_seed(self.seed, stream, rank)
         actor = cast(Any, self.trainer.lightning_module).actor
@@ -196,8 +207,9 @@ class TextDataModule(LightningDataModule):
                 "model.policy: data.prompts needs a language model; set it to pg_lightning.text.LanguagePolicy with "
                 "the model in its init_args"
             )
-        tokens = encode(self.tokenizer, prompts, network.context - self.max_new_tokens, field)
-        return Texts(self.tokenizer, prompts, tokens, self.rewards, self.max_new_tokens, self.stop)
+        tokens = encode(self.tokenizer, prompts, network.context - self.max_new_tokens, field, network.vocabulary)
+        ends = {self.tokenizer.eos_token_id, *network.ends}
+        return Texts(self.tokenizer, prompts, tokens, self.rewards, self.max_new_tokens, self.stop, ends)
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the prompts of every rank. A collective: all ranks must call it."""

@@ -21,27 +21,35 @@ def make_model(spec: ModelSpec, vocabulary: int) -> Any:
         spec: the name of a model of the hub or a folder; `{name: ..., **arguments of from_pretrained}`, such as
             `gguf_file`, `revision` or `dtype`; or the sizes of a new model with random weights: any of `hidden_size`
             (64), `num_layers` (2), `num_heads` (2) and `context` (256), the most tokens.
-        vocabulary: number of tokens.
+        vocabulary: number of tokens of a new model.
 
     Raises:
-        UserError: if there is no such model, or it knows fewer tokens.
+        UserError: if there is no such model.
     """
     transformers = imported()
     if isinstance(spec, Mapping) and "name" not in spec:
         return _new_model(spec, vocabulary)
     name, arguments = (spec, {}) if isinstance(spec, str) else (spec["name"], {**spec})
     arguments.pop("name", None)
+    refuse_code("model.policy.model", arguments)
     arguments = {"dtype": "float32", "attn_implementation": "sdpa"} | arguments
     try:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(name, **arguments)
     except Exception as error:  # of many kinds: no network, no such name, no such file, damaged
         raise UserError(f"model.policy.model: cannot read {name!r}: {brief(error)}") from error
-    known = model.get_output_embeddings().weight.shape[0]
-    if known < vocabulary:
-        raise UserError(
-            f"model.policy.model: {name!r} knows {known} tokens, data.tokenizer makes {vocabulary}; name the same model"
-        )
+    if not hasattr(model.config.get_text_config(), "max_position_embeddings"):
+        raise UserError(f"model.policy.model: the config of {name!r} has no max_position_embeddings, its longest text")
     return without_dropout(model)
+
+
+def refuse_code(field: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of `from_pretrained` that would run code from the hub: a config may come from anyone.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if arguments.get("trust_remote_code"):
+        raise UserError(f"{field}: trust_remote_code would run code from the hub; take a model of transformers itself")
 
 
 def imported() -> Any:

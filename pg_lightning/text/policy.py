@@ -53,6 +53,7 @@ class LanguagePolicy(nn.Module):
             raise UserError("model.policy: a language model needs data.prompts, not data.env_id")
         self.vocabulary, self.temperature = int(action_space.n), temperature
         self.model = make_model(model, self.vocabulary)
+        self.vocabulary = min(self.vocabulary, self.model.get_output_embeddings().weight.shape[0])
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -64,7 +65,13 @@ class LanguagePolicy(nn.Module):
     @property
     def context(self) -> int:
         """The most tokens of a prompt and its completion together."""
-        return int(self.model.config.max_position_embeddings)
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens with which a completion ends according to the model, besides that of the tokenizer."""
+        ids = self.model.generation_config.eos_token_id
+        return [] if ids is None else [ids] if isinstance(ids, int) else [*ids]
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The trainable weights, and no critic."""
@@ -132,7 +139,9 @@ class LanguagePolicy(nn.Module):
 
     def distribution(self, logits: Tensor, action_mask: Tensor | None = None) -> Categorical:
         """π `[B, V]` from the logits of a model, which may have more of them than there are tokens."""
-        logits = at_least_float32(logits[..., : self.vocabulary]) / self.temperature
+        logits = at_least_float32(logits[..., : self.vocabulary])
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if action_mask is not None:
             logits = logits.masked_fill(action_mask == 0, torch.finfo(logits.dtype).min)
         return Categorical(logits)

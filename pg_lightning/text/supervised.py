@@ -14,6 +14,7 @@ from pg_lightning.class_path import ClassPath, resolve
 from pg_lightning.envs import env_seed
 from pg_lightning.errors import UserError, require
 from pg_lightning.rollout import Batch, Sequences
+from pg_lightning.text.calls import reported
 from pg_lightning.text.datamodule import TextDataModule
 from pg_lightning.text.prompts import Prompt
 from pg_lightning.text.tokenizer import aligned, encode, tokens_of
@@ -64,6 +65,9 @@ class SupervisedStart(Callback):
             optimizer.step()
             losses.append(loss.detach())
         optimizer.zero_grad()
+        if trainer.world_size > 1:  # sums on a GPU may differ in their last bits
+            own = {name: x.cpu() for name, x in network.state_dict().items()}
+            network.load_state_dict(trainer.strategy.broadcast(own))
         if getattr(module, "reference", None) is not None:
             module.reference.load_state_dict(network.state_dict())
         last = torch.stack(losses[-max(1, self.steps // 10) :]).mean().item()
@@ -71,9 +75,13 @@ class SupervisedStart(Callback):
 
     def _pairs(self, data: TextDataModule, context: int) -> list[tuple[Tensor, Tensor]]:
         make, arguments = resolve("SupervisedStart.corpus", self.corpus)
-        pairs = [*make(**arguments)]
+        with reported("SupervisedStart.corpus: it"):
+            pairs = [*make(**arguments)]
         if not pairs:
             raise UserError("SupervisedStart.corpus: is empty")
+        for number, pair in enumerate(pairs):
+            if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(x, str) for x in pair)):
+                raise UserError(f"SupervisedStart.corpus: entry {number + 1} is no pair of texts (prompt, completion)")
         longest = context - data.max_new_tokens
         prompts = encode(data.tokenizer, [Prompt(prompt) for prompt, _ in pairs], longest, "SupervisedStart.corpus")
         ends = [data.tokenizer.eos_token_id]
@@ -82,6 +90,10 @@ class SupervisedStart(Callback):
             torch.tensor([*tokens_of(data.tokenizer, completion, what, add_special_tokens=False), *ends])
             for _, completion in pairs
         ]
+        if (most := max(map(len, completions))) > data.max_new_tokens:
+            raise UserError(
+                f"SupervisedStart.corpus: a completion has {most} tokens with its end; raise data.max_new_tokens"
+            )
         return [*zip(prompts, completions, strict=True)]
 
 

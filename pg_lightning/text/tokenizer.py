@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pg_lightning.errors import UserError
-from pg_lightning.text.models import brief, imported
+from pg_lightning.text.models import brief, imported, refuse_code
 from pg_lightning.text.policy import NOTHING
 from pg_lightning.text.prompts import Prompt
 
@@ -32,6 +32,7 @@ def make_tokenizer(spec: TokenizerSpec) -> Any:
         return _of_characters(str(spec["characters"]))
     name, arguments = (spec, {}) if isinstance(spec, str) else (spec.get("name"), {**spec})
     arguments.pop("name", None)
+    refuse_code("data.tokenizer", arguments)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **arguments)
     except Exception as error:  # of many kinds: no network, no such name, no such file, damaged
@@ -44,7 +45,9 @@ def make_tokenizer(spec: TokenizerSpec) -> Any:
     return tokenizer
 
 
-def encode(tokenizer: Any, prompts: Sequence[Prompt], longest: int, field: str) -> list[Tensor]:
+def encode(
+    tokenizer: Any, prompts: Sequence[Prompt], longest: int, field: str, vocabulary: int | None = None
+) -> list[Tensor]:
     """The tokens of prompts, `[P_i]` each; those of chats in the form that the tokenizer's template has for them.
 
     Args:
@@ -52,6 +55,7 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], longest: int, field: str) 
         prompts: texts or chats.
         longest: the most tokens of one.
         field: the key in the config, for the error message.
+        vocabulary: number of tokens of the model; by default as many as the tokenizer has.
 
     Raises:
         UserError: naming the first prompt that is empty, too long, or has characters that the tokenizer does not know.
@@ -64,13 +68,21 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt], longest: int, field: str) 
         elif tokenizer.chat_template is None:
             raise UserError(f"{what} is a chat, and the tokenizer has no template for chats; make it a text")
         else:
-            text = tokenizer.apply_chat_template(prompt.text, tokenize=False, add_generation_prompt=True)
+            try:
+                text = tokenizer.apply_chat_template(prompt.text, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # a template may refuse roles, by an error of Jinja
+                raise UserError(f"{what}: the tokenizer's template refuses it: {brief(error)}") from error
             tokens = tokens_of(tokenizer, text, what, add_special_tokens=False)
         if not tokens:
             raise UserError(f"{what} has no tokens; a prompt needs one at least")
         if len(tokens) > longest:
             raise UserError(
                 f"{what} has {len(tokens)} tokens; with data.max_new_tokens the model's context has room for {longest}"
+            )
+        if vocabulary is not None and max(tokens) >= vocabulary:
+            raise UserError(
+                f"{what} has the token {max(tokens)}, and the model knows {vocabulary}; name the same model in "
+                "data.tokenizer and in model.policy"
             )
         found.append(torch.tensor(tokens))
     return found

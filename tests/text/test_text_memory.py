@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 ALL = every_completion()
 OPTIONS = {
-    REINFORCE: {"baseline": "group_mean"},
+    REINFORCE: {"baseline": "group_mean", "gamma": 1.0},
     RLOO: {"kl_coef": 0.2},
     GRPO: {"kl_coef": 0.2, "num_epochs": 2, "ent_coef": 0.1},
 }
