@@ -115,7 +115,7 @@ def small(command: list[str]) -> list[str]:
         return [*command, *few, "--vary", yaml.safe_dump(last, default_flow_style=True, width=1000).strip()]
     if command[0] == "compare":
         file = yaml.safe_load(find_config(command[1], "studies").read_text())
-        return [*command, *few, "--methods", f"[{file['methods'][-1]}]", "--dqn", "null"]
+        return [*command, *few, "--methods", f"[{file['methods'][-1]}]", "--references", "null"]
     return command
 
 

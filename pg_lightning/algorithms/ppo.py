@@ -106,8 +106,8 @@ class PPO(PolicyGradientModule):
             batch.old_log_probs = self.learner.compute(log_probs_of, batch, self.network)
         clip_range = self.clip_range * (self.progress.remaining if self.clip_schedule == "linear" else 1.0)
         self._clip_range = self.learner.number(clip_range)
-        if self.ent_schedule == "linear":
-            self._entropy_weight = self.learner.number(ent_coef := self.ent_coef * self.progress.remaining)
+        ent_coef = self.ent_coef * (self.progress.remaining if self.ent_schedule == "linear" else 1.0)
+        self._entropy_weight = self.learner.number(ent_coef) if self.ent_schedule == "linear" else self.ent_coef
         limit = 1.5 * self.target_kl if self.target_kl is not None and self.kl_penalty is None else math.inf
         self.learner.passes(self.loss, batch, self.num_epochs, self.num_minibatches, "train/approx_kl", limit)
         stats = self.learner.mean_stats()

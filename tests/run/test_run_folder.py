@@ -14,6 +14,7 @@ import yaml
 from matplotlib.image import imread
 from run_files import assert_same_weights, complaint, load, read_metrics, without_speed
 
+from pg_lightning.analysis.plots import COLORS
 from pg_lightning.data import RolloutDataModule, environments
 from pg_lightning.run import metrics_file
 
@@ -245,6 +246,6 @@ def test_the_best_checkpoint_is_the_one_of_the_best_evaluation(run):
 def test_the_learning_curve_shows_both_curves(run):
     picture = imread(run / "learning_curve.png")
     assert min(picture.shape[:2]) > 300
-    for colour in ("#9db4d3", "#1f4e9c"):
+    for colour in (COLORS[6], COLORS[0]):
         rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         assert (np.abs(picture[..., :3] - rgb).max(-1) < 0.02).sum() > 100
