@@ -11,12 +11,11 @@ from torch import Tensor
 from pg_lightning.errors import require
 from pg_lightning.learning import PolicyGradientModule
 from pg_lightning.learning.checks import groups_of
-from pg_lightning.learning.targets import log_probs_by_parts, rows_per_column
+from pg_lightning.learning.targets import TokenNormalizer, log_probs_by_parts, rows_per_column, sequence_weights
 from pg_lightning.losses import KLEstimator, clipped_surrogate_loss, kl_estimate
 from pg_lightning.returns import group_moments
 from pg_lightning.rollout import Batch, Rollout
 
-Normalizer = Literal["sequence", "tokens", "constant"]
 STD_EPSILON = 1e-4
 
 
@@ -54,7 +53,7 @@ class GRPO(PolicyGradientModule):
         clip_range: float = 0.2,
         clip_range_high: float | None = None,
         scale_advantage: bool = True,
-        normalizer: Normalizer = "sequence",
+        normalizer: TokenNormalizer = "sequence",
         kl_coef: float = 0.0,
         kl_estimator: KLEstimator = "k3",
         kl_in: Literal["loss", "reward"] = "loss",
@@ -133,24 +132,3 @@ class GRPO(PolicyGradientModule):
                 high = self.clip_range if self.clip_range_high is None else self.clip_range_high
                 metrics["train/clip_fraction"] = ((ratio > 1 + high) | (ratio < 1 - self.clip_range)).float().mean()
         return loss, metrics
-
-
-def sequence_weights(valid: Tensor, normalizer: Normalizer, tokens: float) -> Tensor:
-    """The weight of each token, so that a mean over the tokens of all ranks has the normaliser's form.
-
-    Args:
-        valid: `[T, N]` bool; every column has at least one valid row.
-        normalizer: see `GRPO`.
-        tokens: mean number of valid rows of a column, over all ranks.
-
-    Returns:
-        `[T, N]`.
-    """
-    T, N = valid.shape
-    match normalizer:
-        case "tokens":
-            return torch.ones(T, N, device=valid.device)
-        case "sequence":
-            return (tokens / valid.sum(0)).expand(T, N)
-        case "constant":
-            return torch.full((T, N), tokens / T, device=valid.device)

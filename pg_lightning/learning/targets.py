@@ -15,6 +15,7 @@ from pg_lightning.rollout import Batch, Rollout
 from pg_lightning.statistics import standardize
 
 Normalize = bool | Literal["per_rank"]
+TokenNormalizer = Literal["sequence", "tokens", "constant"]
 
 
 @torch.no_grad()
@@ -48,6 +49,27 @@ def rows_per_column(rows: Sequence[int], columns: int) -> float:
         columns: of each rank.
     """
     return sum(rows) / (columns * len(rows))
+
+
+def sequence_weights(valid: Tensor, normalizer: TokenNormalizer, tokens: float) -> Tensor:
+    """The weight of each token, so that a mean over the tokens of all ranks has the normaliser's form.
+
+    Args:
+        valid: `[T, N]` bool; every column has at least one valid row.
+        normalizer: see `GRPO`.
+        tokens: mean number of valid rows of a column, over all ranks.
+
+    Returns:
+        `[T, N]`.
+    """
+    T, N = valid.shape
+    match normalizer:
+        case "tokens":
+            return torch.ones(T, N, device=valid.device)
+        case "sequence":
+            return (tokens / valid.sum(0)).expand(T, N)
+        case "constant":
+            return torch.full((T, N), tokens / T, device=valid.device)
 
 
 def log_probs_of(batch: Batch, network: ActorCritic) -> Tensor:

@@ -57,6 +57,8 @@ class TextDataModule(LightningDataModule):
     self_play = None
     instance = None
     eval_groups: ClassVar[list[str]] = []
+    _train_texts: Texts  # from `setup` on, which knows the model
+    _eval_texts: Texts
 
     def __init__(
         self,
@@ -138,8 +140,8 @@ class TextDataModule(LightningDataModule):
         if self.trainer is not None and isinstance(self.trainer.precision_plugin, HalfPrecision):
             precision = self.trainer.precision
             raise UserError(f"trainer.precision: {precision} would round rewards too; use bf16-mixed or 16-mixed")
-        for field, prompts in (("data.prompts", self.prompts), ("data.eval_prompts", self.eval_prompts)):
-            self._texts(field, prompts)
+        self._train_texts = self._texts("data.prompts", self.prompts)
+        self._eval_texts = self._texts("data.eval_prompts", self.eval_prompts)
 
     def train_dataloader(self) -> RolloutDataset:
         """Rollouts, each made on request by the current policy."""
@@ -147,9 +149,10 @@ class TextDataModule(LightningDataModule):
         module = cast(Any, self.trainer.lightning_module)
         if self.collector is None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            texts = self._texts("data.prompts", self.prompts)
             sizes = self.num_prompts, self.num_completions
-            self.collector = CompletionCollector(texts, *sizes, env_seed(self.seed, TRAIN), rank, world_size)
+            self.collector = CompletionCollector(
+                self._train_texts, *sizes, env_seed(self.seed, TRAIN), rank, world_size
+            )
             self._go_on(self.collector, rank, world_size)
         collector = cast(Any, self.collector)
         return RolloutDataset(collector, module.actor, self.trainer.strategy, 2 * self.total_steps)
@@ -188,7 +191,6 @@ class TextDataModule(LightningDataModule):
     def _evaluation(self, stream: int, first: int) -> DataLoader[Any]:
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        texts = self._texts("data.eval_prompts", self.eval_prompts)
         chosen = range(first, len(self.eval_prompts), 2) or range(len(self.eval_prompts))
         if len(chosen) < self.eval_episodes:
             rank_zero_info(f"data.eval_episodes: there are {len(chosen)} prompts for this evaluation; it uses them all")
@@ -196,7 +198,7 @@ class TextDataModule(LightningDataModule):
         require("data.eval_episodes", len(chosen), world_size)
         seed = None if self.eval_deterministic else env_seed(self.seed, stream, rank)
         actor = cast(Any, self.trainer.lightning_module).actor
-        dataset = CompletionEvaluation(texts, chosen[rank::world_size], actor, self.num_envs, seed)
+        dataset = CompletionEvaluation(self._eval_texts, chosen[rank::world_size], actor, self.num_envs, seed)
         return DataLoader(dataset, batch_size=None, generator=torch.Generator())
 
     def _texts(self, field: str, prompts: list[Prompt]) -> Texts:
